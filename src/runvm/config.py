@@ -1,0 +1,253 @@
+"""Settings: annotations > file > default, merged to one frozen Config; every command loads it, `runvm config` explains it.
+
+The file is flat TOML, a key for each field of Config, so that a message, an annotation and a line of the file name a
+setting alike. A host without the file pays nothing for TOML: tomllib is imported only when the file is there.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from runvm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Value = str | int | bool
+
+DEFAULT_FILE = "/etc/runvm/config.toml"
+FILE_VARIABLE = "RUNVM_CONFIG"
+ANNOTATION_PREFIX = "io.runvm."
+# What a container's author may choose: sizes within the bounds below, never paths or anything of the host's
+CONTAINER_KEYS = ("vcpus", "memory_mib", "template")
+
+
+class Config(NamedTuple):
+    """All settings of one command; the table SETTINGS holds what each means and may be."""
+
+    hypervisor: str = "qemu"
+    accelerator: str = "auto"
+    qemu: str = ""
+    virtiofsd: str = ""
+    image: str = ""
+    kernel: str = ""
+    initramfs: str = ""
+    modules: str = ""
+    kernel_args: str = ""
+    vcpus: int = 0
+    memory_mib: int = 0
+    default_memory_mib: int = 512
+    overhead_mib: int = 128
+    state_dir: str = "/run/runvm"
+    data_dir: str = "/var/lib/runvm"
+    template: bool = True
+    host_network: str = "refuse"
+    boot_timeout_s: int = 60
+    debug_console: bool = False
+    log_file: str = ""
+    log_format: str = "text"
+    log_level: str = "info"
+
+
+class Setting(NamedTuple):
+    """What a key means and which values it takes: *choices* for a word, *low* to *high* for a number (and 0 if *zero*)."""
+
+    meaning: str
+    choices: tuple[str, ...] = ()
+    low: int = 0
+    high: int = 0
+    zero: bool = False
+    path: bool = False
+
+
+_MOST_MIB = 16 * 1024 * 1024
+
+SETTINGS: dict[str, Setting] = {
+    "hypervisor": Setting("the driver that runs the virtual machines; a package can add one"),
+    "accelerator": Setting(
+        "kvm, tcg (emulation), or auto: KVM where a guest really boots with it, else emulation",
+        choices=("auto", "kvm", "tcg"),
+    ),
+    "qemu": Setting("QEMU's program; empty: found on PATH", path=True),
+    "virtiofsd": Setting("the virtiofs daemon; empty: found by QEMU's own descriptions", path=True),
+    "image": Setting("the guest image, a name from 'runvm image list' or a path; empty: the newest that was built"),
+    "kernel": Setting("a guest kernel of your own instead of the image's", path=True),
+    "initramfs": Setting("an initramfs of your own instead of the image's", path=True),
+    "modules": Setting("the directory of kernel modules that belongs to that kernel", path=True),
+    "kernel_args": Setting("words added to the guest kernel's command line"),
+    "vcpus": Setting("virtual CPUs; 0: from the container's limit, else two or as many as the host has", high=255),
+    "memory_mib": Setting(
+        "the guest's memory, MiB; 0: the container's limit plus overhead_mib", low=128, high=_MOST_MIB, zero=True
+    ),
+    "default_memory_mib": Setting("the guest's memory where the container has no limit, MiB", low=128, high=_MOST_MIB),
+    "overhead_mib": Setting("what the guest's kernel and agent get on top of the container's limit, MiB", high=65536),
+    "state_dir": Setting("where containers' state lives (--root overrides it); should be a tmpfs", path=True),
+    "data_dir": Setting("where guest images and templates live", path=True),
+    "template": Setting("start from a snapshot of a booted guest; the first start makes it"),
+    "host_network": Setting(
+        "a container that asks for the host's network: refuse it, or give it the virtual machine's own",
+        choices=("refuse", "vm"),
+    ),
+    "boot_timeout_s": Setting("how long a guest may take to boot to its agent's answer, seconds", low=1, high=3600),
+    "debug_console": Setting("keep the guest kernel's console output with the container's state"),
+    "log_file": Setting("a file for messages where --log is not given", path=True),
+    "log_format": Setting("how lines of the log file look where --log-format is not given", choices=("text", "json")),
+    "log_level": Setting("debug: as if --debug were given", choices=("info", "debug")),
+}
+
+
+class Origin(NamedTuple):
+    """One effective setting and where its value came from, for `runvm config`."""
+
+    key: str
+    value: Value
+    origin: str
+    meaning: str
+
+
+def file_in_use(file: str = DEFAULT_FILE) -> str:
+    """The configuration file that counts: $RUNVM_CONFIG if it is set and not empty, else *file*."""
+    return os.environ.get(FILE_VARIABLE) or file
+
+
+def load(*, file: str = DEFAULT_FILE, annotations: Mapping[str, str] | None = None) -> Config:
+    """The effective settings for a command, or for a container with those *annotations* of its config.json.
+
+    $RUNVM_CONFIG overrides *file*; a missing default file means defaults, a missing file that the variable names is an error.
+    Raises: ConfigError, naming the file or annotation, the key and what is allowed.
+    """
+    merged = _merge(file, annotations or {})
+    return Config._make(merged[key][0] for key in Config._fields) if merged else Config()
+
+
+def explain(*, file: str = DEFAULT_FILE, annotations: Mapping[str, str] | None = None) -> list[Origin]:
+    """Every setting with its value and origin ('default', a file's path or an annotation's name), in the file's order."""
+    merged = _merge(file, annotations or {}) or _defaults()
+    return [Origin(key, *merged[key], SETTINGS[key].meaning) for key in Config._fields]
+
+
+def render_example() -> str:
+    """A configuration file with every key, its meaning and its default, all commented out (packaging/config.toml.example)."""
+    lines = [f"# {DEFAULT_FILE}: settings of runvm. Every key may be left out; what stands here is its default.", ""]
+    for key, (default, _) in _defaults().items():
+        setting = SETTINGS[key]
+        allowed = f" ({_allowed(key)})" if setting.choices or setting.high else ""
+        chosen = f"; annotation {ANNOTATION_PREFIX}{key}" if key in CONTAINER_KEYS else ""
+        lines += [f"# {setting.meaning}{allowed}{chosen}", f"#{key} = {toml_value(default)}", ""]
+    return "\n".join(lines)
+
+
+def toml_value(value: Value) -> str:
+    """*value* as TOML writes it."""
+    import json
+
+    return json.dumps(value, ensure_ascii=False)  # of these types, JSON's and TOML's spellings are the same
+
+
+def _defaults() -> dict[str, tuple[Value, str]]:
+    return {key: (value, "default") for key, value in Config._field_defaults.items()}
+
+
+def _merge(file: str, annotations: Mapping[str, str]) -> dict[str, tuple[Value, str]]:
+    """Each key's value and origin; empty if everything is the default."""
+    path = file_in_use(file)
+    merged: dict[str, tuple[Value, str]] = {}
+    for key, raw in _read(path, must_exist=path != file).items():
+        merged[key] = (_checked(key, raw, path), path)
+    for name, text in annotations.items():
+        if name.startswith(ANNOTATION_PREFIX):
+            key = name.removeprefix(ANNOTATION_PREFIX)
+            merged[key] = (_from_annotation(key, text, name), f"annotation {name}")
+    return {**_defaults(), **merged} if merged else merged
+
+
+def _read(path: str, *, must_exist: bool) -> dict[str, object]:
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read()
+    except FileNotFoundError:
+        if must_exist:
+            raise ConfigError(f"{path} (named by ${FILE_VARIABLE}) does not exist") from None
+        return {}
+    except OSError as error:
+        raise ConfigError(f"can't read {path}: {error.strerror}") from error
+    import tomllib
+
+    try:
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path} is not valid TOML: not UTF-8 at line {line}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _checked(key: str, raw: object, where: str) -> Value:
+    """*raw* if it is a right value for *key*; ConfigError if it isn't, or there is no such key."""
+    if key not in SETTINGS:
+        _unknown(key, where, tuple(SETTINGS))
+    default, setting = Config._field_defaults[key], SETTINGS[key]
+    if isinstance(raw, bool) or isinstance(default, bool):  # first: a bool is an int, too
+        if isinstance(raw, bool) and isinstance(default, bool):
+            return raw
+    elif isinstance(raw, int) and isinstance(default, int):
+        if setting.low <= raw <= setting.high or setting.zero and raw == 0:
+            return raw
+    elif isinstance(raw, str) and isinstance(default, str) and _fits(key, raw, setting):
+        return raw
+    raise ConfigError(f"{where}: {key} = {_shown(raw)} is not allowed", do=f"it takes {_allowed(key)}")
+
+
+def _fits(key: str, text: str, setting: Setting) -> bool:
+    if not text.isprintable():  # control characters end up in command lines, where they only hide things
+        return False
+    if setting.choices:
+        return text in setting.choices
+    if setting.path:
+        # engines call from a working directory of theirs, which may be gone: a relative path would mean nothing
+        return text.startswith("/") or text == "" == Config._field_defaults[key]
+    return text != "" or Config._field_defaults[key] == ""
+
+
+def _from_annotation(key: str, text: str, name: str) -> Value:
+    if key not in CONTAINER_KEYS:
+        if key in SETTINGS:
+            raise ConfigError(
+                f"annotation {name}: a container may not choose this",
+                do=f"set {key} in {DEFAULT_FILE}; containers may choose {', '.join(CONTAINER_KEYS)}",
+            )
+        _unknown(key, f"annotation {name}", CONTAINER_KEYS)
+    raw: Value = text
+    if isinstance(Config._field_defaults[key], bool):
+        raw = {"true": True, "false": False}.get(text, text)
+    elif text.isascii() and text.isdigit() and len(text) < 20:
+        raw = int(text)
+    return _checked(key, raw, f"annotation {name}")
+
+
+def _unknown(key: str, where: str, keys: tuple[str, ...]) -> NoReturn:
+    import difflib
+
+    near = difflib.get_close_matches(key, keys, 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(f"{where}: unknown key {key}", do=f"{hint}allowed: {', '.join(keys)}")
+
+
+def _allowed(key: str) -> str:
+    default, setting = Config._field_defaults[key], SETTINGS[key]
+    if setting.choices:
+        return "one of " + ", ".join(setting.choices)
+    if isinstance(default, bool):
+        return "true or false"
+    if isinstance(default, int):
+        return ("0 or " if setting.zero else "") + f"a number from {setting.low} to {setting.high}"
+    if setting.path:
+        return "an absolute path" + (" or an empty string" if default == "" else "")
+    return "a string without control characters" + ("" if default == "" else ", not empty")
+
+
+def _shown(raw: object) -> str:
+    if isinstance(raw, str | int):
+        return toml_value(raw)
+    return "a table" if isinstance(raw, dict) else str(raw)
