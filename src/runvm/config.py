@@ -1,4 +1,4 @@
-"""Settings: annotations > file > default, merged to one frozen Config; every command loads it, `runvm config` explains it.
+"""Settings: annotation > file > default, in one frozen Config; every command loads it, `runvm config` explains it.
 
 The file is flat TOML, a key for each field of Config, so that a message, an annotation and a line of the file name a
 setting alike. A host without the file pays nothing for TOML: tomllib is imported only when the file is there.
@@ -51,7 +51,7 @@ class Config(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What a key means and which values it takes: *choices* for a word, *low* to *high* for a number (and 0 if *zero*)."""
+    """What a key means and which values it takes: a word of *choices*, a number *low* to *high* (and 0 if *zero*)."""
 
     meaning: str
     choices: tuple[str, ...] = ()
@@ -114,7 +114,7 @@ def file_in_use(file: str = DEFAULT_FILE) -> str:
 def load(*, file: str = DEFAULT_FILE, annotations: Mapping[str, str] | None = None) -> Config:
     """The effective settings for a command, or for a container with those *annotations* of its config.json.
 
-    $RUNVM_CONFIG overrides *file*; a missing default file means defaults, a missing file that the variable names is an error.
+    $RUNVM_CONFIG overrides *file*; without *file* the defaults hold, but a file that the variable names must be there.
     Raises: ConfigError, naming the file or annotation, the key and what is allowed.
     """
     merged = _merge(file, annotations or {})
@@ -122,13 +122,13 @@ def load(*, file: str = DEFAULT_FILE, annotations: Mapping[str, str] | None = No
 
 
 def explain(*, file: str = DEFAULT_FILE, annotations: Mapping[str, str] | None = None) -> list[Origin]:
-    """Every setting with its value and origin ('default', a file's path or an annotation's name), in the file's order."""
+    """Every setting, its value and its origin ('default', a file's path, an annotation's name), in Config's order."""
     merged = _merge(file, annotations or {}) or _defaults()
     return [Origin(key, *merged[key], SETTINGS[key].meaning) for key in Config._fields]
 
 
 def render_example() -> str:
-    """A configuration file with every key, its meaning and its default, all commented out (packaging/config.toml.example)."""
+    """A file with every key, its meaning and its default, all commented out: packaging/config.toml.example."""
     lines = [f"# {DEFAULT_FILE}: settings of runvm. Every key may be left out; what stands here is its default.", ""]
     for key, (default, _) in _defaults().items():
         setting = SETTINGS[key]
