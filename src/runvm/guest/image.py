@@ -1,0 +1,198 @@
+"""The guest's kernel, initramfs and modules: where they are. `create` resolves, `image build|list|prune` manage them.
+
+An image is a directory `<data_dir>/images/<first digits of its hash>`, complete from the moment that it has that name and
+never changed: vmlinuz, initramfs, modules/ (what the guest sees as /lib/modules/<version>), manifest.json. `current` is a
+symlink to the one built last. Building is in build.py, which the start path doesn't load.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from runvm.errors import ConfigError, HostError
+
+if TYPE_CHECKING:
+    from runvm.config import Config
+
+_BUILD = "run 'runvm image build'"
+
+
+class Image(NamedTuple):
+    """What a VM boots from. *modules* is '' where an own kernel has none; *key* changes whenever any part does."""
+
+    name: str
+    directory: str
+    kernel: str
+    initramfs: str
+    modules: str
+    kernel_version: str
+    key: str
+
+
+class Built(NamedTuple):
+    """An image on this host, as `image list` shows it."""
+
+    name: str
+    directory: str
+    kernel_version: str
+    created: int
+    size: int
+    current: bool
+
+
+class Manifest(NamedTuple):
+    """What is read of manifest.json."""
+
+    hash: str
+    kernel_version: str
+    created: int
+    sizes: dict[str, int]
+
+
+def images_directory(config: Config) -> str:
+    """Where the images are."""
+    return os.path.join(config.data_dir, "images")
+
+
+def resolve(config: Config) -> Image:
+    """The image that *config* asks for: by name or path, else the one built last; its own files replace an image's.
+
+    Raises: HostError (no image has been built), ConfigError (a file or an image that the configuration names isn't there).
+    """
+    if config.kernel and config.initramfs:
+        return _with_own_files(config, Image("", "", "", "", "", "", ""))
+    image = _read(_locate(config))
+    if config.kernel or config.initramfs or config.modules:
+        return _with_own_files(config, image)
+    return image
+
+
+def hold(image: Image) -> int:
+    """A descriptor which, for as long as it is open, keeps `image prune` from removing *image*; -1 for own files only."""
+    if not image.directory:
+        return -1
+    import fcntl
+
+    fd = os.open(image.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    return fd
+
+
+def build(config: Config, progress: Callable[[str], None]) -> Image:
+    """Build the image from the distribution's packages as they are now and make it the current one.
+
+    Fast where nothing has changed. Raises: HostError (a tool, a package or the right to do it is missing).
+    """
+    from runvm.guest import build as builder
+
+    return _read(builder.build(config.data_dir, progress))
+
+
+def list_images(config: Config) -> list[Built]:
+    """The images on this host, newest first."""
+    base = images_directory(config)
+    current = os.path.realpath(os.path.join(base, "current"))
+    found = []
+    for name in _names(base):
+        directory = os.path.join(base, name)
+        try:
+            manifest = _manifest(directory)
+        except HostError:
+            continue
+        size = sum(manifest.sizes.values())
+        is_current = os.path.realpath(directory) == current
+        found.append(Built(name, directory, manifest.kernel_version, manifest.created, size, is_current))
+    return sorted(found, key=lambda image: (image.created, image.name), reverse=True)
+
+
+def prune(config: Config, keep: int = 1) -> list[str]:
+    """Remove all but the newest *keep* images; returns the names removed.
+
+    The current one and those that a VM runs from stay, and cached packages that an image left was built from.
+    """
+    from runvm.guest import build as builder
+
+    images = list_images(config)
+    spare = [image.name for image in images[max(keep, 0) :] if not image.current]
+    return builder.remove(config.data_dir, spare)
+
+
+def _names(base: str) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(base) if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
+    except FileNotFoundError:
+        return []
+
+
+def _locate(config: Config) -> str:
+    """The directory of the image that *config* names, all symlinks resolved: a build that ends meanwhile changes nothing."""
+    base = images_directory(config)
+    if not config.image:
+        current = os.path.join(base, "current")
+        if not os.path.exists(current):
+            raise HostError(f"there is no guest image in {base}", do=_BUILD)
+        return os.path.realpath(current)
+    path = config.image if "/" in config.image else os.path.join(base, config.image)
+    if not os.path.isdir(path):
+        raise ConfigError(f"image: there is no guest image {path}", do="'runvm image list' shows those that are there")
+    return os.path.realpath(path)
+
+
+def _manifest(directory: str) -> Manifest:
+    path = os.path.join(directory, "manifest.json")
+    try:
+        with open(path, "rb") as file:
+            fields = json.load(file)
+        return Manifest(str(fields["hash"]), str(fields["kernel"]), int(fields["created"]), dict(fields["sizes"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HostError(f"can't read {path}: {error}", do=_BUILD) from error
+
+
+def _read(directory: str) -> Image:
+    manifest = _manifest(directory)
+    return Image(
+        name=os.path.basename(directory),
+        directory=directory,
+        kernel=os.path.join(directory, "vmlinuz"),
+        initramfs=os.path.join(directory, "initramfs"),
+        modules=os.path.join(directory, "modules"),
+        kernel_version=manifest.kernel_version,
+        key=manifest.hash,
+    )
+
+
+def _with_own_files(config: Config, image: Image) -> Image:
+    """*image* with the configuration's files in place of its own; they count into the key by path, size and time."""
+    import hashlib
+
+    parts = [image.key]
+    for field in ("kernel", "initramfs", "modules"):
+        path: str = getattr(config, field)
+        if not path:
+            continue
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise ConfigError(f"{field}: can't read {path}: {error.strerror}") from error
+        parts.append(f"{field} {os.path.realpath(path)} {status.st_ino} {status.st_size} {status.st_mtime_ns}")
+        image = image._replace(**{field: os.path.realpath(path)})
+    if config.kernel:
+        version = kernel_version(config.kernel)
+        if version != image.kernel_version and not config.modules:
+            image = image._replace(modules="")  # another kernel's modules can't be loaded
+        image = image._replace(kernel_version=version)
+    return image._replace(key=hashlib.sha256("\n".join(parts).encode()).hexdigest())
+
+
+def kernel_version(path: str) -> str:
+    """The release of the x86 kernel in *path*, '' where it isn't a bzImage. Source: Documentation/arch/x86/boot.rst."""
+    with open(path, "rb") as file:
+        head = file.read(0x10000)
+    if head[0x202:0x206] != b"HdrS":
+        return ""
+    offset = int.from_bytes(head[0x20E:0x210], "little") + 0x200
+    words = head[offset : offset + 256].split(b"\0", 1)[0].split()
+    return words[0].decode(errors="replace") if words else ""

@@ -1,0 +1,71 @@
+"""Runs and collects programs of an unpacked root with that root's own dynamic linker, without a chroot.
+
+So the image is built with the guest's depmod, ldconfig and Python, which the host may lack or have in another version.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+
+from runvm.errors import HostError
+from runvm.guest.packages import run
+
+
+class Root:
+    """An unpacked tree of packages with a merged /usr."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._name = ""
+        self._linker = ""
+        self._library_path = ""
+
+    def at(self, path: str) -> str:
+        """The host's path of the root's *path*."""
+        return os.path.join(self.path, path.lstrip("/"))
+
+    def real(self, path: str) -> str:
+        """The host's path of the file that the root's *path* leads to, absolute symlinks meaning the root's own files."""
+        for _ in range(40):
+            host = self.at(path)
+            if not os.path.islink(host):
+                return host
+            path = os.path.join(os.path.dirname(path), os.readlink(host))
+        raise HostError(f"too many symlinks at {path} of the guest's packages")
+
+    def make_merged_usr(self) -> None:
+        """The directories and symlinks that packages expect before the first one is unpacked."""
+        for name in ("bin", "sbin", "lib", "lib64"):
+            os.makedirs(self.at(f"usr/{name}"), exist_ok=True)
+            os.symlink(f"usr/{name}", self.at(name))
+
+    def call(self, program: str, *args: str) -> str:
+        """The output of *program* (a path in the root) with *args*. argv[0] is its path: kmod is several programs by name."""
+        return run((*self._loader(), "--argv0", self.at(program), self.real(program), *args))
+
+    def libraries(self, programs: Sequence[str]) -> list[str]:
+        """Paths in the root of the shared libraries that *programs* (paths in the root) load, dynamic linker included."""
+        self._loader()
+        found = {self._name}
+        for program in programs:
+            for line in run((*self._loader(), "--list", self.real(program))).splitlines():
+                name, arrow, target = line.strip().partition(" => ")
+                if target.startswith("not found"):
+                    raise HostError(f"{program} needs {name}, which no package of the image has")
+                path = (target if arrow else name).rpartition(" (")[0]
+                if path.startswith(self.path + "/") and path != self._linker:  # the vdso has no path
+                    found.add("/" + os.path.relpath(path, self.path))
+        return sorted(found)
+
+    def _loader(self) -> tuple[str, ...]:
+        if not self._linker:
+            # lib64 on x86-64 and ppc64, lib on arm64, riscv64's and others' name the machine too
+            names = [*glob.glob(self.at("usr/lib64/ld*.so.*")), *glob.glob(self.at("usr/lib/ld*.so.*"))]
+            if not names:
+                raise HostError("the C library's package holds no dynamic linker that runvm knows")
+            self._name = "/" + os.path.relpath(min(names), self.path)
+            self._linker = self.real(self._name)
+            self._library_path = ":".join(sorted(glob.glob(self.at("usr/lib/*-linux-gnu*"))) + [self.at("usr/lib")])
+        return (self._linker, "--library-path", self._library_path)

@@ -1,0 +1,162 @@
+"""The guest's Python: which modules the agent can import there, and their bytecode.
+
+The standard library is cut down to what the agent's modules import, found in their source, and to what those load, found
+by importing them in the guest's own interpreter. It goes in as bytecode without source (a third of the memory, one stat
+less an import); runvm's own modules keep their source for tracebacks.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import runvm
+from runvm.errors import HostError
+from runvm.guest.programs import Root
+
+# Loaded late or by name, where looking at imports can't see it: codecs, what tracebacks and a debug shell load.
+ALWAYS = (
+    "array base64 binascii codecs collections contextlib copy ctypes encodings.ascii encodings.idna encodings.latin_1 "
+    "encodings.utf_8 enum errno faulthandler fcntl functools gc getopt grp hashlib heapq io ipaddress itertools json linecache math "
+    "operator os posixpath pwd pty queue random re resource runpy select selectors shlex shutil signal site socket stat string "
+    "struct subprocess sys termios textwrap threading time tokenize traceback tty types typing warnings weakref zlib"
+).split()
+
+# Modules that load others only when something goes wrong or a rare path is taken are covered by ALWAYS; these are
+# tried by the standard library itself, which does without them: OpenSSL, bzip2 and lzma would bring 7 MB of libraries.
+NEVER = ("_hashlib", "_ssl", "_bz2", "_lzma", "bz2", "lzma", "_sqlite3", "readline")
+
+_COLLECT = """
+import importlib, json, sys
+names, never = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+for name in never:
+    sys.modules[name] = None
+missing = []
+for name in names:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing.append(f"{name}: {error}")
+import importlib.util
+files = set()
+for name, module in list(sys.modules.items()):
+    spec = getattr(module, "__spec__", None)
+    if spec is None or name == "__main__":
+        continue
+    path = getattr(module, "__file__", None) or spec.origin
+    if spec.origin == "frozen":
+        path = getattr(spec.loader_state, "filename", None)
+    if path and path not in ("built-in", "frozen"):
+        files.add(path)
+print(json.dumps({"files": sorted(files), "missing": missing}))
+"""
+
+_COMPILE = """
+import json, py_compile, sys
+for source, target, name in json.loads(sys.stdin.read() if sys.argv[1] == "-" else open(sys.argv[1]).read()):
+    py_compile.compile(source, target, name, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+"""
+
+
+class Agent(NamedTuple):
+    """runvm's part of the image: paths relative to the directory that holds the package, and stdlib modules imported."""
+
+    files: tuple[str, ...]
+    imports: tuple[str, ...]
+
+
+def package_directory() -> str:
+    """The directory that holds the package `runvm`, installed or in a checkout."""
+    return os.path.dirname(os.path.dirname(os.path.abspath(runvm.__file__)))
+
+
+def agent() -> Agent:
+    """The agent's modules, and those of runvm that they import at whatever place in their source."""
+    base = package_directory()
+    entry = os.path.join(base, "runvm", "agent")
+    todo = [f"runvm.agent.{name[:-3]}" for name in os.listdir(entry) if name.endswith(".py")]
+    files: set[str] = set()
+    imports: set[str] = set()
+    seen: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        path = _source(base, name)
+        if path is None:
+            continue  # `from module import function`: the function isn't a module
+        files.add(path)
+        parent = name.rpartition(".")[0]
+        if parent:
+            todo.append(parent)
+        with open(os.path.join(base, path), "rb") as file:
+            tree = ast.parse(file.read(), path)
+        package = name if path.endswith("__init__.py") else parent
+        for imported in _imports(tree, package):
+            if imported.split(".")[0] == "runvm":
+                todo.append(imported)
+            else:
+                imports.add(imported)
+    return Agent(tuple(sorted(files)), tuple(sorted(imports)))
+
+
+def _source(base: str, name: str) -> str | None:
+    stem = name.replace(".", "/")
+    for path in (f"{stem}.py", f"{stem}/__init__.py"):
+        if os.path.isfile(os.path.join(base, path)):
+            return path
+    return None
+
+
+def _imports(tree: ast.AST, package: str) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module
+            if module.split(".")[0] == "runvm":
+                yield from (f"{module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            for other in node.orelse:
+                yield from _imports(other, package)
+        else:
+            yield from _imports(node, package)
+
+
+def interpreter(root: Root) -> str:
+    """The path in *root* of its python3.N."""
+    names = [
+        name for name in os.listdir(root.at("usr/bin")) if name.startswith("python3.") and name.partition(".")[2].isdigit()
+    ]
+    if not names:
+        raise HostError("the distribution's python3-minimal has no python3.N")
+    return "/usr/bin/" + max(names, key=lambda name: int(name.partition(".")[2]))
+
+
+def stdlib(root: Root, imports: tuple[str, ...]) -> list[str]:
+    """Paths in *root* of the standard library's files (.py and .so) that ALWAYS and *imports* load."""
+    names = [name for name in (*ALWAYS, *imports) if name not in NEVER]
+    answer = root.call(interpreter(root), "-SIB", "-c", _COLLECT, json.dumps(names), json.dumps(NEVER))
+    found = json.loads(answer)
+    if found["missing"]:
+        raise HostError("the guest's Python lacks modules that the agent imports", details="\n".join(found["missing"]))
+    return ["/" + os.path.relpath(path, root.path) for path in found["files"]]
+
+
+def compile_all(root: Root, jobs: list[tuple[str, str, str]], scratch: str) -> None:
+    """Write bytecode by the guest's compiler: *jobs* are (source, target, the file name that tracebacks show).
+
+    Unchecked: the image never changes, so no import has to stat or read a source.
+    """
+    for _, target, _ in jobs:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+    listing = os.path.join(scratch, "compile.json")
+    with open(listing, "w") as file:
+        json.dump(jobs, file)
+    root.call(interpreter(root), "-SIB", "-c", _COMPILE, listing)
