@@ -1,0 +1,365 @@
+"""What a host needs for a container to start: a function a check, which tries the thing where it can."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from runvm.errors import HostError, RunvmError
+from runvm.host import trial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runvm.config import Config
+
+OLDEST_QEMU = (6, 2)
+_QEMU_DEVICES = (
+    "vhost-user-fs-pci",
+    "virtio-serial-pci",
+    "virtserialport",
+    "virtio-net-pci",
+    "virtio-balloon-pci",
+    "pcie-root-port",
+    "vmgenid",
+)
+_VMM_OVERHEAD_MIB = 128  # QEMU itself under emulation, and virtiofsd
+_IMAGE_MIB, _TEMPLATE_MIB = 1024, 256  # on disk: an image while it is built; a template
+# A user id in the range that the hypervisors run as
+_SOME_UID = 0x72760000
+
+
+class Check(NamedTuple):
+    """One thing looked at: what was *found*, and if that is not *ok* the command that *mend*s it.
+
+    One that isn't *needed* is told, but a container starts without it.
+    """
+
+    name: str
+    ok: bool
+    found: str
+    mend: str = ""
+    needed: bool = True
+
+
+def check_root(config: Config) -> Check:
+    """Root, for namespaces, mounts and cgroups."""
+    uid = os.geteuid()
+    return Check("root", uid == 0, "running as root" if uid == 0 else f"running as user {uid}", "sudo runvm doctor")
+
+
+def check_hypervisor(config: Config) -> Check:
+    """The hypervisor is there, new enough, and has the devices that a VM is made of."""
+    from runvm.hypervisor import driver
+
+    if config.hypervisor != "qemu":
+        key = driver.load(config).version_key()
+        return Check("hypervisor", True, f"{config.hypervisor} ({key})")
+    from runvm.hypervisor.qemu import Qemu
+
+    name = "QEMU"
+    try:
+        program = Qemu(config).program()
+        words = trial.ask([program, "--version"])
+    except HostError as error:
+        return Check(name, False, error.message, apt("qemu-system-x86"))
+    version = words.partition("version ")[2].split()[0] if "version " in words else "of unknown version"
+    numbers = version.split(".")
+    if not all(number.isdigit() for number in numbers[:2]) or tuple(map(int, numbers[:2])) < OLDEST_QEMU:
+        oldest = ".".join(map(str, OLDEST_QEMU))
+        return Check(name, False, f"{program} is {version}, older than {oldest}", apt("qemu-system-x86"))
+    devices = trial.ask([program, "-device", "help"])
+    missing = [device for device in _QEMU_DEVICES if f'name "{device}"' not in devices]
+    if missing:
+        return Check(name, False, f"{program} {version} has no {', '.join(missing)}", apt("qemu-system-x86"))
+    return Check(name, True, f"{program} {version}")
+
+
+def check_virtiofsd(config: Config) -> Check:
+    """The virtiofs daemon is there and runs."""
+    from runvm.shares import virtiofs
+
+    mend = apt("qemu-system-common" if _distribution() in _VIRTIOFSD_IN_QEMU else "virtiofsd")
+    try:
+        program = virtiofs.program(config)
+        words = trial.ask([program, "--version"])
+    except HostError as error:
+        return Check("virtiofsd", False, error.message, mend)
+    return Check("virtiofsd", True, f"{program} {_version_in(words)}")
+
+
+def check_image(config: Config) -> Check:
+    """A guest image: kernel and initramfs."""
+    from runvm.guest import image
+
+    try:
+        found = image.resolve(config)
+    except RunvmError as error:
+        return Check("guest image", False, error.message, "runvm image build")
+    for path in (found.kernel, found.initramfs):
+        if not os.access(path, os.R_OK):
+            return Check("guest image", False, f"{path} can't be read", "runvm image build")
+    return Check(
+        "guest image", True, f"{found.name or found.kernel}, kernel {found.kernel_version or 'of unknown version'}"
+    )
+
+
+def check_crun(config: Config) -> Check:
+    """crun, which makes the containers in the guest, is in the initramfs."""
+    import mmap
+
+    from runvm.guest import image
+
+    name = "crun in the guest"
+    try:
+        initramfs = image.resolve(config).initramfs
+    except RunvmError as error:
+        return Check(name, False, f"not looked for: {error.message}", needed=False)  # check_image says it
+    try:
+        with open(initramfs, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as archive:
+            if archive[:6] != b"070701":
+                return Check(
+                    name, False, f"{initramfs} is compressed or no cpio archive: not looked into", needed=False
+                )
+            there = archive.find(b"usr/bin/crun\0") >= 0
+    except (OSError, ValueError) as error:
+        return Check(name, False, f"{initramfs}: {error}", "runvm image build")
+    return Check(name, there, initramfs if there else f"{initramfs} has no usr/bin/crun", "runvm image build")
+
+
+def check_tun(config: Config) -> Check:
+    """/dev/net/tun opens."""
+    mend = "modprobe tun"
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        if os.path.isdir(
+            "/sys/class/misc/tun"
+        ):  # the driver is there, the node isn't: a container's or a chroot's /dev
+            mend = "mkdir -p /dev/net && mknod /dev/net/tun c 10 200"
+        return Check("tun", False, "there is no /dev/net/tun", mend)
+    except OSError as error:
+        return Check("tun", False, f"/dev/net/tun: {error.strerror}", mend)
+    return Check("tun", True, "/dev/net/tun opens")
+
+
+def check_iproute(config: Config) -> Check:
+    """The programs ip and tc."""
+    found = {program: trial.find(program) for program in ("ip", "tc")}
+    missing = [program for program, path in found.items() if not path]
+    if missing:
+        return Check("iproute2", False, f"no {' and no '.join(missing)}", apt("iproute2"))
+    return Check("iproute2", True, " ".join(found.values()))
+
+
+def check_redirect(config: Config) -> Check:
+    """tc's ingress, u32 and mirred redirect between two interfaces; tried in a network namespace of its own."""
+    from runvm.linux import syscalls
+
+    ip, tc = trial.find("ip"), trial.find("tc")
+    commands = [
+        [ip, "tuntap", "add", "dev", "one", "mode", "tap"],
+        [ip, "tuntap", "add", "dev", "two", "mode", "tap"],
+    ]
+    for here, there in (("one", "two"), ("two", "one")):
+        action = ["action", "mirred", "egress", "redirect", "dev", there]
+        commands += [
+            [tc, "qdisc", "add", "dev", here, "ingress"],
+            [
+                tc,
+                "filter",
+                "add",
+                "dev",
+                here,
+                "parent",
+                "ffff:",
+                "protocol",
+                "all",
+                "u32",
+                "match",
+                "u32",
+                "0",
+                "0",
+                *action,
+            ],
+        ]
+
+    def attempt() -> None:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        for argv in commands:
+            trial.ask(argv)
+
+    name = "redirection by tc"
+    if not ip or not tc:
+        return Check(name, False, "not tried without ip and tc", apt("iproute2"))
+    failure = trial.in_child(attempt)
+    if failure:
+        return Check(name, False, failure, "modprobe -a tun sch_ingress cls_u32 act_mirred")
+    return Check(name, True, "a filter in ingress redirects between two taps")
+
+
+def check_namespaces(config: Config) -> Check:
+    """Namespaces, a mount in them, and another user id: what a sandbox is confined with."""
+    from runvm.linux import syscalls
+
+    def attempt() -> None:
+        syscalls.unshare(
+            syscalls.CLONE_NEWNS
+            | syscalls.CLONE_NEWNET
+            | syscalls.CLONE_NEWIPC
+            | syscalls.CLONE_NEWUTS
+            | syscalls.CLONE_NEWPID
+        )
+        syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("doctor", "/tmp", "tmpfs")
+        try:
+            os.setresuid(_SOME_UID, _SOME_UID, _SOME_UID)
+        except OSError as error:
+            raise HostError(f"can't become user {_SOME_UID}: {error.strerror}") from error
+
+    failure = trial.in_child(attempt)
+    mend = "run runvm outside of this container, or make the container with --privileged"
+    return Check("namespaces", not failure, failure or "namespaces, mounts and user ids can be made", mend)
+
+
+def check_cgroups(config: Config) -> Check:
+    """The hierarchies for memory, cpu and pids take a new cgroup."""
+    kind, directories = _cgroup_directories()
+    if not directories:
+        return Check("cgroups", False, "no cgroup file system is mounted", "mount -t cgroup2 none /sys/fs/cgroup")
+    for directory in directories:
+        scratch = os.path.join(directory, f"runvm-doctor-{os.getpid()}")
+        try:
+            os.mkdir(scratch)
+            os.rmdir(scratch)
+        except OSError as error:
+            mend = "mount -o remount,rw /sys/fs/cgroup" if kind == "v2" else f"mount -o remount,rw {directory}"
+            return Check("cgroups", False, f"{kind}, but {directory} takes no new one: {error.strerror}", mend)
+    return Check("cgroups", True, f"{kind}, writable")
+
+
+def check_memory(config: Config) -> Check:
+    """Memory for one guest as configured."""
+    needed = (config.memory_mib or config.default_memory_mib) + _VMM_OVERHEAD_MIB
+    with open("/proc/meminfo") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    available = int(fields["MemAvailable"].split()[0]) // 1024
+    found = f"{available} MiB available, {needed} MiB needed for a container without a limit"
+    mend = "lower default_memory_mib in /etc/runvm/config.toml"
+    return Check("memory", available >= needed, found, mend)
+
+
+def check_disk(config: Config) -> Check:
+    """Room for images and templates."""
+    directory = _existing(config.data_dir)
+    there = os.path.exists(os.path.join(config.data_dir, "images", "current")) or bool(
+        config.kernel and config.initramfs
+    )
+    needed = _TEMPLATE_MIB if there else _IMAGE_MIB
+    status = os.statvfs(directory)
+    free = status.f_bavail * status.f_frsize // (1 << 20)
+    found = f"{free} MiB free for {config.data_dir}, {needed} MiB needed"
+    mend = f"make room on the file system of {directory}, or set data_dir in /etc/runvm/config.toml"
+    return Check("disk", free >= needed, found, mend)
+
+
+def check_kvm(config: Config) -> Check:
+    """Whether a guest really boots with KVM, found out once per host boot; only told, for emulation serves without."""
+    from runvm.hypervisor import kvm
+
+    needed = config.accelerator == "kvm"
+    if config.accelerator == "tcg":
+        return Check("KVM", True, "not used: accelerator is tcg", needed=False)
+    works, reason = kvm.verdict(config)
+    if works:
+        return Check("KVM", True, "a guest boots with it", needed=needed)
+    mend = "" if os.path.exists("/dev/kvm") else "modprobe -a kvm_intel kvm_amd"
+    if needed:
+        mend = 'set accelerator = "auto" in /etc/runvm/config.toml'
+    found = f"does not work here: {reason}" + ("" if needed else "; containers run emulated, which is slower")
+    return Check("KVM", False, found, mend, needed=needed)
+
+
+def check_boot(config: Config) -> Check:
+    """A guest boots to its agent's answer, the way a container's would."""
+    import time
+
+    from runvm.hypervisor import driver, template
+
+    accelerator = driver.load(config).accelerator()
+    begin = time.monotonic()
+    try:
+        template.prove(config, accelerator, timeout=config.boot_timeout_s)
+    except RunvmError as error:
+        last = f" ({error.details.strip().splitlines()[-1]})" if error.details.strip() else ""
+        return Check(
+            "a guest boots", False, f"with {accelerator}: {error.message}{last}", error.do or "runvm image build"
+        )
+    return Check("a guest boots", True, f"with {accelerator}, in {time.monotonic() - begin:.1f} s")
+
+
+FIRST: tuple[Callable[[Config], Check], ...] = (
+    check_root,
+    check_hypervisor,
+    check_virtiofsd,
+    check_image,
+    check_crun,
+    check_tun,
+    check_iproute,
+    check_redirect,
+    check_namespaces,
+    check_cgroups,
+    check_memory,
+    check_disk,
+)
+# these boot a guest: only where all of FIRST is well
+THEN: tuple[Callable[[Config], Check], ...] = (check_kvm, check_boot)
+
+_VIRTIOFSD_IN_QEMU = (("debian", "11"), ("debian", "12"), ("ubuntu", "22.04"))
+
+
+def apt(package: str) -> str:
+    """The command that installs Debian's *package*; other distributions name it otherwise."""
+    if trial.find("apt-get"):
+        return f"apt-get install {package}"
+    return f"install what Debian calls {package} with this distribution's package manager"
+
+
+def _distribution() -> tuple[str, str]:
+    """Name and version. Source: os-release(5)."""
+    try:
+        with open("/etc/os-release") as file:
+            fields = dict(line.rstrip("\n").split("=", 1) for line in file if "=" in line)
+    except OSError:
+        return "", ""
+    return fields.get("ID", "").strip('"'), fields.get("VERSION_ID", "").strip('"')
+
+
+def _version_in(words: str) -> str:
+    """The first word of *words* that begins with a digit."""
+    return next((word for word in words.split() if word[0].isdigit()), "of unknown version")
+
+
+def _cgroup_directories() -> tuple[str, list[str]]:
+    """(v1, v2 or hybrid; where new cgroups have to be possible). Source: cgroups(7), proc(5) on mountinfo."""
+    v1: list[str] = []
+    v2: list[str] = []
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            mount, _, described = line.partition(" - ")
+            directory = mount.split()[4].encode().decode("unicode_escape")
+            fstype, _, options = described.split(" ", 2)
+            if fstype == "cgroup2":
+                v2.append(directory)
+            elif fstype == "cgroup" and {"memory", "cpu", "pids"} & set(options.strip().split(",")):
+                v1.append(directory)
+    if v1:
+        return ("hybrid" if v2 else "v1"), v1
+    return "v2", v2[:1]
+
+
+def _existing(path: str) -> str:
+    """*path*, or its nearest ancestor that exists."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path

@@ -1,0 +1,145 @@
+"""doctor.py and checks.py: what the host lacks is told with the command that mends it; the exit code says if it matters."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from runvm.config import Config
+from runvm.host import checks, doctor
+from runvm.host.checks import Check
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces and cgroups: needs root")
+
+
+def program(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_qemu_that_is_not_there_names_its_package() -> None:
+    check = checks.check_hypervisor(Config(qemu="/nonexistent/qemu"))
+    assert not check.ok
+    assert check.found == "/nonexistent/qemu: No such file or directory"
+    assert check.mend == "apt-get install qemu-system-x86"
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ("echo QEMU emulator version 5.2.0", "is 5.2.0, older than 6.2"),
+        ("echo hello", "is of unknown version, older than 6.2"),
+        (
+            '[ $1 = --version ] && echo QEMU emulator version 10.1.2 || echo name \\"pcie-root-port\\"',
+            "10.1.2 has no vhost",
+        ),
+        ("echo no such library >&2; exit 127", "failed: no such library"),
+    ],
+)
+def test_qemu_that_will_not_do_is_told(tmp_path: Path, script: str, found: str) -> None:
+    check = checks.check_hypervisor(Config(qemu=program(tmp_path / "qemu", script)))
+    assert not check.ok
+    assert found in check.found
+
+
+def test_a_virtiofsd_that_does_not_run_is_told(tmp_path: Path) -> None:
+    check = checks.check_virtiofsd(Config(virtiofsd=program(tmp_path / "virtiofsd", "exit 1")))
+    assert not check.ok
+    assert check.mend.startswith("apt-get install ")
+
+
+def test_a_missing_image_is_told_once(tmp_path: Path) -> None:
+    """crun can't be looked for without an image, but that is not a second thing to mend."""
+    config = Config(data_dir=str(tmp_path))
+    image, crun = checks.check_image(config), checks.check_crun(config)
+    assert (image.ok, image.mend) == (False, "runvm image build")
+    assert (crun.ok, crun.needed) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("content", "ok", "needed", "found"),
+    [
+        (b"070701" + b"0" * 104 + b"usr/bin/crun\0", True, True, "/initramfs"),
+        (b"070701" + b"0" * 104 + b"usr/bin/crunch\0", False, True, "has no usr/bin/crun"),
+        (b"\x28\xb5\x2f\xfd", False, False, "is compressed"),
+        (b"", False, True, "/initramfs"),
+    ],
+)
+def test_crun_is_looked_for_in_the_initramfs(
+    tmp_path: Path, content: bytes, ok: bool, needed: bool, found: str
+) -> None:
+    (tmp_path / "initramfs").write_bytes(content)
+    (tmp_path / "vmlinuz").write_bytes(b"")
+    config = Config(kernel=str(tmp_path / "vmlinuz"), initramfs=str(tmp_path / "initramfs"))
+    check = checks.check_crun(config)
+    assert (check.ok, check.needed) == (ok, needed)
+    assert found in check.found
+
+
+def test_too_little_memory_is_told() -> None:
+    assert not checks.check_memory(Config(default_memory_mib=16 * 1024 * 1024)).ok
+
+
+def test_too_little_room_on_disk_is_told(tmp_path: Path) -> None:
+    """A small file system: /proc has no free blocks at all."""
+    check = checks.check_disk(Config(data_dir="/proc/runvm/data"))
+    assert not check.ok
+    assert "0 MiB free for /proc/runvm/data, 1024 MiB needed" in check.found
+    assert "/proc," in check.mend
+
+
+def test_kvm_is_not_tried_where_emulation_is_chosen() -> None:
+    check = checks.check_kvm(Config(accelerator="tcg"))
+    assert (check.ok, check.needed) == (True, False)
+
+
+@needs_root
+@pytest.mark.parametrize("check", [checks.check_namespaces, checks.check_cgroups, checks.check_redirect])
+def test_what_root_may_do_is_found_possible_and_leaves_nothing(check: object) -> None:
+    """On a machine that can run the integration tests these hold; mounts and interfaces are as before."""
+    before = Path("/proc/self/mountinfo").read_text(), sorted(os.listdir("/sys/class/net"))
+    assert callable(check)
+    result = check(Config())
+    assert result.ok, result
+    assert (Path("/proc/self/mountinfo").read_text(), sorted(os.listdir("/sys/class/net"))) == before
+
+
+def test_doctor_fails_where_something_needed_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without an image: exit 1, the command that mends it, and nothing is booted."""
+    assert doctor.run(Config(data_dir=str(tmp_path), accelerator="tcg"), json=False) == 1
+    out = capsys.readouterr().out
+    assert "missing  guest image" in out
+    assert "to mend it: runvm image build" in out
+    assert "a container would not start here: " in out.splitlines()[-1]
+    assert "not tried, see " in out
+
+
+def test_doctor_tells_programs_the_same_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.run(Config(data_dir=str(tmp_path), accelerator="tcg"), json=True) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] is False
+    image = next(check for check in told["checks"] if check["name"] == "guest image")
+    assert image == {
+        "name": "guest image",
+        "ok": False,
+        "found": f"there is no guest image in {tmp_path}/images",
+        "mend": "runvm image build",
+        "needed": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("check", "text"),
+    [
+        (Check("tun", True, "opens", "modprobe tun"), "ok       tun                opens"),
+        (
+            Check("tun", False, "no", "modprobe tun"),
+            "missing  tun                no\n                            to mend it: modprobe tun",
+        ),
+        (Check("KVM", False, "no", needed=False), "note     KVM                no"),
+    ],
+)
+def test_a_check_is_one_line_and_the_command_that_mends_it(check: Check, text: str) -> None:
+    assert doctor.format_check(check) == text
