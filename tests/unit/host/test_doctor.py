@@ -1,4 +1,4 @@
-"""doctor.py and checks.py: what the host lacks is told with the command that mends it; the exit code says if it matters."""
+"""doctor.py and checks.py: what the host lacks is told with the command that mends it; only what matters fails."""
 
 import json
 import os
