@@ -1,0 +1,1 @@
+"""The guest image: built from the distribution's packages, found for a start."""

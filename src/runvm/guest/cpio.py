@@ -1,4 +1,4 @@
-"""Writes a directory tree as a newc cpio archive, the kernel's initramfs format, byte for byte the same for the same tree.
+"""Writes a directory tree as a newc cpio archive, the kernel's initramfs format: the same tree gives the same bytes.
 
 Source: the kernel's Documentation/driver-api/early-userspace/buffer-format.rst.
 """

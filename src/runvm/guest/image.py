@@ -1,7 +1,7 @@
 """The guest's kernel, initramfs and modules: where they are. `create` resolves, `image build|list|prune` manage them.
 
-An image is a directory `<data_dir>/images/<first digits of its hash>`, complete from the moment that it has that name and
-never changed: vmlinuz, initramfs, modules/ (what the guest sees as /lib/modules/<version>), manifest.json. `current` is a
+An image is a directory `<data_dir>/images/<first digits of its hash>`, complete from the moment that it has that name
+and never changed: vmlinuz, initramfs, modules/ (the guest's /lib/modules/<version>), manifest.json. `current` is a
 symlink to the one built last. Building is in build.py, which the start path doesn't load.
 """
 
@@ -60,7 +60,7 @@ def images_directory(config: Config) -> str:
 def resolve(config: Config) -> Image:
     """The image that *config* asks for: by name or path, else the one built last; its own files replace an image's.
 
-    Raises: HostError (no image has been built), ConfigError (a file or an image that the configuration names isn't there).
+    Raises: HostError (no image has been built), ConfigError (a file or an image that *config* names isn't there).
     """
     if config.kernel and config.initramfs:
         return _with_own_files(config, Image("", "", "", "", "", "", ""))
@@ -71,7 +71,7 @@ def resolve(config: Config) -> Image:
 
 
 def hold(image: Image) -> int:
-    """A descriptor which, for as long as it is open, keeps `image prune` from removing *image*; -1 for own files only."""
+    """A descriptor that keeps `image prune` from removing *image* while it is open; -1 if there are only own files."""
     if not image.directory:
         return -1
     import fcntl
@@ -89,6 +89,16 @@ def build(config: Config, progress: Callable[[str], None]) -> Image:
     from runvm.guest import build as builder
 
     return _read(builder.build(config.data_dir, progress))
+
+
+def outdated(image: Image) -> bool:
+    """Whether *image* was built with another agent than this runvm's; False for own files only. Slow: for `doctor`."""
+    if not image.directory:
+        return False
+    from runvm.guest import pythonpath
+
+    with open(os.path.join(image.directory, "manifest.json"), "rb") as file:
+        return bool(json.load(file).get("agent_hash") != pythonpath.agent_hash(pythonpath.agent()))
 
 
 def list_images(config: Config) -> list[Built]:
@@ -113,22 +123,23 @@ def prune(config: Config, keep: int = 1) -> list[str]:
 
     The current one and those that a VM runs from stay, and cached packages that an image left was built from.
     """
-    from runvm.guest import build as builder
+    from runvm.guest import store
 
     images = list_images(config)
     spare = [image.name for image in images[max(keep, 0) :] if not image.current]
-    return builder.remove(config.data_dir, spare)
+    return store.remove(config.data_dir, spare)
 
 
 def _names(base: str) -> list[str]:
     try:
-        return [entry.name for entry in os.scandir(base) if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
+        names = [entry.name for entry in os.scandir(base) if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
+    return [name for name in names if not name.startswith(".")]
 
 
 def _locate(config: Config) -> str:
-    """The directory of the image that *config* names, all symlinks resolved: a build that ends meanwhile changes nothing."""
+    """The directory of the image that *config* names, symlinks resolved: a build that ends now changes nothing."""
     base = images_directory(config)
     if not config.image:
         current = os.path.join(base, "current")

@@ -8,13 +8,14 @@ import shutil
 from runvm.errors import HostError
 from runvm.guest.programs import Root
 
-# What must work before the shared tree of modules is there (the share itself, the agent's channel, identity, memory), or
-# is wanted warm in a template. vmgenid, af_packet, pciehp, acpiphp and ipv6 are built into Debian's kernel; where they
-# are modules, they belong here, too. Names are as in /proc/modules.
+# What must work before the shared tree of modules is there (the share itself, the agent's channel, identity, memory),
+# or is wanted warm in a template. Those of the second line are built into Debian's kernel; where they are modules, they
+# belong here, too. Names are as in /proc/modules.
 CORE = (
-    "virtio_pci virtio_console virtiofs overlay virtio_net virtio_balloon virtio_rng vmw_vsock_virtio_transport "
-    "vmgenid af_packet pciehp acpiphp ipv6"
-).split()
+    *("virtio_pci", "virtio_console", "virtio_net", "virtio_balloon", "virtio_rng", "virtiofs", "overlay"),
+    *("vmgenid", "af_packet", "pciehp", "acpiphp", "ipv6"),
+    "vmw_vsock_virtio_transport",
+)
 
 _INDEX = ("modules.order", "modules.builtin", "modules.builtin.modinfo")
 

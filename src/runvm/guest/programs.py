@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 
 from runvm.errors import HostError
-from runvm.guest.packages import run
+from runvm.guest.packages import CommandError, run
 
 
 class Root:
@@ -27,7 +27,7 @@ class Root:
         return os.path.join(self.path, path.lstrip("/"))
 
     def real(self, path: str) -> str:
-        """The host's path of the file that the root's *path* leads to, absolute symlinks meaning the root's own files."""
+        """The host's path of the file that the root's *path* leads to; absolute symlinks mean the root's own files."""
         for _ in range(40):
             host = self.at(path)
             if not os.path.islink(host):
@@ -42,11 +42,15 @@ class Root:
             os.symlink(f"usr/{name}", self.at(name))
 
     def call(self, program: str, *args: str) -> str:
-        """The output of *program* (a path in the root) with *args*. argv[0] is its path: kmod is several programs by name."""
-        return run((*self._loader(), "--argv0", self.at(program), self.real(program), *args))
+        """The output of *program* (a path in the root) with *args*. argv[0] counts: kmod is many programs by name."""
+        try:
+            return run((*self._loader(), "--argv0", self.at(program), self.real(program), *args))
+        except CommandError as error:
+            name = os.path.basename(program)
+            raise CommandError(f"{name} of the guest's packages failed", details=error.details) from error
 
     def libraries(self, programs: Sequence[str]) -> list[str]:
-        """Paths in the root of the shared libraries that *programs* (paths in the root) load, dynamic linker included."""
+        """Paths in the root of the shared libraries that *programs* (paths there) load, dynamic linker included."""
         self._loader()
         found = {self._name}
         for program in programs:
@@ -67,5 +71,5 @@ class Root:
                 raise HostError("the C library's package holds no dynamic linker that runvm knows")
             self._name = "/" + os.path.relpath(min(names), self.path)
             self._linker = self.real(self._name)
-            self._library_path = ":".join(sorted(glob.glob(self.at("usr/lib/*-linux-gnu*"))) + [self.at("usr/lib")])
+            self._library_path = ":".join([*sorted(glob.glob(self.at("usr/lib/*-linux-gnu*"))), self.at("usr/lib")])
         return (self._linker, "--library-path", self._library_path)

@@ -1,13 +1,14 @@
 """The guest's Python: which modules the agent can import there, and their bytecode.
 
-The standard library is cut down to what the agent's modules import, found in their source, and to what those load, found
-by importing them in the guest's own interpreter. It goes in as bytecode without source (a third of the memory, one stat
-less an import); runvm's own modules keep their source for tracebacks.
+The standard library is cut down to what the agent's modules import, found in their source, and to what those load,
+found by importing them in the guest's own interpreter. It goes in as bytecode without source (less memory, a stat less
+an import); runvm's own modules keep their source for tracebacks.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -19,14 +20,28 @@ from runvm.guest.programs import Root
 
 # Loaded late or by name, where looking at imports can't see it: codecs, what tracebacks and a debug shell load.
 ALWAYS = (
-    "array base64 binascii codecs collections contextlib copy ctypes encodings.ascii encodings.idna encodings.latin_1 "
-    "encodings.utf_8 enum errno faulthandler fcntl functools gc getopt grp hashlib heapq io ipaddress itertools json linecache math "
-    "operator os posixpath pwd pty queue random re resource runpy select selectors shlex shutil signal site socket stat string "
-    "struct subprocess sys termios textwrap threading time tokenize traceback tty types typing warnings weakref zlib"
-).split()
+    *("encodings.ascii", "encodings.idna", "encodings.latin_1", "encodings.utf_8", "codecs", "linecache", "traceback"),
+    *("array", "base64", "binascii", "collections", "contextlib", "copy", "ctypes", "enum", "errno", "faulthandler"),
+    *(
+        "fcntl",
+        "functools",
+        "gc",
+        "grp",
+        "hashlib",
+        "heapq",
+        "io",
+        "ipaddress",
+        "itertools",
+        "json",
+        "math",
+        "operator",
+    ),
+    *("os", "pty", "pwd", "queue", "random", "re", "resource", "runpy", "select", "selectors", "shlex", "shutil"),
+    *("signal", "site", "socket", "stat", "string", "struct", "subprocess", "sys", "termios", "textwrap", "threading"),
+    *("time", "tokenize", "tty", "types", "typing", "warnings", "weakref", "zlib"),
+)
 
-# Modules that load others only when something goes wrong or a rare path is taken are covered by ALWAYS; these are
-# tried by the standard library itself, which does without them: OpenSSL, bzip2 and lzma would bring 7 MB of libraries.
+# The standard library tries these and does without them; OpenSSL, bzip2 and lzma would bring 7 MB of libraries.
 NEVER = ("_hashlib", "_ssl", "_bz2", "_lzma", "bz2", "lzma", "_sqlite3", "readline")
 
 _COLLECT = """
@@ -40,29 +55,27 @@ for name in names:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing.append(f"{name}: {error}")
-import importlib.util
 files = set()
 for name, module in list(sys.modules.items()):
     spec = getattr(module, "__spec__", None)
-    if spec is None or name == "__main__":
-        continue
-    path = getattr(module, "__file__", None) or spec.origin
-    if spec.origin == "frozen":
+    path = getattr(module, "__file__", None)
+    if spec is not None and spec.origin == "frozen":
         path = getattr(spec.loader_state, "filename", None)
-    if path and path not in ("built-in", "frozen"):
+    if path:
         files.add(path)
 print(json.dumps({"files": sorted(files), "missing": missing}))
 """
 
 _COMPILE = """
 import json, py_compile, sys
-for source, target, name in json.loads(sys.stdin.read() if sys.argv[1] == "-" else open(sys.argv[1]).read()):
-    py_compile.compile(source, target, name, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+for source, target, name in json.load(open(sys.argv[1])):
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(source, target, name, doraise=True, invalidation_mode=mode)
 """
 
 
 class Agent(NamedTuple):
-    """runvm's part of the image: paths relative to the directory that holds the package, and stdlib modules imported."""
+    """runvm's part of the image: files, relative to the directory that holds the package, and what else they import."""
 
     files: tuple[str, ...]
     imports: tuple[str, ...]
@@ -104,6 +117,15 @@ def agent() -> Agent:
     return Agent(tuple(sorted(files)), tuple(sorted(imports)))
 
 
+def agent_hash(found: Agent) -> str:
+    """A hash of *found*'s files, names included."""
+    digest = hashlib.sha256()
+    for name in found.files:
+        with open(os.path.join(package_directory(), name), "rb") as file:
+            digest.update(f"{name}\0{hashlib.sha256(file.read()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
 def _source(base: str, name: str) -> str | None:
     stem = name.replace(".", "/")
     for path in (f"{stem}.py", f"{stem}/__init__.py"):
@@ -131,12 +153,12 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
 
 def interpreter(root: Root) -> str:
     """The path in *root* of its python3.N."""
-    names = [
-        name for name in os.listdir(root.at("usr/bin")) if name.startswith("python3.") and name.partition(".")[2].isdigit()
-    ]
-    if not names:
+    prefix = "python3."
+    names = [name.removeprefix(prefix) for name in os.listdir(root.at("usr/bin")) if name.startswith(prefix)]
+    minors = [int(name) for name in names if name.isdigit()]
+    if not minors:
         raise HostError("the distribution's python3-minimal has no python3.N")
-    return "/usr/bin/" + max(names, key=lambda name: int(name.partition(".")[2]))
+    return f"/usr/bin/{prefix}{max(minors)}"
 
 
 def stdlib(root: Root, imports: tuple[str, ...]) -> list[str]:

@@ -1,0 +1,118 @@
+"""Fills the root of the initramfs from unpacked packages: Python and the agent, crun, kmod, a few kernel modules.
+
+It lives in the guest's memory for as long as the VM does, so what nobody there runs stays out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Sequence
+
+from runvm.errors import HostError
+from runvm.guest import cpio, kernel, packages, pythonpath
+from runvm.guest.programs import Root
+
+_INIT = """#!{python} -SIBu
+# PID 1. One argument is all that a #! line can carry; the agent does the rest.
+import sys
+
+sys.path.append("/usr/lib/runvm")
+from runvm.agent.init import main
+
+main()
+"""
+_IMPORT = """
+import importlib, sys
+sys.path.append(sys.argv[1])
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+"""
+_PASSWD = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"
+_GROUP = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"
+_EMPTY = ("dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp", "var")
+
+# Needed before anything can be mounted: the kernel opens /dev/console for init; Python, finding getrandom(2) not ready
+# yet (no RDRAND, no virtio-rng so early), reads its hash seed from /dev/urandom, which never waits, or gives up.
+NODES = (
+    cpio.Node("dev/console", stat.S_IFCHR | 0o600, 5, 1),
+    cpio.Node("dev/null", stat.S_IFCHR | 0o666, 1, 3),
+    cpio.Node("dev/urandom", stat.S_IFCHR | 0o666, 1, 9),
+)
+
+
+def fill(stage: Root, root: Root, agent: pythonpath.Agent, modules: str, release: str, scratch: str) -> list[str]:
+    """Make *stage* the guest's root of *root*'s packages and *modules*; returns the names of the kernel modules in it.
+
+    Raises HostError where a package lacks something, or the agent can't be imported in the result.
+    """
+    stage.make_merged_usr()
+    for name in _EMPTY:
+        os.makedirs(stage.at(name), exist_ok=True)
+    os.chmod(stage.at("tmp"), 0o1777)
+    python = pythonpath.interpreter(root)
+    library = pythonpath.stdlib(root, agent.imports)
+    extensions = [path for path in library if path.endswith(".so")]
+    _copy_programs(stage, root, [python, "/usr/bin/crun", "/bin/kmod"], extensions)
+    for name in ("modprobe", "insmod", "rmmod", "lsmod", "depmod"):
+        os.symlink("../bin/kmod", stage.at(f"usr/sbin/{name}"))
+    # For the shell of `runvm debug`
+    _copy(root.real("/bin/busybox"), stage.at("usr/bin/busybox"), executable=True)
+    os.symlink("busybox", stage.at("usr/bin/sh"))
+    _write(stage.at("etc/passwd"), _PASSWD)
+    _write(stage.at("etc/group"), _GROUP)
+    _write(stage.at("init"), _INIT.format(python=python), executable=True)
+    _copy_python(stage, root, [path for path in library if path.endswith(".py")], agent, scratch)
+    core = kernel.copy_core(modules, stage.at(f"usr/lib/modules/{release}"))
+    kernel.depmod(root, stage.path, release)
+    _check(stage, agent)
+    return core
+
+
+def _copy_programs(stage: Root, root: Root, programs: list[str], extensions: list[str]) -> None:
+    """*programs* and Python's *extensions* with the libraries that they load."""
+    libraries = root.libraries([*programs, *extensions])
+    folders = sorted({os.path.dirname(path) for path in libraries})
+    # glibc loads libgcc_s by name when a thread is cancelled, and aborts without it
+    unwinders = [f"{folder}/libgcc_s.so.1" for folder in folders]
+    libraries += [path for path in unwinders if os.path.exists(root.real(path))][:1]
+    for path in (*programs, *extensions, *libraries):
+        _copy(root.real(path), stage.at(path), executable=path in programs or os.path.basename(path).startswith("ld"))
+    # Without the cache each library is looked for in half a dozen directories by each program's start
+    _write(stage.at("etc/ld.so.conf"), "".join(f"{folder}\n" for folder in folders))
+    packages.run((root.real("/sbin/ldconfig"), "-X", "-i", "-r", stage.path))
+    shutil.rmtree(stage.at("var/cache"), ignore_errors=True)
+
+
+def _copy_python(stage: Root, root: Root, library: Sequence[str], agent: pythonpath.Agent, scratch: str) -> None:
+    """The standard library as bytecode only, the agent as source and bytecode."""
+    jobs = [(root.at(path), stage.at(path) + "c", path) for path in library]
+    tag = "cpython-" + pythonpath.interpreter(root).removeprefix("/usr/bin/python").replace(".", "")
+    for name in agent.files:
+        target = f"/usr/lib/runvm/{name}"
+        _copy(os.path.join(pythonpath.package_directory(), name), stage.at(target), executable=False)
+        folder, stem = os.path.split(target.removesuffix(".py"))
+        jobs.append((stage.at(target), stage.at(f"{folder}/__pycache__/{stem}.{tag}.pyc"), target))
+    pythonpath.compile_all(root, jobs, scratch)
+
+
+def _check(stage: Root, agent: pythonpath.Agent) -> None:
+    """Import every module of the agent with the image's files alone: what is missing shows here, not at a boot."""
+    names = [name.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for name in agent.files]
+    try:
+        stage.call(pythonpath.interpreter(stage), "-SIB", "-c", _IMPORT, stage.at("usr/lib/runvm"), *names)
+    except packages.CommandError as error:
+        raise HostError("the agent can't be imported in the guest's Python", details=error.details) from error
+
+
+def _copy(source: str, target: str, *, executable: bool) -> None:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    shutil.copyfile(source, target)
+    os.chmod(target, 0o755 if executable else 0o644)
+
+
+def _write(path: str, text: str, *, executable: bool = False) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+    os.chmod(path, 0o755 if executable else 0o644)
