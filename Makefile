@@ -1,0 +1,114 @@
+# runvm: `make help` says what there is. Everything runs under the distribution's Python, never another one on PATH.
+PYTHON ?= /usr/bin/python3
+PREFIX ?= /usr/local
+DESTDIR ?=
+TESTFLAGS ?=
+
+SBINDIR = $(PREFIX)/sbin
+LIBDIR = $(PREFIX)/lib/runvm
+MANDIR = $(PREFIX)/share/man/man8
+COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
+UNITDIR = $(PREFIX)/lib/systemd/system
+DOCDIR = $(PREFIX)/share/doc/runvm
+
+SOURCES := $(shell find src/runvm -name '*.py')
+VENV = .venv
+BIN = $(VENV)/bin
+RUN = PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 $(PYTHON)
+
+.DELETE_ON_ERROR:
+.PHONY: all help deps test-deps image demo test unit lint format install uninstall clean FORCE
+
+all: build/lib/.done build/runvm build/runvm.8 build/runvm.bash build/runvm@.service  ## build: bytecode, manual page, completion
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
+
+# --- build. The paths in it depend on PREFIX, so another PREFIX builds anew.
+
+build/prefix: FORCE
+	@mkdir -p build
+	@echo '$(PREFIX)' | cmp -s - $@ || echo '$(PREFIX)' > $@
+
+build/lib/.done: $(SOURCES) build/prefix
+	rm -rf build/lib
+	mkdir -p build/lib
+	cp -r --preserve=timestamps src/runvm build/lib/runvm
+	find build/lib -name __pycache__ -prune -exec rm -rf {} +
+	chmod -R u=rwX,go=rX build/lib
+	$(PYTHON) -m compileall -q -s build/lib -p $(LIBDIR) build/lib/runvm
+	touch $@
+
+build/runvm: packaging/runvm.in build/prefix
+	sed 's|@LIBDIR@|$(LIBDIR)|' $< > $@
+	chmod 755 $@
+
+build/runvm@.service: packaging/systemd/runvm@.service build/prefix
+	sed 's|@SBINDIR@|$(SBINDIR)|' $< > $@
+
+build/runvm.8: $(SOURCES) build/prefix
+	$(RUN) -m runvm.cli.manual > $@
+
+build/runvm.bash: $(SOURCES) build/prefix
+	$(RUN) -m runvm.cli.completion > $@
+
+clean:  ## remove what was built, and the virtual environment of the tests
+	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+# --- install. The package is put beside the old one and then takes its place: a command finds the one or the other.
+
+install: all  ## install to PREFIX (/usr/local), below DESTDIR
+	install -d $(addprefix $(DESTDIR),$(SBINDIR) $(LIBDIR) $(MANDIR) $(COMPLETIONDIR) $(UNITDIR) $(DOCDIR))
+	rm -rf $(DESTDIR)$(LIBDIR)/new $(DESTDIR)$(LIBDIR)/old
+	cp -r --preserve=timestamps build/lib/runvm $(DESTDIR)$(LIBDIR)/new
+	chmod -R u=rwX,go=rX $(DESTDIR)$(LIBDIR)/new
+	if [ -e $(DESTDIR)$(LIBDIR)/runvm ]; then mv $(DESTDIR)$(LIBDIR)/runvm $(DESTDIR)$(LIBDIR)/old; fi
+	mv $(DESTDIR)$(LIBDIR)/new $(DESTDIR)$(LIBDIR)/runvm
+	rm -rf $(DESTDIR)$(LIBDIR)/old
+	install -m 755 build/runvm $(DESTDIR)$(SBINDIR)/runvm
+	install -m 644 build/runvm.8 $(DESTDIR)$(MANDIR)/runvm.8
+	install -m 644 build/runvm.bash $(DESTDIR)$(COMPLETIONDIR)/runvm
+	install -m 644 build/runvm@.service $(DESTDIR)$(UNITDIR)/runvm@.service
+	install -m 644 packaging/config.toml.example LICENSE $(DESTDIR)$(DOCDIR)
+
+uninstall:  ## remove what install put there
+	rm -f $(addprefix $(DESTDIR),$(SBINDIR)/runvm $(MANDIR)/runvm.8 $(COMPLETIONDIR)/runvm $(UNITDIR)/runvm@.service)
+	rm -rf $(DESTDIR)$(LIBDIR) $(DESTDIR)$(DOCDIR)
+	@for left in /etc/runvm /var/lib/runvm /run/runvm; do \
+	    if [ -e $(DESTDIR)$$left ]; then echo "left, since it holds what you or containers made: $(DESTDIR)$$left"; fi; done
+
+# --- the machine
+
+deps:  ## install the packages that runvm needs (apt, root)
+	packaging/deps/install run
+
+test-deps: deps  ## install the packages that the tests need besides
+	packaging/deps/install test
+
+image:  ## build the guest image, if it isn't built
+	$(RUN) -m runvm image build
+
+demo:  ## on a bare Debian 12, as root: install all, run a container in a VM, say what happened
+	packaging/demo $(PREFIX)
+
+# --- tests
+
+$(BIN)/.done: packaging/deps/python-test.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+test: test-deps $(BIN)/.done image  ## all tests; TESTFLAGS="-k lifecycle" runs some, RUNTIME=runc proves a test on runc
+	$(BIN)/pytest $(TESTFLAGS)
+
+unit: $(BIN)/.done  ## the tests that need neither root nor a VM: seconds
+	$(BIN)/pytest -q tests/unit $(TESTFLAGS)
+
+lint: $(BIN)/.done  ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(BIN)/.done  ## let ruff lay the code out
+	$(BIN)/ruff format
