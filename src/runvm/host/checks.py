@@ -143,59 +143,20 @@ def check_tun(config: Config) -> Check:
     return Check("tun", True, "/dev/net/tun opens")
 
 
-def check_iproute(config: Config) -> Check:
-    """The programs ip and tc."""
-    found = {program: trial.find(program) for program in ("ip", "tc")}
-    missing = [program for program, path in found.items() if not path]
-    if missing:
-        return Check("iproute2", False, f"no {' and no '.join(missing)}", apt("iproute2"))
-    return Check("iproute2", True, " ".join(found.values()))
-
-
 def check_redirect(config: Config) -> Check:
     """tc's ingress, u32 and mirred redirect between two interfaces; tried in a network namespace of its own."""
     from runvm.linux import syscalls
-
-    ip, tc = trial.find("ip"), trial.find("tc")
-    commands = [
-        [ip, "tuntap", "add", "dev", "one", "mode", "tap"],
-        [ip, "tuntap", "add", "dev", "two", "mode", "tap"],
-    ]
-    for here, there in (("one", "two"), ("two", "one")):
-        action = ["action", "mirred", "egress", "redirect", "dev", there]
-        commands += [
-            [tc, "qdisc", "add", "dev", here, "ingress"],
-            [
-                tc,
-                "filter",
-                "add",
-                "dev",
-                here,
-                "parent",
-                "ffff:",
-                "protocol",
-                "all",
-                "u32",
-                "match",
-                "u32",
-                "0",
-                "0",
-                *action,
-            ],
-        ]
+    from runvm.network import tap
 
     def attempt() -> None:
         syscalls.unshare(syscalls.CLONE_NEWNET)
-        for argv in commands:
-            trial.ask(argv)
+        tap.create_tap("one")
+        tap.create_tap("two")
+        tap.wire("one", "two", resolver=True)
 
-    name = "redirection by tc"
-    if not ip or not tc:
-        return Check(name, False, "not tried without ip and tc", apt("iproute2"))
     failure = trial.in_child(attempt)
-    if failure:
-        return Check(name, False, failure, "modprobe -a tun sch_ingress cls_u32 act_mirred")
-    return Check(name, True, "a filter in ingress redirects between two taps")
+    mend = "modprobe -a tun sch_ingress cls_u32 act_mirred"
+    return Check("redirection by tc", not failure, failure or "filters in ingress redirect between two taps", mend)
 
 
 def check_namespaces(config: Config) -> Check:
@@ -305,7 +266,6 @@ FIRST: tuple[Callable[[Config], Check], ...] = (
     check_image,
     check_crun,
     check_tun,
-    check_iproute,
     check_redirect,
     check_namespaces,
     check_cgroups,

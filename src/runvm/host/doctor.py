@@ -42,7 +42,7 @@ def format_check(check: Check) -> str:
     """A line for a person, and a second one with the command that mends it."""
     word = "ok" if check.ok else "missing" if check.needed else "note"
     line = f"{word:8} {check.name:{_WIDTH}} {check.found}"
-    return line if check.ok or not check.mend else f"{line}\n{'':8} {'':{_WIDTH}} to mend it: {check.mend}"
+    return line if not check.mend else f"{line}\n{'':8} {'':{_WIDTH}} to mend it: {check.mend}"
 
 
 def _examine(config: Config, show: Callable[[Check], None]) -> None:
@@ -60,6 +60,7 @@ def _carry_out(function: Callable[[Config], Check], config: Config, show: Callab
     name = function.__name__.removeprefix("check_")
     try:
         check = function(config)
+        check = check._replace(mend="") if check.ok else check
     except RunvmError as error:
         check = Check(name, False, error.message, error.do)
     except OSError as error:

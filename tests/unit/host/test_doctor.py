@@ -133,7 +133,7 @@ def test_doctor_tells_programs_the_same_as_json(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("check", "text"),
     [
-        (Check("tun", True, "opens", "modprobe tun"), "ok       tun                opens"),
+        (Check("tun", True, "opens"), "ok       tun                opens"),
         (
             Check("tun", False, "no", "modprobe tun"),
             "missing  tun                no\n                            to mend it: modprobe tun",
