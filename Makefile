@@ -47,10 +47,10 @@ build/runvm@.service: packaging/systemd/runvm@.service build/prefix
 	sed 's|@SBINDIR@|$(SBINDIR)|' $< > $@
 
 build/runvm.8: $(SOURCES) build/prefix
-	$(RUN) -m runvm.cli.manual > $@
+	$(RUN) -m runvm help --man > $@
 
 build/runvm.bash: $(SOURCES) build/prefix
-	$(RUN) -m runvm.cli.completion > $@
+	$(RUN) -m runvm help --completion > $@
 
 clean:  ## remove what was built, and the virtual environment of the tests
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
