@@ -90,7 +90,9 @@ SETTINGS: dict[str, Setting] = {
         choices=("refuse", "vm"),
     ),
     "boot_timeout_s": Setting("how long a guest may take to boot to its agent's answer, seconds", low=1, high=3600),
-    "debug_console": Setting("the guest's kernel says all it does on its console, which 'runvm debug console' shows; boots are slower"),
+    "debug_console": Setting(
+        "the guest's kernel says all it does on its console, which 'runvm debug console' shows; boots are slower"
+    ),
     "log_file": Setting("a file for messages where --log is not given", path=True),
     "log_format": Setting("how lines of the log file look where --log-format is not given", choices=("text", "json")),
     "log_level": Setting("debug: as if --debug were given", choices=("info", "debug")),

@@ -66,8 +66,6 @@ def test_install_puts_all_below_prefix(installed: Path) -> None:
 def test_the_installed_bytecode_is_used_as_it_is(installed: Path) -> None:
     """Each file's time is that which its bytecode knows: no start compiles anything again."""
     package = installed / "opt/x/lib/runvm"
-    told = run("/usr/bin/python3", "-SBv", "-c", f"import sys; sys.path[0] = {str(package)!r}; import runvm.config")
-    assert told == ""
     for source in package.rglob("*.py"):
         bytecode = source.parent / "__pycache__" / f"{source.stem}.cpython-{_tag()}.pyc"
         head = bytecode.read_bytes()[:16]
