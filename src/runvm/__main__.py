@@ -1,0 +1,183 @@
+"""The command `runvm`: finds the command asked for, imports that one module, turns errors into messages and exit codes.
+
+Exit codes, found by running runc 1.1.5 and crun 1.8.1 side by side; where they differ, runc's holds:
+
+    what                                            runc  crun  runvm
+    done                                            0     0     0
+    run, exec: what the process ended with          code  code  code (128+n: killed by signal n)
+    a verb failed                                   1     1     1
+    exec: the process couldn't be run               255   255   255
+    exec: no such container, or not running         255   1     255
+    wrong flag, argument missing or too many        1     64/1  1
+    unknown command                                 3     1     3
+    no command: help is shown                       0     1     0
+    delete --force of an unknown container          0     0     0
+    interrupted by ctrl-C                           130   130   130
+
+Neither gives 126 or 127: Docker and podman make those of the message. For a wrong command line runc prints the usage
+to stdout; here stdout stays clean and the message names the help to ask for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from runvm.cli.globals import GLOBAL, configure_log, context
+from runvm.cli.grammar import HELP, nearest, parse
+from runvm.errors import RunvmError, UsageError
+from runvm.log import log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from runvm.cli.grammar import Args
+
+# A command's module is runvm.cli.<name>; it has COMMAND (the grammar) and run(ctx, args) -> int
+CONTAINER_COMMANDS = {
+    "create": "create a container",
+    "start": "start a created container",
+    "run": "create and start a container",
+    "exec": "run one more process in a container",
+    "state": "show a container's state",
+    "list": "list containers",
+    "ps": "list a container's processes",
+    "kill": "send a signal to a container",
+    "delete": "delete a container",
+    "pause": "suspend a container's processes",
+    "resume": "let a paused container go on",
+    "update": "change a container's limits",
+    "events": "show a container's statistics and out-of-memory events",
+    "spec": "write a config.json to begin with",
+    "features": "show what this runtime can, as JSON",
+    "checkpoint": "not supported",
+    "restore": "not supported",
+}
+HOST_COMMANDS = {
+    "doctor": "check whether a container would start on this host",
+    "install": "add runvm to an engine's runtimes",
+    "uninstall": "take runvm out of an engine's runtimes",
+    "config": "show the settings in force",
+    "image": "build, list and remove guest images",
+    "template": "list, make and remove snapshots of booted guests",
+    "debug": "look into a container's virtual machine",
+    "help": "show help on a command",
+    "version": "show the version",
+}
+COMMANDS = {**CONTAINER_COMMANDS, **HOST_COMMANDS}
+
+_UNKNOWN_COMMAND = 3
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Carry out the command line *argv* (sys.argv's by default) and return its exit code; errors are reported here."""
+    try:
+        _open_standard_streams()
+        code = _carry_out(sys.argv[1:] if argv is None else argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except RunvmError as error:
+        log.error(str(error), error.details)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError as error:
+        if _stdout_is_gone():
+            return _BROKEN_PIPE
+        log.error(_words(error))
+    except OSError as error:
+        log.debug(_traceback())
+        log.error(_words(error))
+    except Exception as error:  # the process's edge: whatever it is, the caller gets a message and a code
+        log.error(f"internal error: {type(error).__name__}: {error}", _traceback())
+    return 1
+
+
+def entry() -> int:
+    """The console script of a pip installation and the installed command: they exit with what this returns."""
+    return main()
+
+
+def resolve(argv: list[str]) -> tuple[Args, ModuleType, Args]:
+    """The global flags, the module of the command, and its arguments; asking for help or the version is a command, too.
+
+    Raises: UsageError.
+    """
+    given = parse(GLOBAL, argv)
+    configure_log(given)
+    name, rest = (given.words[0], given.words[1:]) if given.words else ("help", [])
+    if given.on("version"):
+        name, rest = "version", []
+    elif given.on(HELP.name):
+        name, rest = "help", []
+    elif name == "h":
+        name = "help"
+    module = command_module(name)
+    args = parse(module.COMMAND, rest)
+    if args.on(HELP.name):
+        path = [name] if args.command is module.COMMAND else [name, args.command.name]
+        module = command_module("help")
+        args = parse(module.COMMAND, path)
+    return given, module, args
+
+
+def command_module(name: str) -> ModuleType:
+    """The module of the command *name*, imported now. Raises: UsageError if there is none."""
+    if name not in COMMANDS:
+        hint = f"{nearest(name, list(COMMANDS))}see 'runvm help'"
+        raise UsageError(f'unknown command "{name}"', do=hint, exit_code=_UNKNOWN_COMMAND)
+    return __import__(f"runvm.cli.{name}", fromlist=["COMMAND"])
+
+
+def _carry_out(argv: list[str]) -> int:
+    given, module, args = resolve(argv)
+    ctx = context(given, read_config=module.COMMAND.config)
+    code: int = module.run(ctx, args)
+    return code
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where a standard stream is closed, as Go's runtime does: else the next file opened would be stdin.
+
+    Files that a container's process must not get would otherwise become its standard streams.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # open() takes the lowest free number, which is fd
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
+def _stdout_is_gone() -> bool:
+    """Whether the broken pipe is stdout (`runvm list | head -1`); then nothing more is written to it."""
+    import select
+
+    poll = select.poll()
+    poll.register(1, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, 1)  # the interpreter flushes sys.stdout once more at its end
+    return True
+
+
+def _words(error: OSError) -> str:
+    """In Go's case: Docker finds "no such file or directory" and "permission denied" in messages."""
+    said = error.strerror or str(error) or type(error).__name__
+    said = said[:1].lower() + said[1:]
+    return f"{os.fsdecode(error.filename)}: {said}" if isinstance(error.filename, str | bytes) else said
+
+
+def _traceback() -> str:
+    import traceback
+
+    return traceback.format_exc().rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The command line: a module for each command, which declares its flags and calls one verb."""

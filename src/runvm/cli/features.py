@@ -1,0 +1,26 @@
+"""`runvm features`: what this runtime can, as JSON (OCI runtime spec 1.1, features.md)."""
+
+from __future__ import annotations
+
+from runvm.cli.common import write_json
+from runvm.cli.grammar import Command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runvm.cli.grammar import Args
+    from runvm.container.context import Context
+
+COMMAND = Command(
+    "features",
+    description="Print, as JSON, which parts of the OCI runtime specification this runtime knows: versions, hooks, "
+    "mount options, namespaces, capabilities, cgroups, seccomp.",
+    examples=(("", "runvm features | jq .linux.namespaces"),),
+)
+
+
+def run(ctx: Context, args: Args) -> int:
+    """Print what the verb finds."""
+    from runvm.oci.features import features
+
+    write_json(features(ctx.config), indent=4)
+    return 0

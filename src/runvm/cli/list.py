@@ -1,0 +1,50 @@
+"""`runvm list`: the containers under a root."""
+
+from __future__ import annotations
+
+from runvm.cli.common import table, write, write_json
+from runvm.cli.grammar import Command, Flag
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runvm.cli.grammar import Args
+    from runvm.container.context import Context
+    from runvm.container.state import ContainerRecord
+
+COMMAND = Command(
+    "list",
+    flags=(
+        Flag("format", "what to print", "f", metavar="FORMAT", default="table", choices=("table", "json")),
+        Flag("quiet", "print ids only", "q"),
+    ),
+    description="List the containers under --root. Engines have a root of their own each; Docker's, for one, is "
+    "/var/run/docker/runtime-runc/moby.",
+    examples=(
+        ("", "runvm list"),
+        ("Those of Docker:", "runvm --root /var/run/docker/runtime-runc/moby list"),
+        ("Ids of what runs:", "runvm list --format json | jq -r '.[] | select(.status == \"running\").id'"),
+    ),
+)
+
+
+def run(ctx: Context, args: Args) -> int:
+    """Print what the verb finds."""
+    from runvm.container import state
+
+    records = state.load_all(ctx)
+    if args.on("quiet"):
+        write("".join(f"{record.id}\n" for record in records))
+    elif args.text("format") == "json":
+        from runvm.cli.state import describe
+
+        write_json([describe(record) for record in records])
+    else:
+        write(rendered(records))
+    return 0
+
+
+def rendered(records: list[ContainerRecord]) -> str:
+    """runc's table."""
+    rows = [["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]]
+    rows += [[each.id, str(each.pid), each.status, each.bundle, each.created, each.owner] for each in records]
+    return table(rows)

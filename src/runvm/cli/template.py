@@ -1,0 +1,72 @@
+"""`runvm template`: snapshots of booted guests, from which virtual machines start."""
+
+from __future__ import annotations
+
+from runvm.cli.common import size, table, timestamp, write, write_json
+from runvm.cli.grammar import Command, Flag
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runvm.cli.grammar import Args
+    from runvm.container.context import Context
+    from runvm.hypervisor.template import Template
+
+COMMAND = Command(
+    "template",
+    words="<list|build|prune>",
+    children=(
+        Command(
+            "list",
+            help="list the templates",
+            flags=(
+                Flag("format", "what to print", "f", metavar="FORMAT", default="table", choices=("table", "json")),
+                Flag("quiet", "print names only", "q"),
+            ),
+            examples=(("", "runvm template list"),),
+        ),
+        Command(
+            "build",
+            help="make the template of the default machine",
+            description="Boot a guest now and leave a template of it, so that not even the first container waits for a "
+            "boot. Prints the template's name.",
+            examples=(("", "runvm template build"),),
+        ),
+        Command(
+            "prune",
+            help="remove all templates",
+            description="Remove all templates; the next start that wants one makes it anew. Prints the names of the "
+            "removed ones.",
+            examples=(("", "runvm template prune"),),
+        ),
+    ),
+    description="Manage templates: snapshots of a booted guest, one for each size of machine, from which later virtual "
+    "machines start without booting. They are made, renewed and dropped as needed.",
+)
+
+
+def run(ctx: Context, args: Args) -> int:
+    """Call the subcommand's verb."""
+    from runvm.hypervisor import template
+
+    if args.command.name == "build":
+        write(template.build(ctx.config).name + "\n")
+    elif args.command.name == "prune":
+        write("".join(f"{each.name}\n" for each in template.prune(ctx.config)))
+    else:
+        found = template.list_templates(ctx.config)
+        if args.on("quiet"):
+            write("".join(f"{each.name}\n" for each in found))
+        elif args.text("format") == "json":
+            write_json([each._asdict() for each in found])
+        else:
+            write(rendered(found))
+    return 0
+
+
+def rendered(templates: list[Template]) -> str:
+    """The table of `template list`."""
+    rows = [["NAME", "CREATED", "SIZE", "MADE FROM"]]
+    for each in templates:
+        made_from = " ".join(f"{key}={value}" for key, value in each.made_from.items())
+        rows.append([each.name, timestamp(each.created), size(each.size), made_from])
+    return table(rows)

@@ -1,0 +1,30 @@
+"""What `create`, `run` and `exec` are asked for, as the verbs take it. Paths are absolute; '' stands for none."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class CreateOptions(NamedTuple):
+    """`runvm create` and `run`. *config_file* '': the bundle's config.json; *preserve_fds* counts those above stdio."""
+
+    bundle: str
+    config_file: str = ""
+    console_socket: str = ""
+    pid_file: str = ""
+    preserve_fds: int = 0
+    no_pivot: bool = False
+    no_new_keyring: bool = False
+
+
+class ExecOptions(NamedTuple):
+    """`runvm exec`. *process* is a complete OCI process object; *cgroup* has --cgroup's [CONTROLLERS:]PATH."""
+
+    process: dict[str, object]
+    console_socket: str = ""
+    pid_file: str = ""
+    detach: bool = False
+    tty: bool = False
+    preserve_fds: int = 0
+    cgroup: tuple[str, ...] = ()
+    ignore_paused: bool = False
