@@ -16,16 +16,21 @@ from runvm.cli.usage import find
 _HEAD = """\
 # bash completion for runvm; made by `python3 -m runvm.cli.completion`, don't edit
 
-_runvm_ids() {
-    COMPREPLY=($(compgen -W "$("${words[0]}" "${root[@]}" list --quiet 2>/dev/null)" -- "$cur"))
+_runvm_words() {
+    mapfile -t COMPREPLY < <(compgen -W "$1" -- "$cur")
 }
 
-_runvm_words() {
-    COMPREPLY=($(compgen -W "$1" -- "$cur"))
+_runvm_files() {
+    compopt -o filenames 2>/dev/null
+    mapfile -t COMPREPLY < <(compgen "$1" -- "$cur")
+}
+
+_runvm_ids() {
+    _runvm_words "$("${COMP_WORDS[0]}" "${root[@]}" list --quiet 2>/dev/null)"
 }
 
 _runvm_value() {
-    # The value of flag $2 of command $1; fails if the flag takes none
+    # Complete the value of flag $2 of command $1; fails if the flag takes none
     case "$1 $2" in
 """
 
@@ -35,36 +40,48 @@ _MIDDLE = """\
 }
 
 _runvm() {
-    local cur prev words cword command="" child="" given=0 at word split=false
-    local -a root=()
-    COMPREPLY=()
-    _init_completion -s -n : || return
-
-    for ((at = 1; at < cword; at++)); do
-        word=${words[at]}
-        if [[ $word == -* ]]; then
-            if [[ $word == --root=* ]]; then
-                root=("$word")
-            elif [[ $word != *=* ]] && _runvm_value "$command${child:+ $child}" "$word" 2>/dev/null; then
-                COMPREPLY=()
-                ((at++))
-                [[ $word == --root && -z $command ]] && root=(--root "${words[at]}")
-            fi
-        elif [[ -z $command ]]; then
-            command=$word
-        elif [[ -z $child && " $_runvm_groups " == *" $command "* ]]; then
-            child=$word
+    local cur="" path="" given=0 at joined=0 word
+    local -a words=() root=()
+    # Readline splits --flag=value at the =
+    for ((at = 1; at <= COMP_CWORD; at++)); do
+        word=${COMP_WORDS[at]}
+        if [[ ($word == = || $joined == 1) && ${#words[@]} -gt 0 && ${words[-1]} == -* ]]; then
+            words[-1]+=$word
+            joined=$((1 - joined))
         else
-            ((given++))
+            words+=("$word")
+            joined=0
         fi
     done
+    local last=$((${#words[@]} - 1)) flag=""
+    for ((at = 0; at < last; at++)); do
+        word=${words[at]}
+        if [[ $word == -* ]]; then
+            [[ $word == --root=* && -z $path ]] && root=("$word")
+            if [[ $word != *=* ]] && _runvm_value "$path" "$word"; then
+                if ((at + 1 == last)); then
+                    flag=$word
+                else
+                    [[ $word == --root && -z $path ]] && root=(--root "${words[at + 1]}")
+                    ((at += 1))
+                fi
+            fi
+        elif [[ -z $path || " @GROUPS@ " == *" $path "* ]]; then
+            path="${path:+$path }$word"
+        else
+            ((given += 1))
+        fi
+    done
+    cur=${words[last]}
     COMPREPLY=()
-    local path="$command${child:+ $child}"
-
-    if [[ $prev == -* ]] && _runvm_value "$path" "$prev"; then
+    if [[ $cur == --*=* ]]; then
+        flag=${cur%%=*}
+        cur=${cur#*=}
+    fi
+    if [[ -n $flag ]]; then
+        _runvm_value "$path" "$flag"
         return
     fi
-    $split && return
 """
 
 _TAIL = """\
@@ -93,7 +110,7 @@ def completion() -> str:
         body += [f"    {shlex.quote(f'{path} {given}')}) {action} ;;" for given, action in _word_actions(path, command)]
     body += ["    esac"]
     groups = " ".join(path for path, command in paths.items() if command.children and path)
-    return f"{_HEAD}{_joined(lines)}{_MIDDLE}{_joined(body)}{_TAIL}".replace("$_runvm_groups", groups)
+    return f"{_HEAD}{_joined(lines)}{_MIDDLE}{_joined(body)}{_TAIL}".replace("@GROUPS@", groups)
 
 
 def _paths() -> dict[str, Command]:
@@ -115,9 +132,9 @@ def _value(metavar: str, choices: tuple[str, ...]) -> str:
     if choices:
         return f"_runvm_words {shlex.quote(' '.join(choices))}"
     if metavar == "DIR":
-        return "_filedir -d"
+        return "_runvm_files -d"
     if metavar in _FILES:
-        return "_filedir"
+        return "_runvm_files -f"
     return "COMPREPLY=()"
 
 
@@ -143,7 +160,7 @@ def _word_actions(path: str, command: Command) -> list[tuple[int, str]]:
 
         actions.append((1, f"_runvm_words {shlex.quote(' '.join(NUMBERS))}"))
     if command.hands_on:
-        actions += [(given, "_filedir") for given in (1, 2, 3)]
+        actions += [(given, "_runvm_files -f") for given in (1, 2, 3)]
     return actions
 
 

@@ -38,11 +38,6 @@ _EXIT_STATUS = (
 _ENVIRONMENT = (
     ("RUNVM_CONFIG", "The configuration file to read instead of /etc/runvm/config.toml."),
     ("XDG_RUNTIME_DIR", "For an unprivileged user, state is kept in the directory runvm below it."),
-    (
-        "LISTEN_FDS",
-        "create, run: this many file descriptors from 3 on are handed to the container (systemd's protocol).",
-    ),
-    ("NOTIFY_SOCKET", "create, run: where the container's readiness is told (systemd's protocol)."),
 )
 
 _FILES = (
