@@ -1,0 +1,101 @@
+"""The host's books: what exists now, what is new since a snapshot, and which processes belong to a container.
+
+Processes are those below this (subreaping) test process, so nothing escapes and nobody else's are counted; of mounts,
+cgroups and sockets those are taken that bear a mark of the tests or of the runtime.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from framework import process
+from framework.bundle import CGROUP_PARENT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SETTLE_S = 3.0  # what ends a moment after the command that ended it is no leak
+
+
+class Snapshot(NamedTuple):
+    """Everything countable, each as the text that a failing test shows."""
+
+    entries: frozenset[str]
+
+
+class Host:
+    """Compares the host with a snapshot. *watched* are the directories in which a runtime keeps its state."""
+
+    def __init__(self, watched: tuple[str, ...], marks: tuple[str, ...]) -> None:
+        self.watched = watched
+        self.marks = (*marks, *watched, "runvm", CGROUP_PARENT.strip("/"))
+        self.start = self.snapshot()
+
+    def snapshot(self) -> Snapshot:
+        """What is there now."""
+        process.reap_orphans()
+        return Snapshot(frozenset(self._entries()))
+
+    def mark(self) -> None:
+        """From now on a leak is what came after this."""
+        self.start = self.snapshot()
+
+    def leaks(self, settle: float = SETTLE_S) -> set[str]:
+        """What is there and wasn't at the mark, once all had *settle* seconds to go."""
+        deadline = time.monotonic() + settle
+        while True:
+            left = set(self.snapshot().entries - self.start.entries)
+            if not left or time.monotonic() > deadline:
+                return left
+            time.sleep(0.1)
+
+    def _entries(self) -> Iterator[str]:
+        for pid in process.descendants(os.getpid()):
+            if process.parent(pid) == os.getpid() and process.status(pid) == "Z":
+                continue  # a command of a running test, which collects it
+            if process.start_time(pid):
+                yield f"process {pid} {process.command_line(pid)} ({process.status(pid)}, {process.start_time(pid)})"
+        with open("/proc/self/mountinfo", encoding="utf-8") as file:
+            yield from (f"mount {line.strip()}" for line in file if self._marked(line))
+        with open("/proc/net/unix", encoding="utf-8") as file:
+            for line in file:
+                fields = line.split()
+                if len(fields) > 7 and self._marked(fields[7]):
+                    yield f"socket {fields[7]}"
+        yield from (f"interface {name}" for name in os.listdir("/sys/class/net"))
+        if os.path.isdir("/run/netns"):
+            yield from (f"netns {name}" for name in os.listdir("/run/netns"))
+        yield from (f"cgroup {path}" for path in self._cgroups())
+        for top in self.watched:
+            for directory, _, names in os.walk(top):
+                if directory != top:
+                    yield f"directory {directory}"
+                yield from (f"file {directory}/{name}" for name in names)
+
+    def _cgroups(self) -> Iterator[str]:
+        for directory, names, _ in os.walk("/sys/fs/cgroup"):
+            if self._marked(directory) and directory.rsplit("/", 1)[-1] != CGROUP_PARENT.strip("/"):
+                yield directory
+            if directory.count("/") > 9:
+                names.clear()
+
+    def _marked(self, text: str) -> bool:
+        return any(mark in text for mark in self.marks)
+
+
+def cgroups_of(pid: int) -> dict[str, str]:
+    """Controller (v2: '') to the path of the process's cgroup in it."""
+    found = {}
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+        for line in file:
+            _, controllers, path = line.strip().split(":", 2)
+            for controller in controllers.split(","):
+                found[controller] = path
+    return found
+
+
+def namespace(pid: int | str, kind: str) -> str:
+    """The identity of a process's namespace, such as net:[4026531840]."""
+    return os.readlink(f"/proc/{pid}/ns/{kind}")
