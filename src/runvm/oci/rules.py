@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from runvm.oci.schema import CAPABILITIES, Invalid, JsonObject, shown
+from runvm.oci.schema import CAPABILITIES, CAPABILITY_SETS, Invalid, JsonObject, shown
 
 
 def check_version(version: str) -> None:
@@ -150,6 +150,7 @@ def _is_host_network(namespaces: dict[str, str]) -> bool:
 
 def capability_warnings(process: JsonObject) -> list[str]:
     """Unknown capabilities are warned of, never an error (config.md, Linux Process)."""
-    wanted = {name for names in process.get("capabilities", {}).values() for name in names}
+    sets = process.get("capabilities", {})
+    wanted = {name for kind in CAPABILITY_SETS for name in sets.get(kind, ())}
     unknown = sorted(wanted.difference(CAPABILITIES))
     return [f"ignoring unknown or unavailable capabilities: {' '.join(map(shown, unknown[:10]))}"] if unknown else []

@@ -132,8 +132,13 @@ def test_null_is_absence(config: Config, load: Load) -> None:
 def test_unknown_fields_are_kept_and_ignored(config: Config, load: Load) -> None:
     config["futureField"] = {"a": [1, None]}
     config["process"]["novelty"] = 5
+    config["process"]["capabilities"]["novel"] = None
+    config["linux"]["namespaces"].append({"type": "time"})
+    config["linux"]["timeOffsets"] = {"novel": 5}
     config["linux"]["netDevices"] = {"eth0": {}}
-    assert load(config).raw["futureField"] == {"a": [1, None]}
+    loaded = load(config)
+    spec.unsupported(loaded)
+    assert loaded.raw["futureField"] == {"a": [1, None]}
 
 
 @pytest.mark.parametrize("version", ["1.0.0", "1.0.2-dev", "1.1.0+dev", "1.1.0-rc.2", "1.2.0", "1.0"])

@@ -1,0 +1,95 @@
+"""What `runvm features` prints (OCI runtime spec, features.md): what the guest's crun and kernel give, not the host."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import runvm
+from runvm.oci import OCI_VERSION, schema
+
+if TYPE_CHECKING:
+    from runvm.config import Config
+    from runvm.oci.schema import JsonObject
+
+# crun 1.8's mount_flags.perf without `idmap`, which files shared with the host can't have, and without the recursive
+# options that mount_setattr(2) takes in another form than crun gives them (rnoatime, rsync and their like)
+_MOUNT_OPTIONS = (
+    "async",
+    "atime",
+    "bind",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "mand",
+    "noatime",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "nomand",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "private",
+    "rbind",
+    "rdev",
+    "relatime",
+    "remount",
+    "rexec",
+    "rnodev",
+    "rnoexec",
+    "rnosuid",
+    "ro",
+    "rprivate",
+    "rro",
+    "rrw",
+    "rshared",
+    "rslave",
+    "rsuid",
+    "runbindable",
+    "rw",
+    "shared",
+    "slave",
+    "strictatime",
+    "suid",
+    "sync",
+    "tmpcopyup",
+    "unbindable",
+)
+
+
+def features(config: Config) -> JsonObject:
+    """The features structure; *config* says which hypervisor and accelerator stand behind it."""
+    return {
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": OCI_VERSION,
+        "hooks": list(schema.HOOK_KINDS),
+        "mountOptions": list(_MOUNT_OPTIONS),
+        "linux": {
+            "namespaces": list(schema.NAMESPACES),
+            "capabilities": list(schema.CAPABILITIES),
+            # The limits of a container hold in the guest, whose cgroups are of version 2 and no systemd's
+            "cgroup": {"v1": False, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
+            "seccomp": {
+                "enabled": True,
+                # Not NOTIFY: its listener is a process of the host
+                "actions": [action for action in schema.SECCOMP_ACTIONS if action != "SCMP_ACT_NOTIFY"],
+                "operators": list(schema.SECCOMP_OPERATORS),
+                "archs": list(schema.SECCOMP_ARCHS),
+                "knownFlags": list(schema.SECCOMP_FLAGS),
+                # WAIT_KILLABLE_RECV is for filters with a listener
+                "supportedFlags": [flag for flag in schema.SECCOMP_FLAGS if not flag.endswith("WAIT_KILLABLE_RECV")],
+            },
+            # Their labels are taken and do nothing: see spec.host_labels
+            "apparmor": {"enabled": False},
+            "selinux": {"enabled": False},
+            "intelRdt": {"enabled": False},
+        },
+        "annotations": {
+            "io.runvm.version": runvm.__version__,
+            "io.runvm.hypervisor": config.hypervisor,
+            "io.runvm.accelerator": config.accelerator,
+            "org.opencontainers.runc.checkpoint.enabled": "false",
+        },
+    }
