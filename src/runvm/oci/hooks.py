@@ -14,7 +14,7 @@ import os
 import select
 import signal
 import time
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from runvm.errors import HookError
 from runvm.oci import OCI_VERSION
@@ -94,13 +94,13 @@ def run_all(
     return failures
 
 
-class _Job(NamedTuple):
+class _Job:
     """What a hook's child is made of."""
 
-    hook: Hook
-    cwd: str
-    env: dict[str, str]
-    enter: Callable[[], None] | None
+    __slots__ = ("cwd", "enter", "env", "hook")
+
+    def __init__(self, hook: Hook, cwd: str, env: dict[str, str], enter: Callable[[], None] | None) -> None:
+        self.hook, self.cwd, self.env, self.enter = hook, cwd, env, enter
 
 
 def _run_one(
