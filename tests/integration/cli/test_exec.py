@@ -1,0 +1,196 @@
+"""exec: further processes in a running container, by arguments and by a process file, in the foreground and detached."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from framework import process
+from framework.bundle import CAPABILITIES
+
+if TYPE_CHECKING:
+    from framework.runtime import Box, Container, Runtime
+
+
+@pytest.fixture(scope="module")
+def running(module_box: Box) -> Container:
+    """A container that all tests here exec into."""
+    container = module_box.idle()
+    container.bundle.process["env"].append("FROM_CONFIG=yes")
+    container.bundle.process["cwd"] = "/tmp"
+    return container.launch()
+
+
+def process_file(container: Container, **fields: Any) -> str:
+    """A file for --process, of the container's own process with *fields* changed."""
+    path = f"{container.bundle.path}/process.json"
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(container.bundle.process | fields, file)
+    return path
+
+
+def test_exec_exits_with_the_code_of_its_process(running: Container) -> None:
+    """Exit codes pass through; a process ended by a signal gives 128+n."""
+    for script, code in (("exit 0", 0), ("exit 33", 33), ("exit 255", 255), ("kill -TERM $$", 128 + signal.SIGTERM)):
+        assert running.exec("sh", "-c", script).code == code
+
+
+def test_exec_streams_pass_both_ways(running: Container) -> None:
+    """stdin with its end, stdout and stderr apart, a megabyte of any bytes, and everything written before the end."""
+    data = bytes(range(256)) * 4096
+    result = running.exec("sh", "-c", "cat; echo problem >&2", stdin=data)
+    assert result.code == 0
+    assert result.stdout == data
+    assert result.stderr == b"problem\n"
+
+
+def test_exec_inherits_environment_directory_and_user_from_the_config(running: Container) -> None:
+    """Without flags: env, cwd and user of config.json; PATH finds the program; HOME is set from passwd."""
+    shown = running.exec("sh", "-c", "echo $FROM_CONFIG $HOME; pwd; id -u; echo $PATH").expect(0).text.splitlines()
+    assert shown == ["yes /root", "/tmp", "0", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
+
+
+def test_exec_flags_set_environment_directory_user_groups_and_capabilities(running: Container) -> None:
+    """--env adds to the environment, --cwd, --user uid:gid, --additional-gids and --cap do as they say."""
+    # runc takes either form of a flag, not both in one command
+    flags = ("-e", "A=1", "-e", "B=two words", "--cwd", "/home/user", "--user", "1000:1000", "-g", "2000", "-g", "3000")
+    shown = running.exec("sh", "-c", 'echo "$A $B $FROM_CONFIG"; pwd; id -u; id -g; id -G', flags=flags).expect(0)
+    assert shown.text.splitlines() == ["1 two words yes", "/home/user", "1000", "1000", "1000 2000 3000"]
+    capable = running.exec("grep", "CapEff", "/proc/self/status", flags=("--cap", "CAP_SYS_TIME")).expect(0)
+    assert int(capable.text.split()[1], 16) & (1 << 25)
+
+
+def test_exec_no_new_privs(running: Container) -> None:
+    """--no-new-privs sets the bit."""
+    assert running.sh("grep NoNewPrivs /proc/self/status").split() == ["NoNewPrivs:", "0"]
+    assert running.sh("grep NoNewPrivs /proc/self/status", "--no-new-privs").split() == ["NoNewPrivs:", "1"]
+
+
+def test_exec_by_process_file(running: Container) -> None:
+    """--process takes a complete OCI process object, as containerd and conmon send it: nothing else adds to it."""
+    path = process_file(
+        running,
+        args=["sh", "-c", "echo $ONLY-$FROM_CONFIG; pwd; id -u; grep CapEff /proc/self/status; umask"],
+        env=["PATH=/bin", "ONLY=this"],
+        cwd="/var",
+        user={"uid": 7, "gid": 8, "umask": 0o27},
+        capabilities={kind: ["CAP_KILL"] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
+    )
+    result = running.runtime.ok("exec", "--process", path, running.id)
+    lines = result.text.splitlines()
+    assert lines[:3] == ["this-", "/var", "7"]
+    assert int(lines[3].split()[1], 16) == 1 << 5
+    if running.runtime.name != "runc":  # 1.1 leaves the umask of an exec as it is
+        assert lines[4] == "0027"
+
+
+def test_exec_detached_writes_a_pid_that_the_caller_reaps(running: Container) -> None:
+    """--detach --pid-file: returns while the process runs; its pid is an orphan that ends with its exit code."""
+    pid_file = f"{running.bundle.path}/exec.pid"
+    path = process_file(running, args=["sh", "-c", "echo begun; sleep 0.5; echo ended; exit 17"])
+    reader, writer = os.pipe()
+    log = f"{running.bundle.path}/exec.log"
+    arguments = ("exec", "--process", path, "--detach", "--pid-file", pid_file, running.id)
+    started = running.runtime.start(*arguments, stdout=writer, stderr=writer, log=log)
+    os.close(writer)
+    started.wait(running.runtime.timeout).expect(0)
+    with open(pid_file, encoding="ascii") as file:
+        pid = int(file.read())
+    assert process.alive(pid)
+    assert process.parent(pid) == os.getpid()
+    assert process.reap(pid, 20) == 17
+    with os.fdopen(reader, "rb") as stream:
+        assert stream.read() == b"begun\nended\n"
+
+
+def test_a_signal_to_the_pid_of_an_exec_reaches_its_process(running: Container) -> None:
+    """containerd and conmon signal an exec by its pid: TERM is handled, KILL kills; nothing remains in the container."""
+    pid_file = f"{running.bundle.path}/signal.pid"
+    script = "trap 'exit 18' TERM; touch /tmp/ready; while :; do sleep 0.05; done"
+    for number, code in ((signal.SIGTERM, 18), (signal.SIGKILL, 137)):
+        running.sh("rm -f /tmp/ready")
+        with open(os.devnull, "wb") as null:
+            arguments = ("exec", "--detach", "--pid-file", pid_file, running.id, "sh", "-c", script)
+            started = running.runtime.start(*arguments, stdout=null, stderr=null)
+            started.wait(running.runtime.timeout).expect(0)
+        with open(pid_file, encoding="ascii") as file:
+            pid = int(file.read())
+        running.sh("while ! test -e /tmp/ready; do sleep 0.05; done")
+        os.kill(pid, number)
+        assert process.reap(pid, 20) == code
+        process.wait_until(
+            lambda: (
+                running.exec("sh", "-c", "pgrep -f /tmp/read[y] || ! ps -o args | grep -q '[t]ouch /tmp'").code == 0
+            ),
+            timeout=10,
+            what="the process is gone from the container",
+        )
+
+
+def test_many_execs_at_once(running: Container) -> None:
+    """Ten at once: each gets its own streams and code."""
+    started = [
+        running.runtime.start(
+            "exec", running.id, "sh", "-c", f"cat; echo {number}; exit {number}", stdin=b"%d-" % number
+        )
+        for number in range(10)
+    ]
+    for number, command in enumerate(started):
+        result = command.wait(running.runtime.timeout * 2)
+        assert (result.code, result.stdout) == (number, b"%d-%d\n" % (number, number))
+
+
+def test_exec_of_a_missing_program_says_so(running: Container) -> None:
+    """255, with the texts that docker turns into 127 and 126, whether detached or not."""
+    for argv, wanted in (
+        (["no-such-program"], "executable file not found"),
+        (["/no/such/program"], "no such file or directory"),
+        (["/etc/passwd"], "permission denied"),
+    ):
+        result = running.exec(*argv)
+        assert result.code == 255, result.describe()
+        assert wanted in result.error, result.describe()
+        assert argv[0] in result.error
+    detached = running.exec("no-such-program", flags=("--detach",))
+    assert detached.code == 255
+    missing_directory = running.exec("true", flags=("--cwd", "/no/such/dir"))
+    assert missing_directory.code == 255, missing_directory.describe()
+
+
+def test_exec_sees_the_containers_processes_and_is_seen(running: Container) -> None:
+    """The pid namespace is the container's: init is 1 there, and `ps` gives host pids for all of them."""
+    assert running.sh("cat /proc/1/comm; tr '\\0' ' ' </proc/1/cmdline").startswith("sh\nsh -c")
+    before = running.runtime.ok("ps", "--format", "json", running.id).json()
+    assert running.init_pid in before
+
+
+def test_exec_leaves_no_process_when_its_caller_is_killed(running: Container) -> None:
+    """kill -9 of a foreground exec's caller: the container goes on, and answers further execs."""
+    command = running.runtime.start("exec", running.id, "sh", "-c", "echo up; exec sleep 1000")
+    assert command.popen.stdout is not None
+    assert command.popen.stdout.read(3) == b"up\n"
+    command.kill()
+    assert running.sh("echo fine") == "fine"
+    assert running.status == "running"
+    running.sh("killall sleep || true")
+
+
+def test_exec_wants_a_command(running: Container, runtime: Runtime) -> None:
+    """Neither a command nor --process: a usage error."""
+    result = runtime.call("exec", running.id)
+    assert result.code == 255
+    assert "process args cannot be empty" in result.error or "requires" in result.stderr.decode()
+
+
+def test_exec_in_a_created_container_works(box: Box) -> None:
+    """Before start too, as runc allows it; capabilities are those of the config."""
+    container = box.idle()
+    container.create()
+    assert container.sh("echo early") == "early"
+    container.start()
+    shown = int(container.sh("grep CapBnd /proc/self/status").split()[1], 16)
+    assert bin(shown).count("1") == len(CAPABILITIES)
