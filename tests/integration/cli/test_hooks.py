@@ -118,7 +118,7 @@ def test_a_hooks_argv0_is_what_the_config_says(box: Box) -> None:
 
 
 def test_container_hooks_run_in_the_container(box: Box) -> None:
-    """createContainer before the root is changed, startContainer in the container after start and before its process."""
+    """createContainer before the root is changed, startContainer in the container, after start, before its process."""
     container = box.sh("cat /tmp/started; echo main")
     container.bundle.file(
         "/hook", "#!/bin/sh\ncat >/tmp/state; hostname >/tmp/started; echo $1 >>/tmp/started\n", mode=0o755

@@ -73,7 +73,7 @@ def test_a_container_goes_from_created_to_running_to_stopped_to_gone(box: Box, r
 
 
 def test_operations_on_an_unknown_container_say_that_it_does_not_exist(runtime: Runtime) -> None:
-    """Each command fails with the words that containerd looks for; `delete --force` succeeds, as engines do it twice."""
+    """Each fails with the words that containerd looks for; `delete --force` succeeds (engines do it twice)."""
     commands = (
         ["state", UNKNOWN],
         ["start", UNKNOWN],
