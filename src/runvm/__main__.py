@@ -90,7 +90,8 @@ def main(argv: list[str] | None = None) -> int:
             return _BROKEN_PIPE
         log.error(_words(error))
     except OSError as error:
-        log.debug(_traceback())
+        if log.debug_on:
+            log.debug(_traceback())
         log.error(_words(error))
     except Exception as error:  # the process's edge: whatever it is, the caller gets a message and a code
         log.error(f"internal error: {type(error).__name__}: {error}", _traceback())
