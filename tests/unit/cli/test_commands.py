@@ -55,7 +55,8 @@ CRUN_1_8_1 = {
     "pause": "",
     "resume": "",
     "update": "blkio-weight=1 cpu-period= cpu-quota= cpu-rt-period= cpu-rt-runtime= cpu-share= cpuset-cpus= "
-    "cpuset-mems= kernel-memory= kernel-memory-tcp= memory= memory-reservation= memory-swap= pids-limit=1 r= resources=",
+    "cpuset-mems= kernel-memory= kernel-memory-tcp= memory= memory-reservation= memory-swap= pids-limit=1 r= "
+    "resources=",
     "spec": "b= bundle= f= file= rootless",
     "checkpoint": "image-path= work-path= leave-running tcp-established ext-unix-sk shell-job pre-dump parent-path= "
     "manage-cgroups-mode=",

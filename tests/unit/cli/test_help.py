@@ -134,7 +134,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def complete(script: Path, *words: str) -> list[str]:
-    """What bash offers for the last of *words*, split as readline does; `runvm list` answers box1, or in and its root."""
+    """What bash offers for the last of *words*, split as readline does; `list` answers box1, or in and its root."""
     code = (
         f". {shlex.quote(str(script))}\n"
         'runvm() { case $1 in list) echo box1 ;; --root) echo "in$2" ;; --root=*) echo "in${1#*=}" ;; esac; }\n'
