@@ -59,13 +59,13 @@ COMMAND = Command(
 
 def run(ctx: Context, args: Args) -> int:
     """Call the verb; the process's exit code, or 0 once it runs detached."""
-    from runvm.container import exec as verb
-
-    cid = checked_id(args.words[0])
     try:
+        cid = checked_id(args.words[0])
+        from runvm.container import exec as verb
+
         return verb.exec_process(ctx, cid, options(args, lambda: verb.base_process(ctx, cid)))
     except RunvmError as error:
-        if error.exit_code == 1 and not isinstance(error, UsageError):
+        if error.exit_code == RunvmError.exit_code:
             error.exit_code = _FAILED
         raise
 
@@ -95,9 +95,7 @@ def _process(args: Args, base_process: Callable[[], JsonObject]) -> JsonObject:
 
         return load_process(file)
     if len(args.words) < 2:
-        raise UsageError(
-            "process args cannot be empty", do="give a command after the id, or --process", exit_code=_FAILED
-        )
+        raise UsageError("process args cannot be empty", do="give a command after the id, or --process")
     from runvm.oci.process import exec_process
 
     return exec_process(

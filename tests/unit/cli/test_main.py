@@ -60,6 +60,8 @@ def root(tmp_path: Path) -> str:
         (["state", ".."], 1, "invalid container ID format"),
         (["state", ""], 1, "container id cannot be empty"),
         (["--log-format", "xml", "list"], 1, 'invalid value "xml" for flag --log-format'),
+        (["exec"], 1, '"exec" requires a minimum of 1 argument(s)'),
+        (["exec", "..", "ls"], 255, "invalid container ID format"),
         (["checkpoint", "--image-path", "/x", "c1"], 1, "checkpoint is not supported by runvm"),
         (["restore"], 1, "restore is not supported by runvm"),
         (["spec", "--bundle", "/nonexistent"], 1, "/nonexistent/config.json: no such file or directory"),
