@@ -57,12 +57,15 @@ class Apt:
         status = os.path.join(scratch, "status")
         with open(status, "wb"):
             pass
+        archives = os.path.join(scratch, "archives")
+        os.makedirs(os.path.join(archives, "partial"))
         # The sandbox user can't write to a directory of root's. Debian's container images turn apt's binary cache off,
-        # and a call costs a second more without.
+        # and a call costs a second more without. What is in apt's archives isn't listed for download.
         settings = {
             "APT::Sandbox::User": "root",
             "Debug::NoLocking": "1",
             "Dir::State::status": status,
+            "Dir::Cache::archives": archives,
             "Dir::Cache::pkgcache": os.path.join(scratch, "pkgcache.bin"),
             "Dir::Cache::srcpkgcache": os.path.join(scratch, "srcpkgcache.bin"),
         }
@@ -87,8 +90,10 @@ class Apt:
             if line.startswith("'"):  # 'uri' name_version_arch.deb size hash
                 name, version, _ = line.split("' ", 1)[1].split(" ", 1)[0].split("_", 2)
                 wanted.append((name, urllib.parse.unquote(version)))
-        if not wanted:
-            raise CommandError("apt-get named no packages to download")
+        listed = {name for name, _ in wanted}
+        unlisted = [name for name in names if name not in listed]
+        if unlisted:
+            raise CommandError(f"apt-get names no download for {', '.join(unlisted)}")
         shown = run(("apt-cache", *self.options, "show", *(f"{name}={version}" for name, version in wanted)))
         return read_stanzas(shown, wanted)
 

@@ -1,0 +1,275 @@
+"""PID 1 of the guest: makes the system that crun needs, waits to be woken by the host, then serves its requests until the end.
+
+What runs before the first `Wake` is in the memory template that later VMs start from, so nothing there may have an identity: no host name,
+no random state that outlives the reseeding, no clock, no mounts of a share.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import signal
+import struct
+import sys
+import time
+from typing import Any
+
+from runvm import __version__
+from runvm.agent import dns, network
+from runvm.agent.runtime import AgentError, Runtime
+from runvm.linux import syscalls
+from runvm.linux.loop import IN, Loop
+from runvm.protocol import frames, messages
+from runvm.protocol.connection import Connection
+from runvm.protocol.frames import Frame
+from runvm.protocol.messages import (
+    Create,
+    Done,
+    Exec,
+    Failed,
+    Freeze,
+    Hello,
+    Plug,
+    Remove,
+    Resize,
+    Signal,
+    Start,
+    Stats,
+    Sync,
+    Update,
+    Wake,
+)
+
+PORT = "runvm.agent"
+SHARE = "/run/share"
+_MODULES = ("virtio_console", "virtio_net", "virtiofs", "overlay", "virtio_balloon", "virtio_rng")
+_FILE_SYSTEMS = (
+    ("proc", "/proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
+    ("sysfs", "/sys", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
+    ("devtmpfs", "/dev", syscalls.MS_NOSUID, "mode=755"),
+    ("devpts", "/dev/pts", syscalls.MS_NOSUID | syscalls.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620,gid=5"),
+    ("tmpfs", "/dev/shm", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=1777"),
+    ("mqueue", "/dev/mqueue", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
+    ("tmpfs", "/run", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=755"),
+    ("tmpfs", "/tmp", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=1777"),
+    ("cgroup2", "/sys/fs/cgroup", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
+)
+# linux/random.h
+_RNDADDENTROPY = 0x40085203
+_RNDRESEEDCRNG = 0x5207
+
+
+class Agent:
+    """Serves one host connection."""
+
+    def __init__(self, port: int) -> None:
+        self.loop = Loop()
+        self.connection = Connection(self.loop, port, on_frame=self._frame, on_close=self._closed)
+        self.runtime = Runtime(self.loop, self.connection.send, self._event, SHARE)
+        self._resolvers: dict[str, dns.Resolver] = {}
+        wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        self.loop.watch(wake_read, IN, lambda events: self._child(wake_read))
+
+    def run(self) -> None:
+        """Say hello, then serve."""
+        self._event(Hello(__version__))
+        gc.collect()
+        gc.freeze()  # what is here now never becomes garbage: leave its pages alone, clones share their template's layout
+        self.loop.run()
+
+    def _child(self, fd: int) -> None:
+        os.read(fd, 4096)
+        self.runtime.reap()
+
+    def _closed(self, reason: str) -> None:
+        # the supervisor is gone, and with it the virtual machine's purpose
+        _say(f"the host has gone: {reason}")
+        syscalls.reboot(syscalls.RB_POWER_OFF)
+
+    def _event(self, message: Any) -> None:
+        self._message(0, message)
+
+    def _message(self, number: int, message: Any) -> None:
+        self.connection.send(frames.MESSAGE, 0, messages.encode(message, number))
+
+    def _frame(self, frame: Frame) -> None:
+        if frame.kind == frames.DNS:
+            self._answer_dns(frame)
+            return
+        if frame.kind != frames.MESSAGE:
+            self.runtime.stream(frame)
+            return
+        number, request = messages.decode(frame.payload)
+
+        def done(result: messages.Json | AgentError) -> None:
+            self._message(number, Failed(str(result)) if isinstance(result, AgentError) else Done(result))
+
+        try:
+            result = self._serve(request, done)
+        except (AgentError, OSError, KeyError, ValueError, TypeError, network.NetworkError) as error:
+            done(AgentError(str(error) or repr(error)))
+            return
+        if result is not None:
+            done(result)
+
+    def _serve(self, request: Any, done: Any) -> messages.Json | None:
+        """Carry out one request; None where *done* is called later or no reply is due."""
+        if isinstance(request, Resize):
+            self.runtime.resize(request.channel, request.rows, request.columns)
+            return None
+        if isinstance(request, Wake):
+            return self._wake(request)
+        if isinstance(request, Create):
+            self._network(request.network, request.interfaces, request.resolvers)
+            self.runtime.create(request, done)
+            return None
+        if isinstance(request, Start):
+            self.runtime.start(request.container, done)
+            return None
+        if isinstance(request, Exec):
+            self.runtime.exec(request, done)
+            return None
+        if isinstance(request, Signal):
+            return self.runtime.signal(request)
+        if isinstance(request, Freeze):
+            return self.runtime.freeze(request.container, request.frozen)
+        if isinstance(request, Update):
+            self.runtime.update(request.container, request.resources, done)
+            return None
+        if isinstance(request, Stats):
+            return self.runtime.stats(request.container)
+        if isinstance(request, Remove):
+            return self.runtime.remove(request.container)
+        if isinstance(request, Plug):
+            for name in request.gone:
+                network.deconfigure(request.network, str(name))
+            self._network(request.network, request.interfaces, [])
+            return {}
+        if isinstance(request, Sync):
+            os.sync()
+            return {}
+        raise AgentError(f"the guest's agent doesn't serve {type(request).__name__}")
+
+    def _wake(self, request: Wake) -> messages.Json:
+        """Become this VM and no other: random state, clock, machine-id; then the share, which was plugged in while paused."""
+        _reseed(bytes.fromhex(request.entropy))
+        time.clock_settime_ns(time.CLOCK_REALTIME, request.clock_ns)
+        with open("/etc/machine-id", "w") as file:
+            file.write(os.urandom(16).hex() + "\n")
+        if request.share:
+            _mount_share(request.share)
+        return {}
+
+    def _network(self, name: str, interfaces: list[Any], resolvers: list[Any]) -> None:
+        if not name:
+            return
+        network.make_namespace(name)
+        network.configure(name, interfaces, deadline=time.monotonic() + 10)
+        if resolvers and name not in self._resolvers:
+            self._resolvers[name] = dns.Resolver(self.loop, name, [str(address) for address in resolvers], self._ask_dns)
+
+    def _ask_dns(self, packet: bytes) -> None:
+        self.connection.send(frames.DNS, 0, packet)
+
+    def _answer_dns(self, frame: Frame) -> None:
+        for resolver in self._resolvers.values():
+            resolver.answer(frame.payload)
+
+
+def _reseed(seed: bytes) -> None:
+    """Mix *seed* into the kernel's generator and reseed it, so that no two clones of a template share a stream (random(4))."""
+    fd = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _RNDADDENTROPY, struct.pack("ii", len(seed) * 8, len(seed)) + seed)
+        fcntl.ioctl(fd, _RNDRESEEDCRNG)
+    finally:
+        os.close(fd)
+
+
+def _mount_share(tag: str) -> None:
+    """Mount the virtiofs share once its device has been plugged in, and put its module tree where modprobe looks."""
+    deadline = time.monotonic() + 20
+    os.makedirs(SHARE, exist_ok=True)
+    drivers = "/sys/bus/virtio/drivers/virtiofs"
+    while not any(name.startswith("virtio") for name in os.listdir(drivers)):
+        if time.monotonic() > deadline:
+            raise AgentError("the virtiofs device didn't appear in the guest within 20 s")
+        time.sleep(0.002)
+    syscalls.mount(tag, SHARE, "virtiofs")
+    modules = f"{SHARE}/modules"
+    if os.path.isdir(modules):
+        syscalls.mount(modules, f"/lib/modules/{os.uname().release}", "", syscalls.MS_BIND)
+
+
+def _say(text: str) -> None:
+    """A line on the VM's console, which the supervisor keeps for error messages and `runvm debug`."""
+    try:
+        with open("/dev/kmsg", "w") as file:
+            file.write(f"runvm agent: {text}\n")
+    except OSError:
+        pass
+
+
+def _set_up() -> None:
+    """The file systems, the control groups, the modules."""
+    # pivot_root(2), which crun does, refuses the kernel's first root: lay a bind of it over itself
+    syscalls.mount("/", "/mnt", "", syscalls.MS_BIND | syscalls.MS_REC)
+    os.chdir("/mnt")
+    syscalls.mount("/mnt", "/", "", syscalls.MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+    for fstype, target, flags, data in _FILE_SYSTEMS:
+        os.makedirs(target, exist_ok=True)
+        syscalls.mount(fstype, target, fstype, flags, data)
+    for link, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        if not os.path.lexists(f"/dev/{link}"):
+            os.symlink(target, f"/dev/{link}")
+    with open("/sys/fs/cgroup/cgroup.controllers") as file:
+        controllers = file.read().split()
+    for controller in controllers:
+        try:
+            with open("/sys/fs/cgroup/cgroup.subtree_control", "w") as file:
+                file.write(f"+{controller}")
+        except OSError as error:
+            _say(f"controller {controller}: {error.strerror}")
+    pid = os.posix_spawn("/sbin/modprobe", ["modprobe", "-a", *_MODULES], {"PATH": "/sbin"})
+    os.waitpid(pid, 0)
+    network.set_loopback_up()
+    os.makedirs("/run/runvm", mode=0o700, exist_ok=True)
+    os.makedirs("/run/crun", mode=0o700, exist_ok=True)
+
+
+def _open_port() -> int:
+    """The virtio-serial port that leads to the supervisor (kernel's virtio_console: /sys/class/virtio-ports/*/name)."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            ports = os.listdir("/sys/class/virtio-ports")
+        except FileNotFoundError:
+            ports = []
+        for port in ports:
+            with open(f"/sys/class/virtio-ports/{port}/name") as file:
+                if file.read().strip() == PORT:
+                    return os.open(f"/dev/{port}", os.O_RDWR | os.O_CLOEXEC)
+        time.sleep(0.01)
+    raise AgentError(f"no virtio-serial port named {PORT}")
+
+
+def main() -> None:
+    """Run as /init; never returns while the VM is to live."""
+    try:
+        _set_up()
+        Agent(_open_port()).run()
+    except BaseException:
+        import traceback
+
+        for line in traceback.format_exc().splitlines():
+            _say(line)
+        sys.stdout.flush()
+        time.sleep(0.2)
+        syscalls.reboot(syscalls.RB_POWER_OFF)
+
+

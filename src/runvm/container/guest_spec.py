@@ -1,0 +1,155 @@
+"""The guest's config.json, made from the caller's: a pure function, apart from looking at what is mounted.
+
+crun in the guest carries the rest of the OCI spec out. What changes: sources of files become places in the share, namespaces of the host
+become the guest's, and what only means something on the host (labels, its devices, its cgroup) is left out.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from runvm.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from runvm.oci.spec import Spec
+
+SHARE = "/run/share"
+"""Where the guest has the share mounted (agent.init)."""
+_OWN = ("/proc", "/sys")
+"""Trees of the kernel: a bind of one shows the guest's own, never the host's."""
+_RESOLV_CONF = "/etc/resolv.conf"
+_STATIC_DEVICES = {
+    ("c", 1, 3), ("c", 1, 5), ("c", 1, 7), ("c", 1, 8), ("c", 1, 9), ("c", 1, 11), ("c", 5, 0), ("c", 5, 1), ("c", 5, 2),
+    ("c", 10, 200), ("c", 10, 229), ("c", 10, 237),
+}  # fmt: skip
+"""Devices with the same numbers on every Linux (kernel's devices.txt), which the guest has itself: memory, terminals, tun, fuse, loop."""
+_LOOP = ("b", 7)
+# resources that cgroup v2, which the guest has, doesn't know, or that mean the host's devices and processors
+_NOT_IN_GUEST = {
+    "memory": ("kernel", "kernelTCP", "swappiness", "disableOOMKiller", "useHierarchy", "checkBeforeUpdate"),
+    "cpu": ("cpus", "mems", "realtimeRuntime", "realtimePeriod"),
+}
+
+
+class Share(NamedTuple):
+    """A directory or file of the host that the guest gets under a name."""
+
+    source: str
+    recursive: bool
+    read_only: bool
+
+
+class GuestPlan(NamedTuple):
+    """What `create` sends to the supervisor: the guest's spec, what is shared, loopback resolvers, what was left out (for the log)."""
+
+    spec: dict[str, Any]
+    shares: dict[str, Share]
+    resolvers: list[str]
+    notes: list[str]
+
+
+def plan(spec: Spec, cid: str) -> GuestPlan:
+    """Rewrite *spec* for the guest. Raises UnsupportedError, naming what a VM can't have."""
+    raw = dict(spec.raw)
+    notes: list[str] = []
+    shares = {"rootfs": Share(spec.root_path, True, False)}
+    raw["root"] = {**raw["root"], "path": f"{SHARE}/{cid}/rootfs"}
+    raw["mounts"] = _mounts(spec, cid, shares)
+    raw.pop("hooks", None)
+    start_hooks = spec.raw.get("hooks", {}).get("startContainer")
+    if start_hooks:
+        raw["hooks"] = {"startContainer": start_hooks}
+    raw["annotations"] = {
+        key: value for key, value in spec.annotations.items() if key.startswith("run.oci.") and key != "run.oci.handler"
+    }
+    process = dict(raw["process"])
+    for label in ("apparmorProfile", "selinuxLabel"):
+        process.pop(label, None)
+    raw["process"] = process
+    linux = dict(raw.get("linux", {}))
+    for key in ("mountLabel", "intelRdt"):
+        linux.pop(key, None)
+    linux["cgroupsPath"] = f"/{cid}"
+    linux["namespaces"] = [
+        {"type": namespace["type"]} for namespace in linux.get("namespaces", []) if not _is_hosts(spec, namespace["type"])
+    ]
+    linux["resources"] = resources(spec.resources)
+    linux["devices"] = _devices(spec, notes)
+    raw["linux"] = linux
+    return GuestPlan(raw, shares, _resolvers(shares, raw["mounts"]), notes)
+
+
+def resources(given: dict[str, Any]) -> dict[str, Any]:
+    """The part of an OCI resources object that the guest enforces; the rest holds around the VMM, on the host."""
+    kept = {key: value for key, value in given.items() if key in ("devices", "memory", "cpu", "pids", "hugepageLimits", "unified")}
+    for group, names in _NOT_IN_GUEST.items():
+        if group in kept:
+            kept[group] = {key: value for key, value in kept[group].items() if key not in names}
+    return kept
+
+
+def _mounts(spec: Spec, cid: str, shares: dict[str, Share]) -> list[dict[str, Any]]:
+    mounts = []
+    for number, mount in enumerate(spec.mounts):
+        entry: dict[str, Any] = {"destination": mount.destination, "type": mount.type, "source": mount.source, "options": list(mount.options)}
+        if mount.is_bind and not _kernels_own(mount.source):
+            name = f"m{number}"
+            shares[name] = Share(mount.source, "rbind" in mount.options, "ro" in mount.options)
+            entry["source"] = f"{SHARE}/{cid}/{name}"
+        mounts.append(entry)
+    return mounts
+
+
+def _kernels_own(source: str) -> bool:
+    return any(source == tree or source.startswith(f"{tree}/") for tree in _OWN)
+
+
+def _is_hosts(spec: Spec, kind: str) -> bool:
+    """Whether a namespace path is just another name of the host's own namespace, as Docker's --network host gives it."""
+    path = spec.namespaces.get(kind, "")
+    return bool(path) and same_namespace(path, f"/proc/self/ns/{proc_name(kind)}")
+
+
+def proc_name(kind: str) -> str:
+    """The name in /proc/<pid>/ns of an OCI namespace type."""
+    return {"network": "net", "mount": "mnt"}.get(kind, kind)
+
+
+def same_namespace(first: str, second: str) -> bool:
+    """Whether two paths are one namespace; a path that can't be looked at is no namespace that we know."""
+    try:
+        return os.path.samestat(os.stat(first), os.stat(second))
+    except OSError:
+        return False
+
+
+def _devices(spec: Spec, notes: list[str]) -> list[dict[str, Any]]:
+    """The devices to be made in the guest. Raises UnsupportedError for one of the host's that was asked for by name."""
+    every = any(rule.get("allow") and not rule.get("major") and rule.get("type", "a") in ("a", "") for rule in spec.resources.get("devices", []))
+    kept = []
+    for device, raw in zip(spec.devices, spec.raw.get("linux", {}).get("devices", []), strict=True):
+        numbers = ("c" if device.type == "u" else device.type, device.major, device.minor)
+        if device.type == "p" or numbers in _STATIC_DEVICES or numbers[:2] == _LOOP:
+            kept.append(raw)
+        elif every:
+            notes.append(device.path)  # --privileged lists all of the host's: all of the guest's is what it gets
+        else:
+            raise UnsupportedError(
+                f"device {device.path} ({device.type} {device.major}:{device.minor}): a device of the host can't be handed to a virtual machine"
+            )
+    return kept
+
+
+def _resolvers(shares: dict[str, Share], mounts: list[dict[str, Any]]) -> list[str]:
+    """Name servers on a loopback address, which only a process in the host's network namespace can ask (Docker's is 127.0.0.11)."""
+    for mount in reversed(mounts):
+        if mount["destination"] == _RESOLV_CONF and mount["source"].startswith(SHARE):
+            source = shares[mount["source"].rsplit("/", 1)[1]].source
+            try:
+                with open(source, "rb") as file:
+                    words = [line.split() for line in file.read(65536).decode(errors="replace").splitlines()]
+            except OSError:
+                return []
+            return [line[1] for line in words if len(line) > 1 and line[0] == "nameserver" and line[1].startswith("127.")][:3]
+    return []

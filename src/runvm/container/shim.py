@@ -1,0 +1,289 @@
+"""The process that callers wait for, signal and reap: its pid is the container's (or the exec's) pid on the host.
+
+Forked, not executed anew, from the command. It sits in the container's namespaces and cgroup on the host, has the standard streams or the
+terminal, sends signals on to the process in the guest, and ends with that process's exit code.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import signal
+import stat
+import struct
+import termios
+import time
+import tty
+from collections.abc import Callable
+from typing import NamedTuple
+
+from runvm.linux import process, syscalls
+from runvm.linux.loop import IN, Loop
+from runvm.protocol import frames, messages
+from runvm.protocol.connection import Connection
+from runvm.protocol.frames import Frame, FrameError
+from runvm.protocol.streams import Sink, Source
+
+LOST = 137
+"""The exit code where the virtual machine went away under the process: as if killed by SIGKILL."""
+_FLUSH_SECONDS = 10.0
+"""How long output that nobody takes may hold up the end."""
+_NOT_FORWARDED = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, signal.SIGSEGV, signal.SIGBUS,
+                  signal.SIGFPE, signal.SIGILL, signal.SIGTTIN, signal.SIGTTOU, signal.SIGTSTP}  # fmt: skip
+
+
+class Namespaces(NamedTuple):
+    """What the shim's host namespaces shall be: CLONE_NEW* flags of new ones, descriptors of those to join, in that order."""
+
+    new: int
+    join: tuple[int, ...]
+    pid_join: int
+    pid_new: bool
+
+
+class Plan(NamedTuple):
+    """What a shim is to be. *terminal* is a pty slave or -1; *rootfs* what its root shall show ('' = the host's)."""
+
+    title: str
+    namespaces: Namespaces
+    cgroup_procs: tuple[str, ...]
+    terminal: int
+    rootfs: str
+    connection: int
+
+
+class Started(NamedTuple):
+    """A shim: its pid on the host, and the descriptor by which it is told to go on (or, closed, to end)."""
+
+    pid: int
+    gate: int
+
+
+def start(plan: Plan) -> Started:
+    """Fork a shim that is an orphan (the caller's subreaper, or init, reaps it) and waits at its gate.
+
+    Returns when its namespaces are made. Raises OSError where they can't be.
+    """
+    import socket
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def middle() -> None:
+        try:
+            # the flags only count for children: the shim is process 1 of a new PID namespace
+            if plan.namespaces.pid_join >= 0:
+                syscalls.setns(plan.namespaces.pid_join, syscalls.CLONE_NEWPID)
+            elif plan.namespaces.pid_new:
+                syscalls.unshare(syscalls.CLONE_NEWPID)
+            ours.close()
+            pid = process.fork(lambda: _main(plan, theirs))
+            theirs.sendall(b"p%d" % pid)
+        except OSError as error:
+            theirs.sendall(f"e{error.errno} {error.strerror}".encode())
+
+    parent = process.fork(middle)
+    theirs.close()
+    os.waitpid(parent, 0)
+    ours.settimeout(10)
+    pid = 0
+    ready = False
+    while not (pid and ready):
+        data = ours.recv(4096)
+        if data[:1] == b"p":
+            pid = int(data[1:])
+        elif data[:1] == b"r":
+            ready = True
+        else:
+            ours.close()
+            number, _, text = data[1:].decode().partition(" ")
+            raise OSError(int(number or 5), text or "the shim ended at once")
+    return Started(pid, ours.detach())
+
+
+def _main(plan: Plan, gate: object) -> None:
+    import socket
+
+    assert isinstance(gate, socket.socket)
+    os.setsid()
+    try:
+        for path in plan.cgroup_procs:
+            with open(path, "w") as file:
+                file.write("0")
+        for fd in plan.namespaces.join:
+            syscalls.setns(fd)
+        if plan.namespaces.new:
+            syscalls.unshare(plan.namespaces.new)
+        if plan.namespaces.new & syscalls.CLONE_NEWNS:
+            syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
+    except OSError as error:
+        gate.sendall(f"e{error.errno} {error.strerror}".encode())
+        os._exit(1)
+    gate.sendall(b"r")
+    if gate.recv(1) != b"g":
+        os._exit(LOST)  # the command gave up or was killed
+    shim = Shim(plan)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    if plan.rootfs and plan.namespaces.new & syscalls.CLONE_NEWNS:
+        _show_root(plan.rootfs)
+    # whatever stays open, an engine may wait for the end of (or, like containerd's own socket, must never find here)
+    process.close_above(2, (plan.connection, gate.fileno(), null, *shim.descriptors))
+    for fd in range(3):
+        os.dup2(null, fd)
+    gate.sendall(b"s")
+    gate.close()
+    syscalls.set_name("runvm-shim")
+    syscalls.set_title(plan.title)
+    gc.freeze()
+    os._exit(shim.run())
+
+
+def _show_root(rootfs: str) -> None:
+    """The container's root as this process's own, for callers that join its mount namespace to copy files (podman cp)."""
+    syscalls.mount(rootfs, rootfs, "", syscalls.MS_BIND | syscalls.MS_REC)
+    os.chdir(rootfs)
+    syscalls.pivot_root(".", ".")
+    syscalls.unmount(".", syscalls.MNT_DETACH)
+    os.chdir("/")
+
+
+def release(started: Started, *, timeout: float = 10.0) -> None:
+    """Let a shim go on from its gate; returns when it has taken its streams over. Raises OSError where it has died."""
+    import socket
+
+    with socket.socket(fileno=started.gate) as gate:
+        gate.settimeout(timeout)
+        gate.sendall(b"g")
+        if gate.recv(1) != b"s":
+            raise OSError(5, "the shim ended")
+
+
+class Shim:
+    """The relay: descriptors on one side, the supervisor's connection on the other."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._loop = Loop()
+        self._code: int | None = None
+        self._terminal = plan.terminal
+        self._sinks: dict[int, Sink] = {}
+        self._source: Source | None = None
+        self._connection_fd = plan.connection
+        self._connection: Connection | None = None
+        self._stdio: list[tuple[int, bool]] = []
+        self._signals = _catch_signals()
+        if plan.terminal >= 0:
+            self._take_terminal()
+        else:
+            self._stdio = [_reopen(fd, os.O_RDONLY if fd == 0 else os.O_WRONLY) for fd in range(3)]
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What must stay open."""
+        own = [fd for fd, _ in self._stdio]
+        return (*own, *self._signals, *((self._terminal,) if self._terminal >= 0 else ()))
+
+    def run(self) -> int:
+        """Relay until the process has ended and its output is out; its exit code."""
+        connection = Connection(self._loop, self._connection_fd, on_frame=self._frame, on_close=lambda reason: self._lost())
+        self._connection = connection
+        send = connection.send
+        if self._terminal >= 0:
+            os.set_blocking(self._terminal, False)
+            self._sinks[frames.STDOUT] = Sink(self._loop, os.dup(self._terminal), frames.STDOUT, 0, send, keep=True)
+            self._source = Source(self._loop, os.dup(self._terminal), frames.STDIN, 0, send, lambda: None)
+            self._resize()
+        else:
+            for kind, (fd, careful) in zip((frames.STDOUT, frames.STDERR), self._stdio[1:], strict=True):
+                self._sinks[kind] = Sink(self._loop, fd, kind, 0, send, careful=careful)
+            fd, careful = self._stdio[0]
+            self._source = Source(self._loop, fd, frames.STDIN, 0, send, lambda: None)
+        self._loop.watch(self._signals[0], IN, self._signal)
+        self._loop.run()
+        return LOST if self._code is None else self._code
+
+    def _take_terminal(self) -> None:
+        """The pty's slave becomes the controlling terminal, so that its size changes arrive, and raw: the guest's does the editing."""
+        fcntl.ioctl(self._terminal, termios.TIOCSCTTY, 0)
+        tty.setraw(self._terminal)
+
+    def _frame(self, frame: Frame) -> None:
+        if frame.kind == frames.MESSAGE:
+            _, message = messages.decode(frame.payload, frozenset({"Exited"}))
+            self._code = message.code & 0xFF
+            self._finish()
+        elif frame.kind == frames.CREDIT_KIND:
+            stream, count = frames.decode_credit(frame)
+            if stream == frames.STDIN and self._source is not None:
+                self._source.credit(count)
+        elif frame.kind == frames.STDIN:
+            if not frame.payload and self._source is not None:
+                self._source.close(silent=True)
+        elif frame.kind in self._sinks:
+            self._sinks[frame.kind].write(frame.payload)
+            if self._code is not None:
+                self._finish()
+
+    def _finish(self) -> None:
+        """End now if all output is out, else look again soon, until a deadline."""
+        deadline = time.monotonic() + _FLUSH_SECONDS
+
+        def look() -> None:
+            if not any(sink.pending for sink in self._sinks.values()) or time.monotonic() > deadline:
+                self._loop.stop()
+            else:
+                self._loop.call_later(0.002, look)
+
+        look()
+
+    def _lost(self) -> None:
+        if self._code is None:
+            self._code = LOST
+        self._finish()
+
+    def _signal(self, events: int) -> None:
+        for number in os.read(self._signals[0], 256):
+            if number == signal.SIGWINCH:
+                self._resize()
+            elif number not in _NOT_FORWARDED:
+                self._send(messages.Signal("", 0, number, False))
+
+    def _resize(self) -> None:
+        if self._terminal >= 0:
+            rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(self._terminal, termios.TIOCGWINSZ, bytes(8)))
+            if rows and columns:
+                self._send(messages.Resize(0, rows, columns))
+
+    def _send(self, message: messages.Resize | messages.Signal) -> None:
+        if self._connection is not None:
+            self._connection.send(frames.MESSAGE, 0, messages.encode(message))
+
+
+def _catch_signals() -> tuple[int, int]:
+    """Every signal's number arrives in a pipe: (reader, writer)."""
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    nothing: Callable[[int, object], None] = lambda number, frame: None  # noqa: E731
+    for number in range(1, signal.NSIG):
+        if number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, 32, 33):
+            continue
+        signal.signal(number, signal.SIG_IGN if number in (signal.SIGPIPE, signal.SIGTTOU, signal.SIGTTIN) else nothing)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    return reader, writer
+
+
+def _reopen(fd: int, flags: int) -> tuple[int, bool]:
+    """A description of our own for an inherited descriptor, so that not blocking doesn't change the caller's; (descriptor, may block).
+
+    What can't be opened anew (a socket) is used as it is, carefully. A closed one is as good as /dev/null.
+    """
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return os.open(os.devnull, flags | os.O_CLOEXEC), False
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        # opened anew it would have an offset of its own
+        return os.dup(fd), False
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), False
+    except OSError:
+        return os.dup(fd), True

@@ -1,0 +1,158 @@
+"""A container on disk: `<root>/<id>/state.json`, its lock, and the status, which is derived from what lives and never believed.
+
+The file is replaced atomically, by whoever holds the lock; reading takes no lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from runvm.errors import ContainerExistsError, ContainerNotFoundError, DeadlineError, RunvmError
+from runvm.linux import process
+from runvm.linux.process import Identity
+
+if TYPE_CHECKING:
+    from runvm.container.context import Context
+
+LOCK_SECONDS = 120.0
+"""How long a command waits for another one on the same container; a create that has to boot a template takes longest."""
+_NAME = "state.json"
+
+
+class ContainerRecord(NamedTuple):
+    """What is known of a container. *status* and *pid* are derived when it is loaded; *pid* is 0 unless the container lives."""
+
+    id: str
+    status: str
+    pid: int
+    bundle: str
+    rootfs: str
+    created: str
+    owner: str
+    annotations: dict[str, str]
+    oci_version: str
+    sandbox: str
+    shim: Identity
+    started: bool
+    paused: bool
+    config_path: str
+    terminal: bool
+    cgroups: tuple[str, ...]
+    namespaces: dict[str, int]
+    uses_host_cgroup: bool
+
+
+class Lock:
+    """The container's lock, held until closed: a context manager."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def directory(ctx: Context, cid: str) -> str:
+    """Where the container's files are."""
+    return f"{ctx.root}/{cid}"
+
+
+def claim(ctx: Context, cid: str) -> Lock:
+    """Make the directory of a new container and lock it. Raises ContainerExistsError."""
+    os.makedirs(ctx.root, mode=0o711, exist_ok=True)
+    path = directory(ctx, cid)
+    try:
+        os.mkdir(path, 0o711)
+    except FileExistsError:
+        raise ContainerExistsError() from None
+    return lock(ctx, cid)
+
+
+def lock(ctx: Context, cid: str, *, timeout: float = LOCK_SECONDS) -> Lock:
+    """Lock a container against other commands. Raises ContainerNotFoundError, DeadlineError."""
+    path = directory(ctx, cid)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        raise ContainerNotFoundError() from None
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise DeadlineError(f"timed out after {timeout:.0f} s waiting for another command on container {cid}") from None
+            time.sleep(0.01)
+    # whoever held it may have deleted the container, and another one may have made one of the same name
+    try:
+        current = os.stat(path)
+    except FileNotFoundError:
+        os.close(fd)
+        raise ContainerNotFoundError() from None
+    if (current.st_dev, current.st_ino) != (lambda own: (own.st_dev, own.st_ino))(os.fstat(fd)):
+        os.close(fd)
+        return lock(ctx, cid, timeout=max(0.0, deadline - time.monotonic()))
+    return Lock(fd)
+
+
+def save(ctx: Context, record: ContainerRecord) -> None:
+    """Write the record, whole or not at all."""
+    body = record._asdict()
+    for derived in ("id", "status", "pid"):
+        del body[derived]
+    path = f"{directory(ctx, record.id)}/{_NAME}"
+    with open(f"{path}.new", "w") as file:
+        json.dump(body, file)
+    os.rename(f"{path}.new", path)
+
+
+def load(ctx: Context, cid: str) -> ContainerRecord:
+    """The container's record, its status as of now. Raises ContainerNotFoundError, RunvmError for a record that can't be read."""
+    path = directory(ctx, cid)
+    try:
+        with open(f"{path}/{_NAME}") as file:
+            body: dict[str, Any] = json.load(file)
+        body["shim"] = Identity(*body["shim"])
+        body["cgroups"] = tuple(body["cgroups"])
+        record = ContainerRecord(id=cid, status="stopped", pid=0, **body)
+    except FileNotFoundError:
+        if not os.path.isdir(path):
+            raise ContainerNotFoundError() from None
+        return _unfinished(cid)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunvmError(f"the state of container {cid} can't be read: {error}", do=f"runvm delete --force {cid}") from error
+    if not process.alive(record.shim):
+        return record
+    status = "paused" if record.paused else "running" if record.started else "created"
+    return record._replace(status=status, pid=record.shim.pid)
+
+
+def load_all(ctx: Context) -> list[ContainerRecord]:
+    """Every container under the root, by name."""
+    try:
+        names = sorted(os.listdir(ctx.root))
+    except FileNotFoundError:
+        return []
+    found = []
+    for name in names:
+        try:
+            found.append(load(ctx, name))
+        except RunvmError:
+            continue
+    return found
+
+
+def _unfinished(cid: str) -> ContainerRecord:
+    """A create is under way, or was killed before it had written anything."""
+    return ContainerRecord(
+        cid, "creating", 0, "", "", "0001-01-01T00:00:00Z", "root", {}, "", "", Identity(0, 0), False, False, "", False, (), {}, True,
+    )  # fmt: skip

@@ -1,0 +1,155 @@
+"""Bringing a guest up to its agent's first word, by a boot or from a template; with what its console said when it doesn't come."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from runvm.errors import DeadlineError, GuestError, VmmError
+from runvm.hypervisor import jail
+from runvm.hypervisor.driver import Driver, Endpoints, Machine, Vm
+from runvm.hypervisor.qemu import BASE_CMDLINE
+from runvm.protocol import frames, messages
+
+if TYPE_CHECKING:
+    from runvm.config import Config
+
+CONSOLE_KEPT = 16 << 10
+"""Bytes of the guest's console that are kept for error messages; the guest may write as much as it likes."""
+
+
+class Guest:
+    """A VM with its two lines to the host: the agent's port and the console."""
+
+    def __init__(self, vm: Vm, agent: socket.socket, console: socket.socket) -> None:
+        self.vm = vm
+        self.agent = agent
+        self.console = console
+        self.console_tail = b""
+
+    def read_console(self) -> None:
+        """Take what the console has, keeping the end of it."""
+        self.console.setblocking(False)
+        try:
+            while data := self.console.recv(65536):
+                self.console_tail = (self.console_tail + data)[-CONSOLE_KEPT:]
+        except (BlockingIOError, OSError):
+            return
+
+    def last_words(self) -> str:
+        """The console's last lines, printable."""
+        self.read_console()
+        text = self.console_tail.decode(errors="replace").replace("\r", "")
+        lines = ["".join(char if char.isprintable() else "?" for char in line) for line in text.split("\n") if line.strip()]
+        return "\n".join(lines[-12:])
+
+    def wait_hello(self, *, deadline: float) -> None:
+        """Until the agent says that it is up. Raises DeadlineError or GuestError with the console's last lines."""
+        decoder = frames.Decoder(max_message=frames.MAX_GUEST_MESSAGE)
+        poll = select.poll()
+        poll.register(self.agent, select.POLLIN)
+        poll.register(self.console, select.POLLIN)
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                words = self.last_words()
+                raise DeadlineError("timed out waiting for the guest to boot to its agent's answer", details=words or "(its console is empty)")
+            for fd, _ in poll.poll(left * 1000):
+                if fd == self.console.fileno():
+                    before = len(self.console_tail)
+                    self.read_console()
+                    if before == len(self.console_tail):
+                        poll.unregister(fd)
+                    continue
+                data = self.agent.recv(4096)
+                if not data:
+                    raise GuestError("the guest ended before its agent answered", details=self.last_words())
+                try:
+                    for frame in decoder.feed(data):
+                        messages.decode(frame.payload, frozenset({"Hello"}))
+                        return
+                except (frames.FrameError, messages.MessageError) as error:
+                    raise GuestError(f"the guest's agent broke the protocol: {error}") from error
+
+    def kill(self) -> None:
+        """End the VM, close the lines."""
+        self.vm.kill()
+        self.agent.close()
+        self.console.close()
+
+
+def machine_for(config: Config, driver: Driver, *, vcpus: int, memory_mib: int, accelerator: str = "") -> Machine:
+    """The machine that a configuration gives, its guest image resolved. Raises HostError where there is no image."""
+    from runvm.guest import image
+
+    found = image.resolve(config)
+    accelerator = accelerator or driver.accelerator()
+    # nothing of the guest's code runs on the processor itself under emulation, so its flaws aren't there to be mitigated
+    extra = " mitigations=off" if accelerator == "tcg" else ""
+    cmdline = f"{BASE_CMDLINE}{extra} {config.kernel_args}".strip()
+    return Machine(accelerator, vcpus, memory_mib, found.kernel, found.initramfs, found.key, cmdline)
+
+
+def start(driver: Driver, machine: Machine, *, directory: str, tap: int, template: str = "", deadline: float) -> Guest:
+    """Launch a paused VM whose files are in *directory* (the caller's mount namespace is its own): a template's clone, or one that will boot."""
+    root = f"{directory}/jail"
+    jail.prepare(root)
+    ram = os.open(f"{root}/ram", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    agent, agent_vmm = socket.socketpair()
+    console, console_vmm = socket.socketpair()
+    state = -1
+    try:
+        os.ftruncate(ram, machine.memory_mib << 20)
+        if template:
+            state = os.open(f"{template}/state", os.O_RDONLY | os.O_CLOEXEC)
+            copy_sparse(f"{template}/ram", ram)
+        endpoints = Endpoints(agent_vmm.fileno(), console_vmm.fileno(), tap)
+        try:
+            vm = driver.launch(machine, endpoints, jail=root, state=state, deadline=deadline)
+        except VmmError as error:
+            raise VmmError(error.message, do="its own words are below", details=_tail(f"{directory}/vmm.log")) from error
+        return Guest(vm, agent, console)
+    except BaseException:
+        agent.close()
+        console.close()
+        raise
+    finally:
+        agent_vmm.close()
+        console_vmm.close()
+        os.close(ram)
+        if state >= 0:
+            os.close(state)
+
+
+def copy_sparse(source: str, target: int) -> None:
+    """Copy the data of a sparse file, not its holes, into *target*, an empty file of the same length (lseek(2), SEEK_DATA)."""
+    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        offset = 0
+        while offset < size:
+            try:
+                offset = os.lseek(fd, offset, os.SEEK_DATA)
+            except OSError:
+                return  # ENXIO: only a hole is left
+            end = os.lseek(fd, offset, os.SEEK_HOLE)
+            os.lseek(target, offset, os.SEEK_SET)
+            while offset < end:
+                sent = os.sendfile(target, fd, offset, end - offset)
+                if sent == 0:
+                    raise VmmError(f"the template {source} is shorter than it was")
+                offset += sent
+    finally:
+        os.close(fd)
+
+
+def _tail(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 2048))
+            return file.read().decode(errors="replace").strip()
+    except OSError:
+        return ""

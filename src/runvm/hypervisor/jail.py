@@ -1,0 +1,60 @@
+"""The hypervisor's confinement: a root of its own with nothing of the host but programs, no network, a user of its own.
+
+Runs in a forked child, between fork and exec. What the hypervisor uses besides comes to it as descriptors.
+"""
+
+from __future__ import annotations
+
+import os
+
+from runvm.linux import syscalls
+
+_BASE_ID = 0x72760000
+"""The first of the user ids that hypervisors run as: 4 Mi ids (one a pid), beyond what distributions hand out."""
+_RDONLY = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
+
+
+def user_id() -> int:
+    """A user and group id that no other hypervisor of this host has: from this process's pid, which no other living process has."""
+    return _BASE_ID + os.getpid()
+
+
+def prepare(directory: str) -> None:
+    """Mount the empty root (a tmpfs in the caller's own mount namespace) that enter() fills."""
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    syscalls.mount("jail", directory, "tmpfs", syscalls.MS_NOSUID, "mode=755,size=100%")
+
+
+def enter(directory: str, *, read_only: list[str], devices: list[str], uid: int) -> None:
+    """Make *directory* (of prepare()) this process's root and *uid* its user.
+
+    *read_only* are host paths shown at the same place; *devices* are device nodes, made anew and owned by *uid*.
+    """
+    syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
+    syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
+    for path in read_only:
+        target = directory + path
+        if os.path.isdir(path):
+            os.makedirs(target, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+        syscalls.mount(path, target, "", syscalls.MS_BIND)
+        syscalls.mount("none", target, "", _RDONLY)
+    for link in ("lib", "lib64", "bin", "sbin"):
+        # a merged /usr, as Debian has had it since 12: the dynamic linker's name starts with /lib64
+        if os.path.islink(f"/{link}") and not os.path.lexists(f"{directory}/{link}"):
+            os.symlink(os.readlink(f"/{link}"), f"{directory}/{link}")
+    for path in devices:
+        information = os.stat(path)
+        os.makedirs(os.path.dirname(directory + path), exist_ok=True)
+        os.mknod(directory + path, 0o600 | 0o020000, information.st_rdev)
+        os.chown(directory + path, uid, uid)
+    os.chdir(directory)
+    syscalls.pivot_root(".", ".")
+    syscalls.unmount(".", syscalls.MNT_DETACH)
+    os.chdir("/")
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)

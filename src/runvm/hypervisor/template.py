@@ -1,0 +1,270 @@
+"""Templates: a guest booted once and kept as RAM and device state, from which later VMs start.
+
+A template is named by the hash of all that it depends on, written under a temporary name, fsynced and renamed. It holds no container, mount,
+network or identity: the agent hasn't been woken yet (see agent.init). Two first starts at once make one, since the directory is locked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from runvm import __version__
+from runvm.errors import DeadlineError, GuestError, RunvmError
+from runvm.hypervisor import boot
+from runvm.hypervisor import driver as drivers
+from runvm.linux import process, syscalls
+from runvm.log import log, progress
+
+if TYPE_CHECKING:
+    from runvm.config import Config
+    from runvm.hypervisor.driver import Driver, Machine
+
+_PAGE = 4096
+_FORMAT = 1
+"""Raised when what a template holds changes in another way than its key tells."""
+
+
+class Template(NamedTuple):
+    """A template on disk: its name (the key), directory, what it was made from, bytes taken, seconds since the epoch."""
+
+    name: str
+    directory: str
+    made_from: dict[str, str]
+    size: int
+    created: float
+
+
+def key(driver: Driver, machine: Machine) -> str:
+    """The hash of everything that a template of *machine* depends on."""
+    parts = [str(_FORMAT), __version__, driver.name, driver.version_key(), *(str(part) for part in machine)]
+    if machine.accelerator == "kvm":
+        parts.append(_cpu_model())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def ensure(config: Config, driver: Driver, machine: Machine) -> str:
+    """The directory of the template for *machine*, made now if it isn't there. Raises RunvmError where it can't be made."""
+    name = key(driver, machine)
+    directory = f"{_base(config)}/{name}"
+    if os.path.exists(f"{directory}/meta.json"):
+        return directory
+    os.makedirs(_base(config), mode=0o700, exist_ok=True)
+    lock = os.open(f"{_base(config)}/.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _lock(lock, time.monotonic() + 2 * config.boot_timeout_s)
+        if not os.path.exists(f"{directory}/meta.json"):
+            progress("booting a guest to make a template of it; later starts are spared this")
+            temporary = f"{_base(config)}/.{name}.{os.getpid()}"
+            try:
+                _in_private_mounts(lambda: _make(config, driver, machine, temporary), 2 * config.boot_timeout_s)
+                os.rename(temporary, directory)
+            finally:
+                _remove(temporary)
+    finally:
+        os.close(lock)
+    return directory
+
+
+def drop(config: Config, directory: str) -> None:
+    """Remove a template that proved broken; the next start makes it anew."""
+    log.warning(f"the template {os.path.basename(directory)} is broken and has been dropped; the next start makes it anew")
+    _remove(directory)
+
+
+def prove(config: Config, accelerator: str, *, timeout: float) -> None:
+    """Boot the guest to its agent's answer with *accelerator* within *timeout* seconds. Raises RunvmError with what went wrong."""
+    driver = drivers.load(config)
+    machine = boot.machine_for(config, driver, vcpus=1, memory_mib=256, accelerator=accelerator)
+    directory = f"{config.state_dir}/prove-{os.getpid()}"
+    deadline = time.monotonic() + timeout
+
+    def attempt() -> None:
+        guest = boot.start(driver, machine, directory=directory, tap=scratch_tap(), deadline=deadline)
+        try:
+            guest.vm.resume(deadline=deadline)
+            guest.wait_hello(deadline=deadline)
+        finally:
+            guest.kill()
+
+    os.makedirs(directory, mode=0o700)
+    try:
+        _in_private_mounts(attempt, timeout + 10)
+    finally:
+        _remove(directory)
+
+
+def build(config: Config) -> Template:
+    """`runvm template build`: make the template of the default machine if it isn't there."""
+    from runvm.sandbox import resources
+
+    driver = drivers.load(config)
+    machine = boot.machine_for(config, driver, vcpus=resources.vcpus(config, {}), memory_mib=resources.memory_mib(config, {}))
+    return _read(ensure(config, driver, machine))
+
+
+def list_templates(config: Config) -> list[Template]:
+    """The templates there are, oldest first."""
+    try:
+        names = [name for name in os.listdir(_base(config)) if not name.startswith(".")]
+    except FileNotFoundError:
+        return []
+    found = []
+    for name in names:
+        try:
+            found.append(_read(f"{_base(config)}/{name}"))
+        except (OSError, ValueError, KeyError):
+            continue  # a broken one: found out and dropped by the start that wants it
+    return sorted(found, key=lambda template: template.created)
+
+
+def prune(config: Config) -> list[Template]:
+    """Remove every template; those removed."""
+    gone = list_templates(config)
+    for template in gone:
+        _remove(template.directory)
+    return gone
+
+
+def scratch_tap() -> int:
+    """A tap in a network namespace that nothing else is in: what a VM's first NIC has until it is some container's."""
+    import socket
+
+    from runvm.network import tap
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+
+        def child() -> None:
+            syscalls.unshare(syscalls.CLONE_NEWNET)
+            socket.send_fds(theirs, [b"t"], [tap.create_tap("rvtap0")])
+
+        pid = process.fork(child)
+        if process.wait_child(pid, deadline=time.monotonic() + 10) != 0:
+            raise GuestError("a tap can't be made", do="run 'runvm doctor'")
+        return socket.recv_fds(ours, 1, 1)[1][0]
+
+
+def _make(config: Config, driver: Driver, machine: Machine, directory: str) -> None:
+    deadline = time.monotonic() + config.boot_timeout_s
+    os.makedirs(directory, mode=0o700)
+    guest = boot.start(driver, machine, directory=directory, tap=scratch_tap(), deadline=deadline)
+    try:
+        guest.vm.resume(deadline=deadline)
+        guest.wait_hello(deadline=deadline)
+        time.sleep(0.3)  # let what the boot left running in the guest come to rest
+        guest.vm.pause(deadline=deadline)
+        guest.vm.snapshot(f"{directory}/state", deadline=deadline)
+        _save_ram(f"{directory}/jail/ram", f"{directory}/ram")
+    finally:
+        guest.kill()
+    syscalls.unmount(f"{directory}/jail", syscalls.MNT_DETACH)
+    os.rmdir(f"{directory}/jail")
+    made_from = {"driver": driver.name, "vmm": driver.version_key(), **{k: str(v) for k, v in machine._asdict().items()}}
+    with open(f"{directory}/meta.json", "w") as file:
+        json.dump({"made_from": made_from, "created": time.time()}, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _save_ram(source: str, target: str) -> None:
+    """Copy the pages that aren't zero; the rest stay holes."""
+    zero = bytes(_PAGE)
+    with open(source, "rb", buffering=0) as ram, open(target, "wb", buffering=0) as out:
+        size = os.fstat(ram.fileno()).st_size
+        out.truncate(size)
+        offset = 0
+        while offset < size:
+            try:
+                offset = os.lseek(ram.fileno(), offset, os.SEEK_DATA)
+            except OSError:
+                break  # ENXIO: only a hole is left
+            end = os.lseek(ram.fileno(), offset, os.SEEK_HOLE)
+            while offset < end:
+                chunk = os.pread(ram.fileno(), min(1 << 20, end - offset), offset)
+                start = -1
+                for page in range(0, len(chunk) + _PAGE, _PAGE):
+                    used = page < len(chunk) and chunk[page : page + _PAGE] != zero
+                    if used and start < 0:
+                        start = page
+                    elif not used and start >= 0:
+                        os.pwrite(out.fileno(), chunk[start:page], offset + start)
+                        start = -1
+                offset += len(chunk)
+        os.fsync(out.fileno())
+
+
+def _in_private_mounts(action: Callable[[], None], timeout: float) -> None:
+    """Run *action* in a forked child with a mount namespace of its own, which goes with it; its RunvmError comes back.
+
+    Raises: RunvmError, DeadlineError.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    parent = os.getpid()
+
+    def child() -> None:
+        process.die_with_parent(parent)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
+        try:
+            action()
+        except (RunvmError, OSError) as error:
+            message = [str(error), getattr(error, "details", "")]
+            os.write(writer, json.dumps(message).encode()[:60000])
+            os._exit(3)
+
+    pid = process.fork(child)
+    os.close(writer)
+    try:
+        poll = select.poll()
+        status = process.wait_child(pid, deadline=time.monotonic() + timeout)
+        if status is None:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            raise DeadlineError("timed out waiting for a guest to boot")
+        if status:
+            poll.register(reader, select.POLLIN)
+            data = os.read(reader, 65536) if poll.poll(0) else b""
+            message, details = json.loads(data) if data else (f"the booting process ended with status {status}", "")
+            raise GuestError(message, details=details)
+    finally:
+        os.close(reader)
+
+
+def _lock(fd: int, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise DeadlineError("timed out waiting for another process that makes a template") from None
+            time.sleep(0.05)
+
+
+def _read(directory: str) -> Template:
+    with open(f"{directory}/meta.json") as file:
+        meta = json.load(file)
+    size = sum(os.stat(f"{directory}/{name}").st_blocks * 512 for name in os.listdir(directory))
+    return Template(os.path.basename(directory), directory, dict(meta["made_from"]), size, float(meta["created"]))
+
+
+def _remove(directory: str) -> None:
+    import shutil
+
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _base(config: Config) -> str:
+    return f"{config.data_dir}/templates"
+
+
+def _cpu_model() -> str:
+    with open("/proc/cpuinfo") as file:
+        return next((line for line in file if line.startswith("model name")), "") + next((line for line in file if line.startswith("flags")), "")

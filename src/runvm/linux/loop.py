@@ -1,0 +1,85 @@
+"""A small event loop on poll(2) for the shim, the supervisor and the agent: descriptors, timers, nothing else.
+
+asyncio costs 60 ms to import, on the path of every start. poll(2), not epoll(7), because a container's stdio may be a regular file,
+which epoll refuses and poll reports as ready.
+"""
+
+from __future__ import annotations
+
+import heapq
+import select
+import time
+from collections.abc import Callable
+
+IN = select.POLLIN
+OUT = select.POLLOUT
+HANGUP = select.POLLHUP | select.POLLERR
+
+
+class Loop:
+    """Calls back when descriptors are ready and when moments come, until stopped."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._masks: dict[int, int] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._cancelled: set[int] = set()
+        self._sequence = 0
+        self._running = True
+
+    def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
+        """Call *callback(ready events)* whenever *fd* is ready for *events* (HANGUP is always reported)."""
+        self._callbacks[fd] = callback
+        if self._masks.get(fd) != events:
+            self._masks[fd] = events
+            self._poll.register(fd, events)
+
+    def change(self, fd: int, events: int) -> None:
+        """Wait for other *events* on a watched *fd*."""
+        if fd in self._masks and self._masks[fd] != events:
+            self._masks[fd] = events
+            self._poll.modify(fd, events)
+
+    def forget(self, fd: int) -> None:
+        """Stop watching *fd*; call it before the descriptor is closed."""
+        if self._callbacks.pop(fd, None) is not None:
+            del self._masks[fd]
+            self._poll.unregister(fd)
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> int:
+        """Call *callback* once after *seconds*; the number returned cancels it."""
+        self._sequence += 1
+        heapq.heappush(self._timers, (time.monotonic() + seconds, self._sequence, callback))
+        return self._sequence
+
+    def cancel(self, timer: int) -> None:
+        """Drop a timer of call_later."""
+        self._cancelled.add(timer)
+
+    def stop(self) -> None:
+        """End run() after the callbacks of this turn."""
+        self._running = False
+
+    def run(self) -> None:
+        """Until stop()."""
+        self._running = True
+        while self._running:
+            self.turn(None)
+
+    def turn(self, timeout: float | None) -> None:
+        """Wait at most *timeout* seconds (None: until something happens) and call what is due."""
+        if self._timers:
+            due = max(0.0, self._timers[0][0] - time.monotonic())
+            timeout = due if timeout is None else min(timeout, due)
+        for fd, events in self._poll.poll(None if timeout is None else timeout * 1000):
+            callback = self._callbacks.get(fd)  # an earlier callback of this turn may have forgotten it
+            if callback is not None:
+                callback(events)
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            _, sequence, call = heapq.heappop(self._timers)
+            if sequence in self._cancelled:
+                self._cancelled.discard(sequence)
+            else:
+                call()

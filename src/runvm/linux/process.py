@@ -1,0 +1,149 @@
+"""Processes: start one that dies with its parent, wait for one by pidfd to a deadline, tell whether a recorded one still lives."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
+
+from runvm.linux import syscalls
+
+_SIGNALS = [number for number in range(1, signal.NSIG) if number not in (signal.SIGKILL, signal.SIGSTOP)]
+
+
+class Identity(NamedTuple):
+    """A process told apart from a later one with the same pid: by its start time in clock ticks (proc(5), field 22)."""
+
+    pid: int
+    start: int
+
+
+def identity(pid: int) -> Identity | None:
+    """The identity of a living process; None for one that has ended, zombies included."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rsplit(b")", 1)[1].split()
+    except (OSError, IndexError):
+        return None
+    return None if fields[0] in (b"Z", b"X", b"x") else Identity(pid, int(fields[19]))
+
+
+def alive(process: Identity) -> bool:
+    """Whether that very process still runs."""
+    return process.pid > 0 and identity(process.pid) == process
+
+
+def kill(process: Identity, number: int) -> bool:
+    """Signal that very process, never a later one with its pid; False when it has gone (pidfd_send_signal(2))."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except (ProcessLookupError, OSError):
+        return False
+    try:
+        if not alive(process):
+            return False
+        signal.pidfd_send_signal(fd, number)
+        return True
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def wait_gone(process: Identity, *, deadline: float) -> bool:
+    """Wait until that process has ended (a zombie has); False if it hasn't by the deadline."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except (ProcessLookupError, OSError):
+        return True
+    try:
+        if not alive(process):
+            return True
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while alive(process):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            poll.poll(left * 1000)
+        return True
+    finally:
+        os.close(fd)
+
+
+def wait_child(pid: int, *, deadline: float) -> int | None:
+    """Reap a child; its wait status, or None if it hasn't ended by the deadline."""
+    fd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            if time.monotonic() >= deadline:
+                return None
+        return os.waitpid(pid, 0)[1]
+    finally:
+        os.close(fd)
+
+
+def exit_code(status: int) -> int:
+    """A wait status as a shell's number: 0–255, or 128 + the signal."""
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def fork(child: Callable[[], None]) -> int:
+    """Fork; *child* runs in the new process, which ends with 0 after it, or with 1 and a line on stderr at an exception."""
+    pid = os.fork()
+    if pid:
+        return pid
+    _run_and_exit(child)
+
+
+def _run_and_exit(child: Callable[[], None]) -> NoReturn:
+    code = 1
+    try:
+        child()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        import traceback
+
+        os.write(2, traceback.format_exc().encode(errors="replace"))
+    finally:
+        os._exit(code)
+
+
+def orphan(child: Callable[[], None]) -> None:
+    """Fork *child* so that init, or the nearest subreaper, becomes its parent."""
+    middle = fork(lambda: os._exit(0) if fork(child) else None)
+    os.waitpid(middle, 0)
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGKILL to this process when its parent ends; at once if *parent* (its pid) has ended already (prctl(2), PR_SET_PDEATHSIG)."""
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def reset_signals() -> None:
+    """All signals to their defaults and none blocked: what a program expects to be started with."""
+    for number in _SIGNALS:
+        try:
+            signal.signal(number, signal.SIG_DFL)
+        except (OSError, ValueError):
+            continue  # 32 and 33 belong to the C library
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def close_above(last: int, keep: tuple[int, ...] = ()) -> None:
+    """Close every descriptor above *last* but those in *keep*: an engine's own sockets leak into us (containerd's shim's, for one)."""
+    start = last + 1
+    for fd in sorted(keep):
+        if fd >= start:
+            os.closerange(start, fd)
+            start = fd + 1
+    os.closerange(start, 1 << 20)

@@ -1,0 +1,145 @@
+"""Linux calls that Python 3.11 lacks: a function a call, OSError with the path or the purpose.
+
+Numbers and meanings are from the man pages named in each docstring; libc is the process's own, so no library is searched for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+# sched.h, clone(2)
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+# sys/mount.h, mount(2)
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_MOVE = 8192
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+# sys/prctl.h, prctl(2)
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+
+# linux/reboot.h, reboot(2)
+RB_POWER_OFF = 0x4321FEDC
+
+# linux/openat2.h, openat2(2)
+_SYS_OPENAT2 = 437
+_SYS_PIVOT_ROOT = 155
+RESOLVE_IN_ROOT = 0x10
+RESOLVE_NO_MAGICLINKS = 0x02
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:
+    """mount(2)."""
+    _check(
+        _libc.mount(
+            os.fsencode(source),
+            os.fsencode(target),
+            fstype.encode() or None,
+            ctypes.c_ulong(flags),
+            data.encode() or None,
+        ),
+        f"mount {fstype or source} at {target}",
+    )
+
+
+def unmount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(os.fsencode(target), flags), f"unmount {target}")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def setns(fd: int, flags: int = 0) -> None:
+    """setns(2)."""
+    _check(_libc.setns(fd, flags), "setns")
+
+
+def pivot_root(new: str, old: str) -> None:
+    """pivot_root(2); glibc has no wrapper."""
+    _check(_libc.syscall(_SYS_PIVOT_ROOT, os.fsencode(new), os.fsencode(old)), f"pivot_root {new}")
+
+
+def prctl(option: int, value: int) -> None:
+    """prctl(2) with one argument."""
+    _check(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), f"prctl {option}")
+
+
+def set_name(name: str) -> None:
+    """The name of this thread in /proc/self/comm (at most 15 bytes)."""
+    _check(_libc.prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]), 0, 0, 0), "prctl PR_SET_NAME")
+
+
+def reboot(command: int) -> None:
+    """reboot(2)."""
+    _check(_libc.reboot(ctypes.c_int(command - (1 << 32) if command >= 1 << 31 else command)), "reboot")
+
+
+def sethostname(name: str) -> None:
+    """sethostname(2)."""
+    raw = name.encode()
+    _check(_libc.sethostname(raw, len(raw)), "sethostname")
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
+
+
+def open_in_root(root_fd: int, path: str, flags: int) -> int:
+    """Open *path* as a process whose root is *root_fd* would: `..` and symlinks can't leave it (openat2(2), RESOLVE_IN_ROOT)."""
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    return _check(
+        int(_libc.syscall(_SYS_OPENAT2, root_fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))),
+        f"open {path} below the root",
+    )
+
+
+def set_title(title: str) -> None:
+    """What ps shows of this process: *title* written over argv and, where that is short, over the environment after it.
+
+    The kernel takes a title that runs past the old argv from there (proc(5), /proc/pid/cmdline). prctl's PR_SET_MM_ARG_START would
+    need CAP_SYS_RESOURCE. os.environ has its own copy of the strings, getenv(3) hasn't: for processes that exec nothing after.
+    """
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rsplit(b")", 1)[1].split()
+    start, end, env_end = int(fields[45]), int(fields[46]), int(fields[48])
+    if not start < end <= env_end:
+        return
+    space = env_end - start
+    raw = title.encode(errors="replace")[: space - 1]
+    ctypes.memset(start, 0, space)
+    ctypes.memmove(start, raw + b"\0", len(raw) + 1)
+    if len(raw) < end - start:
+        # a last byte of argv that isn't NUL tells the kernel that a title stands there
+        ctypes.memmove(end - 1, b"\0", 1)

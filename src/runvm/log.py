@@ -1,0 +1,86 @@
+"""--log, --log-format, --debug: the log file that engines parse, warnings on stderr, step timings, progress for people.
+
+The JSON lines are those that containerd's go-runc and conmon parse (`level`, `msg`, `time`). The standard library's logging
+module costs 8 ms to import and is on every start path, hence these few lines.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+class Log:
+    """Where a command's messages go: a file (text or JSON lines), and stderr. One per process, inherited by a fork."""
+
+    def __init__(self) -> None:
+        self.path = ""
+        self.format = "text"
+        self.debug_on = False
+        self._started = time.monotonic()
+
+    def configure(self, *, path: str, format: str, debug: bool) -> None:
+        """*path* is the log file, appended to ('' = stderr only); *format* is 'text' or 'json'."""
+        self.path, self.format, self.debug_on = path, format, debug
+
+    def debug(self, message: str) -> None:
+        """With --debug: a line that carries the milliseconds since the command began."""
+        if self.debug_on:
+            self._write("debug", f"{(time.monotonic() - self._started) * 1000:.1f}ms {message}")
+
+    def info(self, message: str) -> None:
+        """For the log file only."""
+        self._write("info", message)
+
+    def warning(self, message: str) -> None:
+        """What the user should know though the command goes on; stderr has it where no log file takes it."""
+        self._write("warning", message)
+
+    def error(self, message: str, details: str = "") -> None:
+        """The command's failure: in the log file and on stderr, as runc does it."""
+        self._write("error", f"{message}: {details}" if details else message)
+        if self.path:
+            _stderr(f"runvm: {message}\n" + (details + "\n" if details else ""))
+
+    def _write(self, level: str, message: str) -> None:
+        line = self._line(level, message)
+        if not self.path:
+            if level != "info":
+                _stderr(line if self.format == "json" else f"runvm: {'' if level == 'error' else level + ': '}{message}\n")
+            return
+        try:
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            return  # engines remove the log's directory before the last delete: not a reason to fail
+        try:
+            os.write(fd, line.encode(errors="replace"))
+        finally:
+            os.close(fd)
+
+    def _line(self, level: str, message: str) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        if self.format == "json":
+            import json
+
+            return json.dumps({"level": level, "msg": message, "time": stamp}) + "\n"
+        quoted = message.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'time="{stamp}" level={level} msg="{quoted}"\n'
+
+
+log = Log()
+
+
+def _stderr(text: str) -> None:
+    try:
+        os.write(2, text.encode(errors="replace"))
+    except OSError:
+        pass
+
+
+def progress(message: str) -> None:
+    """A line about long work, for a person: only where stderr is a terminal or --debug is on."""
+    if log.debug_on or sys.stderr is not None and sys.stderr.isatty():
+        _stderr(f"runvm: {message}\n")

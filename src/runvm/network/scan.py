@@ -1,0 +1,159 @@
+"""What a container's network namespace has: the supervisor reads it once the hooks have filled it, and on changes."""
+
+from __future__ import annotations
+
+import os
+
+from runvm.linux import links, netlink, routing
+from runvm.linux.links import Link
+from runvm.linux.routing import Address, Route, Rule
+from runvm.protocol.interfaces import IPV4_SETTINGS, IPV6_SETTINGS, NAMESPACE_SETTINGS, Interface, Network
+
+TAP_PREFIX = "rvtap"
+"""The taps that runvm makes are named rvtap0, rvtap1 …; they aren't the container's."""
+
+_KERNEL_RULES = ((0, 255), (32766, 254), (32767, 253))  # (priority, table) of a new namespace's
+_KEPT_FLAGS = routing.NOPREFIXROUTE | routing.HOMEADDRESS
+_LOOPBACK = ("127.0.0.1", "::1")
+
+
+def is_tap(link: Link) -> bool:
+    """Whether that is a tap of ours."""
+    return link.kind == "tun" and link.name.startswith(TAP_PREFIX)
+
+
+def scan() -> Network:
+    """The network of the namespace that the caller is in (see linux.netns.in_namespace). Raises OSError."""
+    with netlink.Socket() as sock:
+        found = links.links(sock)
+        names = {link.ifindex: link.name for link in found}
+        addresses: dict[int, list[Address]] = {}
+        for ifindex, address in routing.addresses(sock):
+            if not address.flags & routing.DADFAILED:
+                addresses.setdefault(ifindex, []).append(_settled(address))
+        neighbours: dict[int, list[routing.Neighbour]] = {}
+        for ifindex, neighbour in routing.neighbours(sock):
+            neighbours.setdefault(ifindex, []).append(neighbour)
+        routes = routing.routes(sock, names)
+        rules = routing.rules(sock)
+    notes = []
+    interfaces = []
+    loopback: tuple[Address, ...] = ()
+    kept = set()
+    for link in found:
+        own = tuple(addresses.get(link.ifindex, ()))
+        if link.hardware == links.LOOPBACK:
+            loopback = tuple(address for address in own if address.address not in _LOOPBACK)
+            kept.add(link.name)
+            continue
+        reason = _unfit(link, found)
+        if reason:
+            if link.up:
+                notes.append(f"interface {link.name} is not handed over: {reason}")
+            continue
+        kept.add(link.name)
+        interfaces.append(_interface(link, own, tuple(neighbours.get(link.ifindex, ()))))
+    return Network(
+        interfaces=tuple(interfaces),
+        routes=tuple(route for route in routes if _wanted(route, kept)),
+        rules=tuple(rule for rule in rules if not _made_by_kernel(rule)),
+        loopback=loopback,
+        settings=_settings(),
+        notes=tuple(notes),
+    )
+
+
+def _unfit(link: Link, found: list[Link]) -> str:
+    """Why an interface can't be had in the guest; '' if it can."""
+    if is_tap(link):
+        return "it is runvm's"
+    if link.hardware != links.ETHERNET:
+        return "it isn't an Ethernet interface"
+    if link.master:
+        return "it is part of another interface"
+    if link.kind in ("bridge", "bond", "team", "vrf"):
+        return f"it is a {link.kind}"
+    if link.parent and not link.parent_elsewhere and link.kind != "veth":
+        # its frames pass the interface below, whose card in the guest has them already
+        return f"it lies on {next((other.name for other in found if other.ifindex == link.parent), 'another one')}"
+    if link.kind in ("gretap", "erspan", "ip6gretap") and not link.up:
+        return "it is the kernel's fallback tunnel"
+    return ""
+
+
+def _interface(link: Link, addresses: tuple[Address, ...], neighbours: tuple[routing.Neighbour, ...]) -> Interface:
+    return Interface(
+        ifindex=link.ifindex,
+        name=link.name,
+        mac=link.mac,
+        mtu=link.mtu,
+        up=link.up,
+        queue=link.queue,
+        address_mode=link.address_mode,
+        ipv4=tuple((key, link.ipv4[key - 1]) for key in IPV4_SETTINGS if key <= len(link.ipv4)),
+        ipv6=tuple((key, link.ipv6[key]) for key in IPV6_SETTINGS if key < len(link.ipv6)),
+        addresses=addresses,
+        neighbours=neighbours,
+    )
+
+
+def _settled(address: Address) -> Address:
+    """An address as the guest takes it: not to be tried for duplicates again, its host-side state left out."""
+    flags = address.flags & _KEPT_FLAGS | (routing.NODAD if ":" in address.address else 0)
+    return address._replace(flags=flags)
+
+
+def _wanted(route: Route, kept: set[str]) -> bool:
+    """Whether the guest must be told of a route: those that its kernel makes for addresses are no use."""
+    if route.protocol == routing.PROTOCOL_KERNEL or route.kind in (3, 4, 5):  # broadcast, anycast, multicast
+        return False
+    devices = {hop.device for hop in route.hops} | ({route.device} if route.device else set())
+    return devices <= kept
+
+
+def _made_by_kernel(rule: Rule) -> bool:
+    return (rule.priority, rule.table) in _KERNEL_RULES and not rule.source and not rule.destination
+
+
+def _settings() -> tuple[tuple[str, str], ...]:
+    values = []
+    for name in NAMESPACE_SETTINGS:
+        try:
+            fd = os.open(f"/proc/sys/net/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # no IPv6 on this host
+            continue
+        try:
+            values.append((name, os.read(fd, 64).decode().strip()))
+        finally:
+            os.close(fd)
+    return tuple(values)
+
+
+class Monitor:
+    """Tells when the network of a namespace may have changed; made in that namespace, used from anywhere."""
+
+    def __init__(self) -> None:
+        self._socket = netlink.Socket(
+            netlink.GROUP_LINK
+            | netlink.GROUP_IPV4_ADDRESS
+            | netlink.GROUP_IPV6_ADDRESS
+            | netlink.GROUP_IPV4_ROUTE
+            | netlink.GROUP_IPV6_ROUTE
+            | netlink.GROUP_IPV4_RULE
+            | netlink.GROUP_IPV6_RULE
+        )
+
+    def fileno(self) -> int:
+        """Readable when something has happened: then call drain(), and scan() once it has been quiet for a moment."""
+        return self._socket.fileno()
+
+    def drain(self) -> None:
+        """Take what has come; messages that the kernel had to drop are no loss, since scan() reads everything."""
+        try:
+            self._socket.drain()
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()

@@ -1,0 +1,92 @@
+"""The framing on the agent's port and on the sandbox's sockets: length-prefixed, refused by size before anything is allocated.
+
+A frame is a header (payload length, kind, channel; big endian) and its payload. A channel is one process (a container's init or an exec);
+channel 0 is the sandbox itself. Streams carry at most WINDOW bytes that the receiver hasn't credited yet, so neither side ever has to
+hold more than that for a slow reader.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+HEADER = struct.Struct(">IBI")
+CREDIT = struct.Struct(">BI")
+
+MESSAGE = 0
+STDIN = 1
+STDOUT = 2
+STDERR = 3
+CREDIT_KIND = 4
+DNS = 5
+_KINDS = 6
+
+MAX_MESSAGE = 16 << 20
+"""Bytes of a message: config.json's own limit, which `create` carries."""
+MAX_GUEST_MESSAGE = 1 << 20
+"""Bytes of a message from the guest, which is not trusted with the host's memory."""
+CHUNK = 64 << 10
+"""Bytes of stream data or a DNS packet in one frame."""
+WINDOW = 512 << 10
+"""Bytes of one stream under way without credit."""
+
+
+class FrameError(Exception):
+    """The peer broke the framing; the connection is of no more use."""
+
+
+class Frame(NamedTuple):
+    """One frame; an empty payload on a stream's kind is its end of file."""
+
+    kind: int
+    channel: int
+    payload: bytes
+
+
+def encode(kind: int, channel: int, payload: bytes) -> bytes:
+    """The bytes of one frame."""
+    return HEADER.pack(len(payload), kind, channel) + payload
+
+
+def encode_credit(channel: int, stream: int, count: int) -> bytes:
+    """The frame that lets the peer send *count* bytes more on *stream*."""
+    return encode(CREDIT_KIND, channel, CREDIT.pack(stream, count))
+
+
+def decode_credit(frame: Frame) -> tuple[int, int]:
+    """(stream, bytes) of a credit frame. Raises FrameError."""
+    if len(frame.payload) != CREDIT.size:
+        raise FrameError("a credit frame of the wrong size")
+    stream, count = CREDIT.unpack(frame.payload)
+    if stream not in (STDIN, STDOUT, STDERR):
+        raise FrameError(f"credit for stream {stream}")
+    return stream, count
+
+
+class Decoder:
+    """Cuts a byte stream into frames; holds at most one unfinished frame."""
+
+    def __init__(self, *, max_message: int) -> None:
+        self._limit = {MESSAGE: max_message, CREDIT_KIND: CREDIT.size}
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that *data* completes. Raises FrameError at a bad kind or size, before the payload is awaited."""
+        buffer = self._buffer
+        buffer += data
+        frames = []
+        offset = 0
+        while len(buffer) - offset >= HEADER.size:
+            length, kind, channel = HEADER.unpack_from(buffer, offset)
+            if kind >= _KINDS:
+                raise FrameError(f"a frame of unknown kind {kind}")
+            if length > self._limit.get(kind, CHUNK):
+                raise FrameError(f"a frame of {length} bytes, kind {kind}")
+            end = offset + HEADER.size + length
+            if len(buffer) < end:
+                break
+            frames.append(Frame(kind, channel, bytes(buffer[offset + HEADER.size : end])))
+            offset = end
+        if offset:
+            del buffer[:offset]
+        return frames

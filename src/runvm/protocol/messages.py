@@ -1,0 +1,269 @@
+"""Every request, reply and event, typed, each field bounded: host ↔ guest on the agent's port, command and shim ↔ supervisor on its socket.
+
+On the wire a message is one JSON object: `t` the type's name, `n` the number that a reply repeats (0 for events), and the fields.
+decode() checks each against its annotation, since what comes from the guest is not trusted.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple, get_type_hints
+
+from runvm.protocol.frames import FrameError
+
+Json = dict[str, Any]
+
+MAX_TEXT = 64 << 10
+"""Characters of a string field; of an error or a log line, too."""
+MAX_ITEMS = 4096
+"""Items of a list field."""
+
+
+class MessageError(FrameError):
+    """A message that isn't one of these, or has a bad field."""
+
+
+# --- replies
+
+
+class Done(NamedTuple):
+    """The request numbered alike has been carried out; *result* is what the request's docstring says."""
+
+    result: Json
+
+
+class Failed(NamedTuple):
+    """The request numbered alike failed: the text for the user, and the kind that becomes the exit code."""
+
+    error: str
+
+
+# --- host → guest
+
+
+class Wake(NamedTuple):
+    """First after a boot or a restore: who and when this VM is. Clock in ns since the epoch, entropy in hex, the shares' tag."""
+
+    clock_ns: int
+    entropy: str
+    share: str
+
+
+class Create(NamedTuple):
+    """Create a container: *spec* is the guest's config.json, *share* the directory in the share that its sources are relative to.
+
+    *namespaces* maps a namespace type to the id of the container (in this VM) whose namespace it joins. *network* is the name of
+    the guest's network namespace ('' = the VM's own), *interfaces* what it gets. Result: {"pid": guest pid}.
+    """
+
+    container: str
+    channel: int
+    spec: Json
+    namespaces: Json
+    network: str
+    interfaces: list[Any]
+    resolvers: list[Any]
+    rows: int
+    columns: int
+
+
+class Start(NamedTuple):
+    """Start a created container. Result: {}."""
+
+    container: str
+
+
+class Exec(NamedTuple):
+    """A further process (OCI process object) in a running container. Result: {"pid": guest pid}."""
+
+    container: str
+    channel: int
+    process: Json
+    rows: int
+    columns: int
+    cgroup: str
+
+
+class Signal(NamedTuple):
+    """Signal *number* to the process of *channel*, or with *every* to each process of the container. Result: {}."""
+
+    container: str
+    channel: int
+    number: int
+    every: bool
+
+
+class Freeze(NamedTuple):
+    """Pause (*frozen*) or resume a container's cgroup. Result: {}."""
+
+    container: str
+    frozen: bool
+
+
+class Update(NamedTuple):
+    """Apply an OCI resources object. Result: {}."""
+
+    container: str
+    resources: Json
+
+
+class Stats(NamedTuple):
+    """Read the container's cgroup. Result: {file name: its text}."""
+
+    container: str
+
+
+class Remove(NamedTuple):
+    """Forget a container that has ended. Result: {}."""
+
+    container: str
+
+
+class Plug(NamedTuple):
+    """Interfaces that came to the network namespace of a running container, and names of those that went. Result: {}."""
+
+    network: str
+    interfaces: list[Any]
+    gone: list[Any]
+
+
+class Resize(NamedTuple):
+    """An event: the size of a channel's terminal has changed."""
+
+    channel: int
+    rows: int
+    columns: int
+
+
+class Sync(NamedTuple):
+    """Write out what the shares have dirty. Result: {}."""
+
+
+# --- guest → host
+
+
+class Hello(NamedTuple):
+    """An event: the agent is up and waits to be woken."""
+
+    version: str
+
+
+class Exited(NamedTuple):
+    """An event: a process has ended and all its output is sent. *code* is 0–255, or 128 + *signal*."""
+
+    channel: int
+    code: int
+    signal: int
+
+
+class OutOfMemory(NamedTuple):
+    """An event: the guest's kernel killed a process of this container for its memory limit."""
+
+    container: str
+
+
+# --- command or shim → supervisor
+
+
+class Attach(NamedTuple):
+    """First on a shim's connection: it has the streams of the process called *key* ('init', or an exec's own name)."""
+
+    container: str
+    key: str
+
+
+class Build(NamedTuple):
+    """From create, after the hooks: make the container in the guest. Result: {}.
+
+    *spec* is the guest's config.json; *shares* maps a name in the container's part of the share to {"source", "recursive", "read_only"};
+    *namespaces* maps namespace types to containers of this VM; *resolvers* are loopback name servers that only the host can ask;
+    *network* is false where the VM's own network namespace is used. If this connection closes before the answer, the container is dropped.
+    """
+
+    container: str
+    spec: Json
+    shares: Json
+    namespaces: Json
+    resolvers: list[Any]
+    network: bool
+    shim_pid: int
+    rows: int
+    columns: int
+
+
+class Enter(NamedTuple):
+    """From exec: a further process, whose shim is attached as *key*. Result: {}."""
+
+    container: str
+    key: str
+    process: Json
+    cgroup: str
+    rows: int
+    columns: int
+
+
+class Drop(NamedTuple):
+    """From delete: forget a container, which is killed if it still runs. Answered when nothing of it is left in this VM. Result: {}."""
+
+    container: str
+
+
+class Status(NamedTuple):
+    """What the supervisor knows, for `runvm debug` and tests. Result: {"containers", "console"}."""
+
+
+_TYPES: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Stats, Remove, Plug, Resize, Sync, Hello, Exited, OutOfMemory,
+        Attach, Build, Enter, Drop, Status,
+    )
+}  # fmt: skip
+
+FROM_GUEST = frozenset({"Done", "Failed", "Hello", "Exited", "OutOfMemory"})
+"""The only messages that the supervisor takes from a guest."""
+
+_hints: dict[str, dict[str, Any]] = {}
+
+
+def encode(message: NamedTuple, number: int = 0) -> bytes:
+    """The wire form of *message*, numbered *number*."""
+    body = {"t": type(message).__name__, "n": number}
+    body.update(message._asdict())
+    return json.dumps(body, separators=(",", ":")).encode(errors="surrogatepass")
+
+
+def decode(data: bytes, allowed: frozenset[str] | None = None) -> tuple[int, Any]:
+    """(number, message) of the wire form; *allowed* names the types taken. Raises MessageError."""
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise MessageError("not an object")
+    name, number = body.pop("t", None), body.pop("n", None)
+    kind = _TYPES.get(name) if isinstance(name, str) else None
+    if kind is None or allowed is not None and name not in allowed:
+        raise MessageError(f"unexpected type {str(name)[:40]!r}")
+    if type(number) is not int or not 0 <= number < 1 << 32:
+        raise MessageError("a bad number")
+    hints = _hints.get(name)
+    if hints is None:
+        hints = _hints[name] = get_type_hints(kind)
+    if body.keys() != hints.keys():
+        raise MessageError(f"{name} has other fields than it should")
+    for field, hint in hints.items():
+        _check(f"{name}.{field}", body[field], hint)
+    return number, kind(**body)
+
+
+def _check(where: str, value: object, hint: Any) -> None:
+    expected = {int: int, str: str, bool: bool, Json: dict}.get(hint, list)
+    if type(value) is not expected:
+        raise MessageError(f"{where} should be a {expected.__name__}")
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise MessageError(f"{where} is too long")
+    if isinstance(value, list) and len(value) > MAX_ITEMS:
+        raise MessageError(f"{where} has too many items")
+    if type(value) is int and not -(1 << 63) <= value < 1 << 64:
+        raise MessageError(f"{where} is out of range")

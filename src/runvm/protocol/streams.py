@@ -1,0 +1,182 @@
+"""A process's standard streams over frames, the same code at both ends: the shim on the host, the agent in the guest.
+
+A Source reads a descriptor and sends what it gets, as far as the receiver has credited; a Sink writes what comes and gives credit for
+what it has written. An empty payload in a stream's own direction is its end of file; against it, it says that nobody reads any more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+
+from runvm.linux.loop import HANGUP, IN, OUT, Loop
+from runvm.protocol import frames
+
+Send = Callable[[int, int, bytes], None]
+"""(kind, channel, payload): queues one frame to the other end."""
+
+
+class Source:
+    """Reads *fd* (owned) to its end into frames of *kind* on *channel*; *on_end* is called once when it is closed."""
+
+    def __init__(self, loop: Loop, fd: int, kind: int, channel: int, send: Send, on_end: Callable[[], None]) -> None:
+        self._loop, self._fd, self._kind, self._channel = loop, fd, kind, channel
+        self._send, self._on_end = send, on_end
+        self._window = frames.WINDOW
+        self.open = True
+        loop.watch(fd, IN, self._ready)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the other end has to give credit before more is read."""
+        return self.open and not self._window
+
+    def credit(self, count: int) -> None:
+        """The receiver can take *count* bytes more."""
+        self._window = min(self._window + count, frames.WINDOW)
+        if self.open and self._window:
+            self._loop.watch(self._fd, IN, self._ready)
+
+    def close(self, *, silent: bool = False) -> None:
+        """End of file to the other end (unless *silent*: it asked for the end itself)."""
+        if self.open:
+            self.open = False
+            self._loop.forget(self._fd)
+            os.close(self._fd)
+            if not silent:
+                self._send(self._kind, self._channel, b"")
+            self._on_end()
+
+    def drain(self) -> None:
+        """Read what is there now, for a writer that has ended: nothing is waited for."""
+        while self.open and self._window and self._read():
+            pass
+
+    def _ready(self, events: int) -> None:
+        self._read()
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self._fd, min(frames.CHUNK, self._window))
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:  # EIO: the last slave of a terminal is closed
+            data = b""
+        if not data:
+            self.close()
+            return False
+        self._window -= len(data)
+        self._send(self._kind, self._channel, data)
+        if not self._window:
+            self._loop.forget(self._fd)
+        return True
+
+
+class Sink:
+    """Writes the frames of one stream to *fd* (owned, closed at end of file unless *keep*), giving credit as it goes.
+
+    *on_gone* is called once if the reader of *fd* goes away first; what comes after is thrown away, but credited. With *careful* the
+    descriptor may block (it couldn't be opened anew without blocking), so little is written at a time.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        fd: int,
+        kind: int,
+        channel: int,
+        send: Send,
+        *,
+        keep: bool = False,
+        careful: bool = False,
+    ) -> None:
+        self._loop, self._fd, self._kind, self._channel, self._send = loop, fd, kind, channel, send
+        self._keep = keep
+        self._limit = 4096 if careful else frames.CHUNK  # PIPE_BUF: what poll(2) promises to take (pipe(7))
+        self._careful = careful
+        self._queue: deque[memoryview] = deque()
+        self._ended = False
+        self._owed = 0
+        self._queued = 0
+        self.open = True
+
+    @property
+    def pending(self) -> bool:
+        """Whether something still waits to be written."""
+        return bool(self._queue)
+
+    def write(self, payload: bytes) -> None:
+        """Take one frame's payload; an empty one ends the stream. Raises FrameError for more than was credited."""
+        if not payload:
+            self._ended = True
+            if not self._queue:
+                self._finish()
+            return
+        if not self.open:
+            self._credit(len(payload))
+            return
+        self._queued += len(payload)
+        if self._queued > frames.WINDOW:
+            raise frames.FrameError("more stream data than was credited")
+        self._queue.append(memoryview(payload))
+        if self._careful:
+            self._loop.watch(self._fd, OUT, self._ready)
+        elif len(self._queue) == 1:
+            self._flush()
+
+    def close(self) -> None:
+        """Close the descriptor; what is pending is dropped."""
+        if self.open:
+            self.open = False
+            self._loop.forget(self._fd)
+            os.close(self._fd)
+            for left in self._queue:
+                self._credit(len(left))
+            self._queue.clear()
+            self._queued = 0
+
+    def _ready(self, events: int) -> None:
+        if events & OUT:
+            self._flush()
+        elif events & HANGUP:
+            self._gone()
+
+    def _gone(self) -> None:
+        self.close()
+        self._send(self._kind, self._channel, b"")
+
+    def _flush(self) -> None:
+        try:
+            while self._queue:
+                head = self._queue[0]
+                written = os.write(self._fd, head[: self._limit])
+                self._queued -= written
+                self._credit(written)
+                if written == len(head):
+                    self._queue.popleft()
+                else:
+                    self._queue[0] = head[written:]
+                if self._careful:
+                    break
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:  # EPIPE, EIO: nobody reads
+            self._gone()
+            return
+        if self._queue:
+            self._loop.watch(self._fd, OUT, self._ready)
+        else:
+            self._loop.forget(self._fd)
+            if self._ended:
+                self._finish()
+
+    def _finish(self) -> None:
+        if not self._keep:
+            self.close()
+
+    def _credit(self, count: int) -> None:
+        self._owed += count
+        if self._owed >= frames.WINDOW // 4:  # the sender never runs dry before: it has the other three quarters
+            self._send(frames.CREDIT_KIND, self._channel, frames.CREDIT.pack(self._kind, self._owed))
+            self._owed = 0

@@ -1,0 +1,133 @@
+"""Which VM a container belongs in: that of the containers whose namespaces it joins, else a new one."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from runvm.container.guest_spec import proc_name, same_namespace
+from runvm.errors import SpecError, UnsupportedError
+from runvm.linux import process
+from runvm.linux.process import Identity
+from runvm.sandbox import registry
+
+if TYPE_CHECKING:
+    from runvm.config import Config
+    from runvm.oci.spec import Spec
+    from runvm.sandbox.registry import Sandbox
+
+JOINED = ("network", "ipc", "uts", "pid", "user", "cgroup")
+_SANDBOX_ANNOTATIONS = (
+    ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
+    ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
+)
+
+
+class Placement(NamedTuple):
+    """The VM to join (None: a new one), and per namespace type the container of that VM whose namespace is joined."""
+
+    sandbox: Sandbox | None
+    joins: dict[str, str]
+
+
+class Member(NamedTuple):
+    """A container that some sandbox has, by its record there."""
+
+    sandbox: Sandbox
+    container: str
+    shim: Identity
+    namespaces: dict[str, int]
+
+
+def place(config: Config, spec: Spec) -> Placement:
+    """Find the VM. Raises UnsupportedError where the namespaces joined are in different VMs, or in none."""
+    paths = {kind: path for kind, path in spec.namespaces.items() if path and kind in JOINED}
+    annotated = _annotated(spec)
+    if not paths and not annotated:
+        return Placement(None, {})
+    members = all_members(config)
+    joins: dict[str, str] = {}
+    chosen: Sandbox | None = None
+    for kind, path in paths.items():
+        if same_namespace(path, f"/proc/self/ns/{proc_name(kind)}"):
+            continue
+        try:
+            inode = os.stat(path).st_ino
+        except OSError as error:
+            raise SpecError(f"config.json: linux.namespaces: {kind}: {path}: {error.strerror}") from error
+        owner = next((member for member in members if member.namespaces.get(kind) == inode), None)
+        if owner is None:
+            if kind == "network":
+                continue  # a namespace that the engine made and filled
+            raise UnsupportedError(f"the {kind} namespace {path} isn't a runvm container's: only containers of one virtual machine can share it")
+        if chosen is not None and owner.sandbox.name != chosen.name:
+            raise UnsupportedError("the namespaces to be joined are in different virtual machines")
+        chosen = owner.sandbox
+        joins[kind] = owner.container
+    if chosen is None and annotated:
+        chosen = next((member.sandbox for member in members if member.container == annotated), None)
+    return Placement(chosen, joins)
+
+
+def enlist(sandbox: Sandbox, container: str, shim: int, kinds: tuple[str, ...]) -> None:
+    """Record a container of *sandbox*, with those namespaces of its shim which are its own."""
+    namespaces = {kind: os.stat(f"/proc/{shim}/ns/{proc_name(kind)}").st_ino for kind in kinds}
+    directory = f"{sandbox.directory}/members"
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    temporary = f"{directory}/.{os.getpid()}"
+    with open(temporary, "w") as file:
+        json.dump({"container": container, "shim": process.identity(shim), "namespaces": namespaces}, file)
+    os.rename(temporary, f"{directory}/{shim}")
+
+
+def discharge(sandbox: Sandbox, container: str) -> None:
+    """Remove the container's record."""
+    for member in _members(sandbox):
+        if member.container == container:
+            try:
+                os.unlink(f"{sandbox.directory}/members/{member.shim.pid}")
+            except FileNotFoundError:
+                continue
+
+
+def others(sandbox: Sandbox, container: str) -> bool:
+    """Whether the sandbox has another container that still lives."""
+    return any(member.container != container and process.alive(member.shim) for member in _members(sandbox))
+
+
+def all_members(config: Config) -> list[Member]:
+    """Every living container of every sandbox."""
+    base = f"{config.state_dir}/sandboxes"
+    try:
+        names = os.listdir(base)
+    except FileNotFoundError:
+        return []
+    found = [member for name in names for member in _members(registry.locate(config.state_dir, name))]
+    return [member for member in found if process.alive(member.shim)]
+
+
+def _members(sandbox: Sandbox) -> list[Member]:
+    try:
+        names = os.listdir(f"{sandbox.directory}/members")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = []
+    for name in names:
+        if name.startswith("."):
+            continue
+        try:
+            with open(f"{sandbox.directory}/members/{name}") as file:
+                body = json.load(file)
+            namespaces = {str(kind): int(inode) for kind, inode in body["namespaces"].items()}
+            found.append(Member(sandbox, str(body["container"]), Identity(*body["shim"]), namespaces))
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # removed just now
+    return found
+
+
+def _annotated(spec: Spec) -> str:
+    for kind, sandbox in _SANDBOX_ANNOTATIONS:
+        if spec.annotations.get(kind) == "container":
+            return spec.annotations.get(sandbox, "")
+    return ""

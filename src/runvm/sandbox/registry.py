@@ -1,0 +1,149 @@
+"""Sandboxes on disk: `<state_dir>/sandboxes/<id>/` with the control socket and the identities of a VM's processes.
+
+What is written here lets any command find, ask and, after a crash, clear a sandbox; nothing in it is believed without a look at /proc.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from runvm.errors import DeadlineError, GuestError, NotRunningError
+from runvm.linux import process
+from runvm.linux.process import Identity
+from runvm.protocol import frames, messages
+
+if TYPE_CHECKING:
+    from typing import Any
+
+ANSWER_SECONDS = 60.0
+"""How long a command waits for a supervisor's answer: longer than anything that the supervisor itself waits for."""
+
+
+class Sandbox(NamedTuple):
+    """A sandbox's name and directory."""
+
+    name: str
+    directory: str
+
+
+def locate(state_dir: str, name: str) -> Sandbox:
+    """The sandbox called *name*, there or not."""
+    return Sandbox(name, f"{state_dir}/sandboxes/{name}")
+
+
+def new(state_dir: str) -> Sandbox:
+    """A new sandbox's directory."""
+    sandbox = locate(state_dir, os.urandom(6).hex())
+    os.makedirs(sandbox.directory, mode=0o700)
+    return sandbox
+
+
+def listen(sandbox: Sandbox) -> socket.socket:
+    """The control socket, made before the supervisor is forked: who connects never has to poll for it."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with _Directory(sandbox.directory) as short:
+        listener.bind(f"{short}/control")
+    listener.listen(128)
+    return listener
+
+
+def connect(sandbox: Sandbox) -> socket.socket:
+    """A connection to the supervisor. Raises NotRunningError where there is none any more."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(ANSWER_SECONDS)
+    try:
+        with _Directory(sandbox.directory) as short:
+            connection.connect(f"{short}/control")
+    except OSError:
+        connection.close()
+        raise NotRunningError() from None
+    return connection
+
+
+def call(sandbox: Sandbox, request: Any, *, timeout: float = ANSWER_SECONDS) -> messages.Json:
+    """Send one request to the supervisor and return its result. Raises NotRunningError, GuestError, DeadlineError."""
+    with connect(sandbox) as connection:
+        return ask(connection, request, timeout=timeout)
+
+
+def ask(connection: socket.socket, request: Any, *, timeout: float = ANSWER_SECONDS) -> messages.Json:
+    """One request and its answer over an open connection. Raises as call() does."""
+    deadline = time.monotonic() + timeout
+    decoder = frames.Decoder(max_message=frames.MAX_MESSAGE)
+    try:
+        connection.settimeout(timeout)
+        connection.sendall(frames.encode(frames.MESSAGE, 0, messages.encode(request, 1)))
+        while True:
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+            data = connection.recv(65536)
+            if not data:
+                raise NotRunningError()
+            for frame in decoder.feed(data):
+                _, answer = messages.decode(frame.payload, frozenset({"Done", "Failed"}))
+                if isinstance(answer, messages.Failed):
+                    raise GuestError(answer.error)
+                result: messages.Json = answer.result
+                return result
+    except TimeoutError:
+        raise DeadlineError(f"timed out after {timeout:.0f} s waiting for the virtual machine's answer to {type(request).__name__}") from None
+    except (ConnectionError, BrokenPipeError):
+        raise NotRunningError() from None
+    except (frames.FrameError, messages.MessageError) as error:
+        raise GuestError(f"the supervisor's answer makes no sense: {error}") from error
+
+
+def record(sandbox: Sandbox, processes: dict[str, int]) -> None:
+    """Write down the processes of a sandbox (role → pid), each with its start time."""
+    body = {role: identity for role, pid in processes.items() if (identity := process.identity(pid)) is not None}
+    temporary = f"{sandbox.directory}/.processes.json"
+    with open(temporary, "w") as file:
+        json.dump(body, file)
+    os.rename(temporary, f"{sandbox.directory}/processes.json")
+
+
+def processes(sandbox: Sandbox) -> dict[str, Identity]:
+    """What record() wrote; empty where there is nothing."""
+    try:
+        with open(f"{sandbox.directory}/processes.json") as file:
+            return {str(role): Identity(int(pid), int(start)) for role, (pid, start) in json.load(file).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def clear(sandbox: Sandbox, *, timeout: float = 10.0) -> None:
+    """Kill whatever is left of a sandbox and remove its directory. Raises DeadlineError naming what doesn't end."""
+    import shutil
+
+    deadline = time.monotonic() + timeout
+    recorded = processes(sandbox)
+    for identity in recorded.values():
+        process.kill(identity, signal.SIGKILL)
+    for role, identity in recorded.items():
+        if not process.wait_gone(identity, deadline=deadline):
+            raise DeadlineError(f"timed out waiting for the end of the {role} (pid {identity.pid}) of sandbox {sandbox.name}")
+    shutil.rmtree(sandbox.directory, ignore_errors=True)
+
+
+def supervisor_alive(sandbox: Sandbox) -> bool:
+    """Whether the sandbox's supervisor runs."""
+    identity = processes(sandbox).get("supervisor")
+    return identity is not None and process.alive(identity)
+
+
+class _Directory:
+    """A short name for a directory while it is open: a socket's path may have 107 bytes only (unix(7))."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> str:
+        self._fd = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return f"/proc/self/fd/{self._fd}"
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)

@@ -1,0 +1,226 @@
+"""Sizes of a VM from its container's limits, and the host cgroup around its processes.
+
+The limits hold in the guest (its crun, its cgroups) and again around the VMM on the host. Engines read `stats` and OOM events off the host
+cgroup that cgroupsPath names, by the shim's pid.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from runvm.errors import HostError, UnsupportedError
+
+if TYPE_CHECKING:
+    from runvm.config import Config
+
+_ROOT = "/sys/fs/cgroup"
+_UNLIMITED = 1 << 50
+"""Memory limits beyond this mean none (engines write the largest page-aligned number)."""
+_STEP_MIB = 128
+"""Memory is rounded up to this, so that containers of about the same limits share a template."""
+
+
+def vcpus(config: Config, resources: dict[str, Any]) -> int:
+    """Virtual CPUs for a container with those limits: its quota or its cpuset, else two, or as many as the host has."""
+    if config.vcpus:
+        return config.vcpus
+    available = len(os.sched_getaffinity(0))
+    cpu = resources.get("cpu", {})
+    quota, period = cpu.get("quota") or 0, cpu.get("period") or 100_000
+    wanted = min(2, available)
+    if quota > 0:
+        wanted = -(-quota // period)
+    if cpu.get("cpus"):
+        wanted = min(wanted if quota > 0 else available, _count(str(cpu["cpus"])))
+    return int(max(1, min(wanted, available)))
+
+
+def memory_mib(config: Config, resources: dict[str, Any]) -> int:
+    """The guest's RAM in MiB: the limit and the overhead, or the default."""
+    if config.memory_mib:
+        return config.memory_mib
+    limit = resources.get("memory", {}).get("limit") or 0
+    if not 0 < limit < _UNLIMITED:
+        return config.default_memory_mib
+    wanted = -(-limit // (1 << 20)) + config.overhead_mib
+    return int(max(256, -(-wanted // _STEP_MIB) * _STEP_MIB))
+
+
+def _count(cpus: str) -> int:
+    total = 0
+    for part in cpus.split(","):
+        low, _, high = part.strip().partition("-")
+        if low.isdigit():
+            total += int(high or low) - int(low) + 1
+    return max(1, total)
+
+
+class Cgroup:
+    """The host cgroup of a container: one directory per hierarchy (v1 and hybrid), or one (v2)."""
+
+    def __init__(self, directories: tuple[str, ...]) -> None:
+        self.directories = directories
+
+    @property
+    def procs(self) -> tuple[str, ...]:
+        """The files that a process joins by."""
+        return tuple(f"{directory}/cgroup.procs" for directory in self.directories)
+
+    def join(self) -> None:
+        """Move this process in."""
+        for path in self.procs:
+            with open(path, "w") as file:
+                file.write("0")
+
+    def limit(self, resources: dict[str, Any], *, overhead_mib: int) -> None:
+        """Put the limits around the VM's processes; memory gets *overhead_mib* on top, for the VMM itself."""
+        memory = resources.get("memory", {}).get("limit") or 0
+        cpu = resources.get("cpu", {})
+        v2 = len(self.directories) == 1
+        if 0 < memory < _UNLIMITED:
+            total = memory + (overhead_mib << 20)
+            self._write("memory", "memory.max" if v2 else "memory.limit_in_bytes", str(total))
+        quota, period = cpu.get("quota") or 0, cpu.get("period") or 100_000
+        if quota > 0 and v2:
+            self._write("cpu", "cpu.max", f"{quota} {period}")
+        elif quota > 0:
+            self._write("cpu", "cpu.cfs_period_us", str(period))
+            self._write("cpu", "cpu.cfs_quota_us", str(quota))
+        shares = cpu.get("shares") or 0
+        if shares and v2:
+            # the conversion that the OCI runtimes share (crun's and runc's documentation of cgroup v2)
+            self._write("cpu", "cpu.weight", str(1 + (max(2, min(shares, 262144)) - 2) * 9999 // 262142))
+        elif shares:
+            self._write("cpu", "cpu.shares", str(shares))
+        for key in ("cpus", "mems"):
+            if cpu.get(key):
+                self._write("cpuset", f"cpuset.{key}", str(cpu[key]), required=True)
+
+    def processes(self) -> list[int]:
+        """Every process in it and below."""
+        found: set[int] = set()
+        for directory in self.directories:
+            for path, _, _ in os.walk(directory):
+                try:
+                    with open(f"{path}/cgroup.procs") as file:
+                        found.update(int(line) for line in file)
+                except OSError:
+                    continue
+        return sorted(found)
+
+    def remove(self, *, timeout: float = 5.0) -> None:
+        """Remove the directories, and those of ours above that are empty; waits for processes that are just ending."""
+        deadline = time.monotonic() + timeout
+        for directory in self.directories:
+            for path, _, _ in os.walk(directory, topdown=False):
+                while True:
+                    try:
+                        os.rmdir(path)
+                        break
+                    except FileNotFoundError:
+                        break
+                    except OSError:
+                        if time.monotonic() > deadline:
+                            break
+                        time.sleep(0.01)
+
+    def _write(self, controller: str, name: str, value: str, *, required: bool = False) -> None:
+        for directory in self.directories:
+            if len(self.directories) > 1 and controller not in directory[len(_ROOT) + 1 :].split("/")[0].split(","):
+                continue
+            try:
+                with open(f"{directory}/{name}", "w") as file:
+                    file.write(value)
+            except OSError as error:
+                if required:
+                    raise HostError(f"set {name} to {value} in the host's cgroup: {error.strerror}") from error
+
+
+def cgroup(path: str, cid: str, *, systemd: bool, disabled: bool) -> Cgroup:
+    """The host cgroup for a container, made. *path* is cgroupsPath ('' = /runvm/<id>).
+
+    Raises: UnsupportedError for systemd's management on a host where systemd doesn't run, HostError where the host has no cgroups for us.
+    """
+    if disabled:
+        return Cgroup(())
+    if systemd:
+        if not os.path.isdir("/run/systemd/system"):
+            raise UnsupportedError("--systemd-cgroup: systemd isn't running on this host")
+        path = _systemd_path(path, cid)
+    relative = os.path.normpath("/" + (path or f"/runvm/{cid}")).lstrip("/")
+    directories = []
+    for hierarchy in hierarchies():
+        directory = f"{hierarchy}/{relative}"
+        try:
+            _make(hierarchy, relative)
+        except OSError as error:
+            if error.errno == 30:  # EROFS: a hierarchy that we may not write has nothing to hold
+                continue
+            raise HostError(f"make the host cgroup {directory}: {error.strerror}") from error
+        directories.append(directory)
+    return Cgroup(tuple(directories))
+
+
+def hierarchies() -> list[str]:
+    """Where cgroups are mounted: a directory a hierarchy in v1 and hybrid, the root alone in v2."""
+    if os.path.exists(f"{_ROOT}/cgroup.controllers"):
+        return [_ROOT]
+    try:
+        names = sorted(os.listdir(_ROOT))
+    except OSError:
+        return []
+    return [f"{_ROOT}/{name}" for name in names if not os.path.islink(f"{_ROOT}/{name}") and os.path.exists(f"{_ROOT}/{name}/cgroup.procs")]
+
+
+def _make(hierarchy: str, relative: str) -> None:
+    path = hierarchy
+    v2 = hierarchy == _ROOT
+    for part in relative.split("/"):
+        if v2:
+            _enable(path)
+        parent, path = path, f"{path}/{part}"
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            continue
+        if os.path.exists(f"{path}/cpuset.cpus") and not v2:
+            # a v1 cpuset takes no process before it has processors and memory (cpusets(7))
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                with open(f"{parent}/{name}") as source, open(f"{path}/{name}", "w") as target:
+                    target.write(source.read())
+
+
+def _enable(path: str) -> None:
+    try:
+        with open(f"{path}/cgroup.controllers") as file:
+            controllers = file.read().split()
+    except OSError:
+        return
+    for controller in controllers:
+        try:
+            with open(f"{path}/cgroup.subtree_control", "w") as file:
+                file.write(f"+{controller}")
+        except OSError:
+            continue  # a cgroup with processes of its own passes none on: then there is no limit, but a container
+
+
+def _systemd_path(path: str, cid: str) -> str:
+    """`slice:prefix:name` as systemd lays it out: a-b.slice lies in a.slice (systemd.slice(5))."""
+    parts = path.split(":") if path else ["system.slice", "runvm", cid]
+    if len(parts) != 3:
+        raise UnsupportedError(f"cgroupsPath '{path}': with --systemd-cgroup it has the form slice:prefix:name")
+    slice_name, prefix, name = parts
+    directories = []
+    if slice_name and slice_name != "-.slice":
+        words = slice_name.removesuffix(".slice").split("-")
+        directories = ["-".join(words[: count + 1]) + ".slice" for count in range(len(words))]
+    return "/".join([*directories, f"{prefix}-{name}.scope" if prefix else f"{name}.scope"])
+
+
+def signal_out_of_memory(directories: list[str]) -> None:
+    """Make the host's own cgroup report the guest's OOM kill, which is what engines watch."""
+    from runvm.sandbox import oom
+
+    oom.report(directories)

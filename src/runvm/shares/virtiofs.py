@@ -1,0 +1,124 @@
+"""virtiofsd, which serves one directory to one VM: found by QEMU's descriptions, run in its own sandbox, spoken to over a descriptor.
+
+Two programs go by that name: QEMU's own in C (up to 7.2) and the one in Rust, and they take different options.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from runvm.errors import DeadlineError, HostError
+from runvm.linux import process
+
+if TYPE_CHECKING:
+    from runvm.config import Config
+
+TAG = "runvm"
+_DESCRIPTIONS = ("/etc/qemu/vhost-user", "/usr/share/qemu/vhost-user")
+_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd", "/usr/bin/virtiofsd")
+
+
+def program(config: Config) -> str:
+    """The daemon's path. Raises HostError where none is installed. Source: QEMU's docs/interop/vhost-user.json."""
+    if config.virtiofsd:
+        return config.virtiofsd
+    for path in (*_described(), *_PLACES):
+        if os.access(path, os.X_OK):
+            return path
+    raise HostError("virtiofsd isn't installed", do="apt-get install qemu-system-common (Debian 12) or virtiofsd")
+
+
+def _described() -> list[str]:
+    import json
+
+    found = []
+    for directory in _DESCRIPTIONS:
+        try:
+            names = sorted(name for name in os.listdir(directory) if name.endswith(".json"))
+        except OSError:
+            continue
+        for name in names:
+            try:
+                with open(f"{directory}/{name}") as file:
+                    description = json.load(file)
+            except (OSError, ValueError):
+                continue
+            if isinstance(description, dict) and description.get("type") == "fs":
+                found.append(str(description.get("binary", "")))
+    return found
+
+
+def arguments(binary: str, directory: str, fd: int, *, rust: bool) -> list[str]:
+    """The daemon's argv: *directory* served over the listening socket *fd*."""
+    if rust:
+        return [
+            binary, f"--fd={fd}", f"--shared-dir={directory}", "--sandbox=namespace", "--cache=auto", "--xattr", "--posix-acl",
+            "--announce-submounts", "--inode-file-handles=never",
+        ]  # fmt: skip
+    # the descriptors' limit stays as it is: raising it needs CAP_SYS_RESOURCE, which a root in a container may lack
+    return [
+        binary, "-f", f"--fd={fd}", "-o", f"source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto", "-o", "xattr",
+        "-o", "announce_submounts", "--rlimit-nofile=0",
+    ]  # fmt: skip
+
+
+class Daemon:
+    """A running virtiofsd; *socket* is connected to it, for the VMM."""
+
+    def __init__(self, pid: int, connection: socket.socket) -> None:
+        self.pid = pid
+        self.socket = connection
+
+    def kill(self) -> None:
+        """End it and reap it."""
+        self.socket.close()
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+            if process.wait_child(self.pid, deadline=time.monotonic() + 10) is None:
+                raise DeadlineError(f"timed out waiting for the end of virtiofsd (pid {self.pid})")
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+
+def serve(config: Config, directory: str, *, log: str) -> Daemon:
+    """Start the daemon on *directory*; its messages go to the file *log*. The socket is there at once, nobody polls for it."""
+    binary = program(config)
+    rust = _is_rust(binary)
+    parent = os.getpid()
+    path = f"{os.path.dirname(log)}/virtiofsd.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen(1)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect(path)
+        os.unlink(path)
+
+        def child() -> None:
+            os.setsid()
+            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            null = os.open("/dev/null", os.O_RDWR)
+            os.dup2(null, 0)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            os.dup2(listener.fileno(), 3)
+            process.close_above(3)
+            os.set_inheritable(3, True)
+            process.reset_signals()
+            process.die_with_parent(parent)
+            os.execve(binary, arguments(binary, directory, 3, rust=rust), {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+
+        return Daemon(process.fork(child), connection)
+
+
+def _is_rust(binary: str) -> bool:
+    """Told by QEMU's own one being in QEMU's library directory, else asked of the program itself."""
+    if binary.startswith("/usr/lib/qemu/"):
+        return False
+    import subprocess
+
+    answer = subprocess.run([binary, "--help"], capture_output=True, text=True, timeout=10, check=False)
+    return "--shared-dir" in answer.stdout + answer.stderr
