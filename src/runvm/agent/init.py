@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from runvm import __version__
-from runvm.agent import dns, network
+from runvm.agent import network
 from runvm.agent.runtime import AgentError, Runtime
 from runvm.linux import syscalls
 from runvm.linux.loop import IN, Loop
@@ -67,7 +67,6 @@ class Agent:
         self.loop = Loop()
         self.connection = Connection(self.loop, port, on_frame=self._frame, on_close=self._closed)
         self.runtime = Runtime(self.loop, self.connection.send, self._event, SHARE)
-        self._resolvers: dict[str, dns.Resolver] = {}
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -96,9 +95,6 @@ class Agent:
         self.connection.send(frames.MESSAGE, 0, messages.encode(message, number))
 
     def _frame(self, frame: Frame) -> None:
-        if frame.kind == frames.DNS:
-            self._answer_dns(frame)
-            return
         if frame.kind != frames.MESSAGE:
             self.runtime.stream(frame)
             return
@@ -123,7 +119,7 @@ class Agent:
         if isinstance(request, Wake):
             return self._wake(request)
         if isinstance(request, Create):
-            self._network(request.network, request.interfaces, request.resolvers)
+            self._network(request.network, request.interfaces)
             self.runtime.create(request, done)
             return None
         if isinstance(request, Start):
@@ -146,7 +142,7 @@ class Agent:
         if isinstance(request, Plug):
             for name in request.gone:
                 network.deconfigure(request.network, str(name))
-            self._network(request.network, request.interfaces, [])
+            self._network(request.network, request.interfaces)
             return {}
         if isinstance(request, Sync):
             os.sync()
@@ -163,20 +159,11 @@ class Agent:
             _mount_share(request.share)
         return {}
 
-    def _network(self, name: str, interfaces: list[Any], resolvers: list[Any]) -> None:
+    def _network(self, name: str, interfaces: messages.Json) -> None:
         if not name:
             return
         network.make_namespace(name)
         network.configure(name, interfaces, deadline=time.monotonic() + 10)
-        if resolvers and name not in self._resolvers:
-            self._resolvers[name] = dns.Resolver(self.loop, name, [str(address) for address in resolvers], self._ask_dns)
-
-    def _ask_dns(self, packet: bytes) -> None:
-        self.connection.send(frames.DNS, 0, packet)
-
-    def _answer_dns(self, frame: Frame) -> None:
-        for resolver in self._resolvers.values():
-            resolver.answer(frame.payload)
 
 
 def _reseed(seed: bytes) -> None:

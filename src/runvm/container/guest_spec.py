@@ -18,7 +18,6 @@ SHARE = "/run/share"
 """Where the guest has the share mounted (agent.init)."""
 _OWN = ("/proc", "/sys")
 """Trees of the kernel: a bind of one shows the guest's own, never the host's."""
-_RESOLV_CONF = "/etc/resolv.conf"
 _STATIC_DEVICES = {
     ("c", 1, 3), ("c", 1, 5), ("c", 1, 7), ("c", 1, 8), ("c", 1, 9), ("c", 1, 11), ("c", 5, 0), ("c", 5, 1), ("c", 5, 2),
     ("c", 10, 200), ("c", 10, 229), ("c", 10, 237),
@@ -41,11 +40,10 @@ class Share(NamedTuple):
 
 
 class GuestPlan(NamedTuple):
-    """What `create` sends to the supervisor: the guest's spec, what is shared, loopback resolvers, what was left out (for the log)."""
+    """What `create` sends to the supervisor: the guest's spec, what is shared, what was left out (for the log)."""
 
     spec: dict[str, Any]
     shares: dict[str, Share]
-    resolvers: list[str]
     notes: list[str]
 
 
@@ -56,6 +54,7 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     shares = {"rootfs": Share(spec.root_path, True, False)}
     raw["root"] = {**raw["root"], "path": f"{SHARE}/{cid}/rootfs"}
     raw["mounts"] = _mounts(spec, cid, shares)
+    raw["ociVersion"] = "1.0.2"  # crun 1.8 knows 1.0 only, and by that text
     raw.pop("hooks", None)
     start_hooks = spec.raw.get("hooks", {}).get("startContainer")
     if start_hooks:
@@ -77,7 +76,7 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     linux["resources"] = resources(spec.resources)
     linux["devices"] = _devices(spec, notes)
     raw["linux"] = linux
-    return GuestPlan(raw, shares, _resolvers(shares, raw["mounts"]), notes)
+    return GuestPlan(raw, shares, notes)
 
 
 def resources(given: dict[str, Any]) -> dict[str, Any]:
@@ -139,17 +138,3 @@ def _devices(spec: Spec, notes: list[str]) -> list[dict[str, Any]]:
                 f"device {device.path} ({device.type} {device.major}:{device.minor}): a device of the host can't be handed to a virtual machine"
             )
     return kept
-
-
-def _resolvers(shares: dict[str, Share], mounts: list[dict[str, Any]]) -> list[str]:
-    """Name servers on a loopback address, which only a process in the host's network namespace can ask (Docker's is 127.0.0.11)."""
-    for mount in reversed(mounts):
-        if mount["destination"] == _RESOLV_CONF and mount["source"].startswith(SHARE):
-            source = shares[mount["source"].rsplit("/", 1)[1]].source
-            try:
-                with open(source, "rb") as file:
-                    words = [line.split() for line in file.read(65536).decode(errors="replace").splitlines()]
-            except OSError:
-                return []
-            return [line[1] for line in words if len(line) > 1 and line[0] == "nameserver" and line[1].startswith("127.")][:3]
-    return []

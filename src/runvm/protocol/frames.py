@@ -18,15 +18,14 @@ STDIN = 1
 STDOUT = 2
 STDERR = 3
 CREDIT_KIND = 4
-DNS = 5
-_KINDS = 6
+_KINDS = 5
 
 MAX_MESSAGE = 16 << 20
 """Bytes of a message: config.json's own limit, which `create` carries."""
 MAX_GUEST_MESSAGE = 1 << 20
 """Bytes of a message from the guest, which is not trusted with the host's memory."""
 CHUNK = 64 << 10
-"""Bytes of stream data or a DNS packet in one frame."""
+"""Bytes of stream data in one frame."""
 WINDOW = 512 << 10
 """Bytes of one stream under way without credit."""
 

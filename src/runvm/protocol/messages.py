@@ -53,7 +53,7 @@ class Create(NamedTuple):
     """Create a container: *spec* is the guest's config.json, *share* the directory in the share that its sources are relative to.
 
     *namespaces* maps a namespace type to the id of the container (in this VM) whose namespace it joins. *network* is the name of
-    the guest's network namespace ('' = the VM's own), *interfaces* what it gets. Result: {"pid": guest pid}.
+    the guest's network namespace ('' = the VM's own), *interfaces* what it gets (protocol.interfaces.Network). Result: {"pid": guest pid}.
     """
 
     container: str
@@ -61,8 +61,7 @@ class Create(NamedTuple):
     spec: Json
     namespaces: Json
     network: str
-    interfaces: list[Any]
-    resolvers: list[Any]
+    interfaces: Json
     rows: int
     columns: int
 
@@ -123,7 +122,7 @@ class Plug(NamedTuple):
     """Interfaces that came to the network namespace of a running container, and names of those that went. Result: {}."""
 
     network: str
-    interfaces: list[Any]
+    interfaces: Json
     gone: list[Any]
 
 
@@ -176,15 +175,13 @@ class Build(NamedTuple):
     """From create, after the hooks: make the container in the guest. Result: {}.
 
     *spec* is the guest's config.json; *shares* maps a name in the container's part of the share to {"source", "recursive", "read_only"};
-    *namespaces* maps namespace types to containers of this VM; *resolvers* are loopback name servers that only the host can ask;
-    *network* is false where the VM's own network namespace is used. If this connection closes before the answer, the container is dropped.
+    *namespaces* maps namespace types to containers of this VM; *network* is false where the VM's own network namespace is used. If this connection closes before the answer, the container is dropped.
     """
 
     container: str
     spec: Json
     shares: Json
     namespaces: Json
-    resolvers: list[Any]
     network: bool
     shim_pid: int
     rows: int

@@ -21,7 +21,7 @@ from runvm.linux.loop import IN, Loop
 from runvm.log import log
 from runvm.protocol import frames, messages
 from runvm.protocol.connection import Connection
-from runvm.protocol.frames import CREDIT_KIND, DNS, HEADER, MESSAGE, STDIN, Frame, FrameError
+from runvm.protocol.frames import CREDIT_KIND, HEADER, MESSAGE, STDIN, Frame, FrameError
 from runvm.protocol.messages import Attach, Build, Create, Done, Drop, Enter, Exec, Exited, Failed, OutOfMemory, Signal, Status
 from runvm.sandbox import registry
 from runvm.sandbox.networks import Networks
@@ -299,11 +299,11 @@ class Supervisor:
             self.tree.add(
                 member.name, name, share["source"], recursive=bool(share["recursive"]), read_only=bool(share["read_only"])
             )
-        network, interfaces = "", []
+        network, interfaces = "", {}
         if request.network:
-            network, interfaces = self.networks.join(self.guest.vm, request.shim_pid)
+            network, interfaces = self.networks.join(self.guest.vm, member.name, request.shim_pid)
         create = Create(
-            member.name, task.channel, request.spec, request.namespaces, network, interfaces, request.resolvers, request.rows, request.columns,
+            member.name, task.channel, request.spec, request.namespaces, network, interfaces, request.rows, request.columns,
         )  # fmt: skip
 
         def built(answer: Done | Failed) -> None:
@@ -379,7 +379,7 @@ class Supervisor:
             self._tasks.pop(task.channel, None)
             if task.shim is not None:
                 task.shim.close()
-        self.networks.leave(self.guest.vm, member.name)
+        self.networks.leave(member.name)
         if self.members:
             self._ask(messages.Remove(member.name), lambda answer: self._removed(member))
             return
@@ -439,9 +439,6 @@ class Supervisor:
             except messages.MessageError as error:
                 raise FrameError(str(error)) from error
             self._guest_message(number, message)
-            return
-        if frame.kind == DNS:
-            self.networks.ask_resolver(frame.payload)
             return
         task = self._tasks.get(frame.channel)
         if task is None or task.shim is None:
