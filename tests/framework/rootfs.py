@@ -52,3 +52,18 @@ def clone(source: str, target: str) -> None:
 
     shutil.copytree(source, target, symlinks=True, copy_function=copy)
     os.chown(f"{target}/home/user", 1000, 1000)
+
+
+def install(target: str, *programs: str) -> None:
+    """Copy programs of the host, with the libraries that they are linked to, into the root filesystem *target*."""
+    for program in programs:
+        path = shutil.which(program)
+        if path is None:
+            raise FileNotFoundError(f"{program} isn't there")
+        linked = subprocess.run(["ldd", path], capture_output=True, text=True, timeout=10).stdout
+        libraries = [word for word in linked.split() if word.startswith("/")]
+        for source in (path, *libraries):
+            copy = target + source
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            if not os.path.exists(copy):
+                shutil.copy(os.path.realpath(source), copy)

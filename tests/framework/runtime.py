@@ -217,8 +217,9 @@ class Container:
         """Take the container away, whatever state it is in, and collect its process."""
         for terminal in self._terminals:
             terminal.close()
-        self.runtime.call("delete", "--force", self.id)
+        deleted = self.runtime.call("delete", "--force", self.id)
         process.reap_orphans()
+        deleted.expect(0)
 
     # -- looking
 
@@ -312,9 +313,16 @@ class Box:
         return self.sh("trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done")
 
     def close(self) -> None:
-        """Delete every container by force; the bundles go with the session's directory, or here when all went well."""
+        """Delete every container by force, and the bundles. Raises the last failure, having tried them all."""
+        failure: BaseException | None = None
         for container in reversed(self.containers):
-            container.close()
+            try:
+                container.close()
+            except AssertionError as error:
+                failure = error
+        if failure is not None:
+            self.containers.clear()
+            raise failure
         for container in self.containers:
             shutil.rmtree(container.bundle.path, ignore_errors=True)
         self.containers.clear()
@@ -322,8 +330,8 @@ class Box:
 
 def facts(container: Container, commands: Mapping[str, str]) -> dict[str, str]:
     """What shell commands print in *container*, each under its name, out of one `run`: a VM started once."""
-    script = "".join(f"echo '=={name}'; ( {command}\n) 2>&1\n" for name, command in commands.items())
-    container.bundle.args("sh", "-c", script)
+    script = "".join(f"printf '\n==%s\n' {name}; ( {command}\n) 2>&1\n" for name, command in commands.items())
+    container.bundle.args("sh", "-c", script + "true\n")
     result = container.run().expect(0)
     found: dict[str, str] = {}
     name = ""

@@ -168,13 +168,13 @@ def test_exec_sees_the_containers_processes_and_is_seen(running: Container) -> N
 
 def test_exec_leaves_no_process_when_its_caller_is_killed(running: Container) -> None:
     """kill -9 of a foreground exec's caller: the container goes on, and answers further execs."""
-    command = running.runtime.start("exec", running.id, "sh", "-c", "echo up; exec sleep 1001")
+    command = running.runtime.start("exec", running.id, "sh", "-c", "echo up; echo $$ >/tmp/left; exec sleep 1001")
     assert command.popen.stdout is not None
     assert command.popen.stdout.read(3) == b"up\n"
     command.kill()
     assert running.sh("echo fine") == "fine"
     assert running.status == "running"
-    running.sh("pkill -f 'sleep 100[1]' || true")
+    running.sh("kill $(cat /tmp/left) || true")
 
 
 def test_exec_wants_a_command(running: Container, runtime: Runtime) -> None:

@@ -1,0 +1,264 @@
+"""Mounts and files: binds, tmpfs and the root are the host's own files, live in both directions."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from framework import rootfs
+from framework.process import wait_until
+from framework.runtime import facts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from framework.runtime import Box, Container, Runtime
+
+
+def mount_lines(text: str) -> dict[str, tuple[str, set[str]]]:
+    """Destination to (type, options) out of /proc/self/mountinfo; of several at one place the last."""
+    found = {}
+    for line in text.splitlines():
+        fields = line.split()
+        found[fields[4]] = (fields[fields.index("-") + 1], set(fields[5].split(",")))
+    return found
+
+
+@pytest.fixture(scope="module")
+def seen(module_box: Box, runtime: Runtime) -> Iterator[dict[str, str]]:
+    """What a container with mounts of every kind sees, out of one run."""
+    container = module_box()
+    bundle = container.bundle
+    source = f"{bundle.path}/source"
+    for name in ("rw", "ro", "noexec", "tree/sub", "nested/sub"):
+        os.makedirs(f"{source}/{name}")
+    for name in ("rw/file", "ro/file", "single", "single-ro", "with space"):
+        with open(f"{source}/{name}", "w", encoding="utf-8") as file:
+            file.write(f"host {name}\n")
+    os.link(f"{bundle.rootfs}/bin/busybox", f"{source}/noexec/busybox")
+    os.symlink("rw", f"{source}/link")
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", f"{source}/tree/sub"], check=True, timeout=10)
+    with open(f"{source}/tree/sub/below", "w", encoding="utf-8") as file:
+        file.write("below\n")
+    bundle.bind(f"{source}/rw", "/mnt/new/rw", "rbind", "rw", "rprivate")
+    bundle.bind(f"{source}/ro", "/mnt/ro", "bind", "ro")
+    bundle.bind(f"{source}/noexec", "/mnt/noexec", "bind", "noexec", "nosuid", "nodev")
+    bundle.bind(f"{source}/single", "/mnt/single/file", "bind")
+    bundle.bind(f"{source}/single-ro", "/etc/hostname", "bind", "ro")
+    bundle.bind(f"{source}/with space", "/mnt/with space", "bind")
+    bundle.bind(f"{source}/link", "/mnt/link", "bind")
+    bundle.bind(f"{source}/tree", "/mnt/rbind", "rbind")
+    bundle.bind(f"{source}/tree", "/mnt/bind", "bind")
+    bundle.bind("rw", "/mnt/over", "bind")
+    bundle.config["mounts"][-1]["source"] = f"{source}/rw"
+    bundle.bind(f"{source}/ro", "/mnt/over", "bind")
+    bundle.mount(
+        "/mnt/tmpfs", "tmpfs", "tmpfs", "size=1m", "mode=0751", "uid=1000", "gid=2000", "noexec", "nr_inodes=50"
+    )
+    bundle.mount("/mnt/rotmp", "tmpfs", "tmpfs", "ro")
+    try:
+        yield facts(
+            container,
+            {
+                "mounts": "cat /proc/self/mountinfo",
+                "rw": "cat /mnt/new/rw/file; echo guest >/mnt/new/rw/made && cat /mnt/new/rw/made",
+                "ro": "cat /mnt/ro/file; touch /mnt/ro/made",
+                "noexec": "/mnt/noexec/busybox true",
+                "single": "cat /mnt/single/file; echo changed >>/mnt/single/file;"
+                " cat /etc/hostname; echo x >/etc/hostname",
+                "space": "cat '/mnt/with space'",
+                "link": "cat /mnt/link/file",
+                "rbind": "cat /mnt/rbind/sub/below",
+                "bind": "ls /mnt/bind/sub",
+                "over": "cat /mnt/over/file",
+                "tmpfs": "stat -c '%a %u %g' /mnt/tmpfs;"
+                " dd if=/dev/zero of=/mnt/tmpfs/big bs=1k count=2000; wc -c </mnt/tmpfs/big",
+                "rotmp": "touch /mnt/rotmp/x",
+            },
+        ) | {"source": source}
+    finally:
+        subprocess.run(["umount", f"{source}/tree/sub"], check=True, timeout=10)
+
+
+def test_a_bound_directory_is_the_hosts(seen: dict[str, str]) -> None:
+    """Both see each other's files; a destination that is missing is made."""
+    assert seen["rw"].splitlines() == ["host rw/file", "guest"]
+    with open(f"{seen['source']}/rw/made", encoding="utf-8") as file:
+        assert file.read() == "guest\n"
+
+
+def test_a_read_only_bind_takes_no_writes(seen: dict[str, str]) -> None:
+    """EROFS, also for root."""
+    assert seen["ro"].splitlines()[0] == "host ro/file"
+    assert "Read-only file system" in seen["ro"]
+    assert not os.path.exists(f"{seen['source']}/ro/made")
+
+
+def test_flags_of_a_bind_hold(seen: dict[str, str]) -> None:
+    """noexec: nothing can be run from it; nosuid and nodev are on the mount."""
+    assert "Permission denied" in seen["noexec"]
+    assert {"noexec", "nosuid", "nodev"} <= mount_lines(seen["mounts"])["/mnt/noexec"][1]
+
+
+def test_a_single_file_can_be_bound(seen: dict[str, str]) -> None:
+    """Onto a path that isn't there, over a file that is, read-only, and with a space in its name."""
+    lines = seen["single"].splitlines()
+    assert lines[0] == "host single"
+    assert lines[1] == "host single-ro"
+    assert "Read-only file system" in seen["single"]
+    with open(f"{seen['source']}/single", encoding="utf-8") as file:
+        assert file.read() == "host single\nchanged\n"
+    assert seen["space"] == "host with space"
+
+
+def test_a_symlink_as_source_is_followed(seen: dict[str, str]) -> None:
+    """The source of a bind may be a symlink on the host."""
+    assert seen["link"] == "host rw/file"
+
+
+def test_rbind_takes_submounts_along_and_bind_does_not(seen: dict[str, str]) -> None:
+    """What is mounted below the source shows with rbind only."""
+    assert seen["rbind"] == "below"
+    assert seen["bind"] == ""
+
+
+def test_later_mounts_cover_earlier_ones(seen: dict[str, str]) -> None:
+    """Mounts are made in the order of the config."""
+    assert seen["over"] == "host ro/file"
+
+
+def test_tmpfs_options_hold(seen: dict[str, str]) -> None:
+    """size, mode, uid, gid, noexec, ro."""
+    assert seen["tmpfs"].splitlines()[0] == "751 1000 2000"
+    assert "No space left on device" in seen["tmpfs"]
+    assert int(seen["tmpfs"].splitlines()[-1]) == 1 << 20
+    assert "Read-only file system" in seen["rotmp"]
+    kind, options = mount_lines(seen["mounts"])["/mnt/tmpfs"]
+    assert kind == "tmpfs"
+    assert "noexec" in options
+
+
+@pytest.fixture(scope="module")
+def live(module_box: Box) -> Container:
+    """A running container with a bound directory at /shared."""
+    container = module_box.idle()
+    os.makedirs(f"{container.bundle.path}/shared")
+    container.bundle.bind(f"{container.bundle.path}/shared", "/shared", "rbind", "rw", "rprivate")
+    return container.launch()
+
+
+def test_changes_are_seen_at_once_on_both_sides(live: Container) -> None:
+    """Created, changed, renamed and removed on one side, and at once so on the other: in the root and in a bind."""
+    for inside, outside in (("/shared", f"{live.bundle.path}/shared"), ("/tmp", f"{live.bundle.rootfs}/tmp")):
+        with open(f"{outside}/one", "w", encoding="utf-8") as file:
+            file.write("first")
+        assert live.sh(f"cat {inside}/one") == "first"
+        with open(f"{outside}/one", "w", encoding="utf-8") as file:
+            file.write("second, longer")
+        assert live.sh(f"cat {inside}/one; rm {inside}/one; echo back >{inside}/two") == "second, longer"
+        assert not os.path.exists(f"{outside}/one")
+        with open(f"{outside}/two", encoding="utf-8") as file:
+            assert file.read() == "back\n"
+        os.rename(f"{outside}/two", f"{outside}/three")
+        assert live.sh(f"cat {inside}/three; ls {inside}").splitlines()[0] == "back"
+        os.unlink(f"{outside}/three")
+        assert live.sh(f"ls {inside} | grep -c three || true") == "0"
+
+
+def test_owners_modes_links_and_special_files_pass_both_ways(live: Container) -> None:
+    """chown, chmod with setuid, symlinks, hard links, FIFOs, sockets, times are the host's own."""
+    shared = f"{live.bundle.path}/shared"
+    live.sh(
+        "cd /shared && touch f && chown 1234:5678 f && chmod 4751 f && ln -s ../etc/passwd s"
+        " && ln f hard && mkfifo fifo"
+        " && touch -d '2001-02-03 04:05:06' f && mkdir -m 1777 d"
+    )
+    info = os.stat(f"{shared}/f")
+    assert (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode), info.st_nlink) == (1234, 5678, 0o4751, 2)
+    assert int(info.st_mtime) == 981173106
+    assert os.readlink(f"{shared}/s") == "../etc/passwd"
+    assert stat.S_ISFIFO(os.stat(f"{shared}/fifo").st_mode)
+    assert stat.S_IMODE(os.stat(f"{shared}/d").st_mode) == 0o1777
+
+    os.chown(f"{shared}/f", 42, 43)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{shared}/sock")
+    shown = live.sh("cd /shared && stat -c '%u %g %F' f sock fifo")
+    listener.close()
+    assert shown.splitlines() == ["42 43 regular empty file", "0 0 socket", "0 0 fifo"]
+    assert live.sh("cd /shared && (echo through >fifo & cat fifo)") == "through"
+    live.sh("rm -rf /shared/f /shared/s /shared/hard /shared/fifo /shared/d /shared/sock")
+
+
+def test_large_and_many_files_arrive_whole(live: Container) -> None:
+    """20 MB written by one side have the same digest on the other; so do 300 small files in a tree."""
+    shared = f"{live.bundle.path}/shared"
+    data = os.urandom(1 << 20) * 20
+    with open(f"{shared}/large", "wb") as file:
+        file.write(data)
+    import hashlib
+
+    assert live.sh("sha256sum </shared/large").split()[0] == hashlib.sha256(data).hexdigest()
+    live.sh("cat /shared/large /shared/large >/shared/twice; for n in $(seq 300); do echo $n >/shared/small$n; done")
+    with open(f"{shared}/twice", "rb") as file:
+        assert hashlib.sha256(file.read()).hexdigest() == hashlib.sha256(data * 2).hexdigest()
+    for number in range(1, 301):
+        with open(f"{shared}/small{number}", encoding="ascii") as small:
+            assert small.read() == f"{number}\n"
+    live.sh("rm /shared/*")
+    assert os.listdir(shared) == []
+
+
+def test_a_lock_of_the_host_is_seen_in_the_container(box: Box) -> None:
+    """flock on the host keeps a container's flock out, and one of the container keeps the host's out."""
+    container = box.idle()
+    rootfs.install(container.bundle.rootfs, "flock")
+    path = container.bundle.file("/tmp/lock")
+    container.launch()
+    container.exec("flock", "-n", "/tmp/lock", "true").expect(0)
+    with open(path, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        container.exec("flock", "-n", "/tmp/lock", "true").expect(1)
+        fcntl.flock(file, fcntl.LOCK_UN)
+        container.sh("flock -n /tmp/lock sleep 1000 >/dev/null 2>&1 &")
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_mount_made_later_on_the_host_propagates_with_rslave(box: Box) -> None:
+    """A bind with rslave of a shared mount: what the host mounts below it later shows in the running container."""
+    container = box.idle()
+    shared = f"{container.bundle.path}/shared"
+    os.makedirs(shared)
+    subprocess.run(["mount", "--bind", shared, shared], check=True, timeout=10)
+    mounted = [shared]
+    try:
+        subprocess.run(["mount", "--make-shared", shared], check=True, timeout=10)
+        os.makedirs(f"{shared}/sub")
+        container.bundle.bind(shared, "/shared", "rbind", "rslave")
+        container.launch()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", f"{shared}/sub"], check=True, timeout=10)
+        mounted.append(f"{shared}/sub")
+        with open(f"{shared}/sub/late", "w", encoding="utf-8") as file:
+            file.write("late\n")
+        wait_until(lambda: container.exec("cat", "/shared/sub/late").stdout == b"late\n", timeout=10, what="the mount")
+        container.close()
+    finally:
+        for path in reversed(mounted):
+            subprocess.run(["umount", path], check=True, timeout=10)
+
+
+def test_a_missing_source_is_named(box: Box, runtime: Runtime) -> None:
+    """A bind whose source isn't there: create fails naming it, and nothing is left."""
+    container = box("true")
+    container.bundle.bind("/no/such/source", "/mnt", "bind")
+    result = container.try_create()
+    assert result.code == 1
+    assert "/no/such/source" in result.error
+    assert container.id not in runtime.ids()
