@@ -43,7 +43,7 @@ from runvm.protocol.messages import (
 
 PORT = "runvm.agent"
 SHARE = "/run/share"
-_MODULES = ("virtio_console", "virtio_net", "virtiofs", "overlay", "virtio_balloon", "virtio_rng")
+_MODULES = ("virtio_pci", "virtio_console", "virtio_net", "virtiofs", "overlay", "virtio_balloon", "virtio_rng")
 _FILE_SYSTEMS = (
     ("proc", "/proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
     ("sysfs", "/sys", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
@@ -195,7 +195,7 @@ def _say(text: str) -> None:
     """A line on the VM's console, which the supervisor keeps for error messages and `runvm debug`."""
     try:
         with open("/dev/kmsg", "w") as file:
-            file.write(f"runvm agent: {text}\n")
+            file.write(f"<3>runvm agent: {text}\n")
     except OSError:
         pass
 

@@ -1,125 +1,308 @@
-"""The guest's side of a container's network: a namespace of its own, the VM's cards moved in and made what the host's interfaces are."""
+"""A container's network in the guest: a namespace that has the interfaces which the host found, on the VM's own cards.
+
+The agent calls make_namespace() once for each network of its containers, and configure() then and whenever the host's
+side has changed. All by netlink: in an emulated guest, an exec of `ip` costs more than the whole of this.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import time
-from typing import Any
+from collections.abc import Iterable
 
-from runvm.linux import links, netlink, routing, syscalls
+from runvm.errors import DeadlineError
+from runvm.linux import links, netlink, routing
+from runvm.linux.links import Link
+from runvm.linux.netlink import NetlinkError, Socket
 from runvm.linux.netns import in_namespace
-from runvm.protocol.interfaces import Interface, Network, NetworkError, from_json
+from runvm.linux.routing import Address, Route
+from runvm.linux.syscalls import CLONE_NEWNET, MNT_DETACH, MS_BIND, mount, setns, unmount, unshare
+from runvm.protocol.interfaces import IPV6_SETTINGS, NAMESPACE_SETTINGS, Changes, Interface, Network, changes
 
-_DIRECTORY = "/run/netns"
-_NO_DAD = 0x02
-_IFA_F_PERMANENT = 0x80
+DIRECTORY = "/run/netns"
+"""Where `ip netns` has them, too; crun joins them by path."""
+
+_FREE_NAME = "rvcard"
+_STABLE_PRIVACY = 2  # IN6_ADDR_GEN_MODE_STABLE_PRIVACY
 
 
-def set_loopback_up() -> None:
-    """Bring lo up in the caller's namespace."""
-    with netlink.Socket() as sock:
-        links.set_link(sock, links.link(sock, "lo").ifindex, up=True)
+class _Namespace:
+    """One network namespace: what it was last told to have, and its cards by their interface's index on the host."""
+
+    def __init__(self) -> None:
+        self.network = Network()
+        self.cards: dict[int, int] = {}
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            unshare(CLONE_NEWNET)
+            try:
+                self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+                self.sock = Socket()
+            finally:
+                setns(home, CLONE_NEWNET)
+        finally:
+            os.close(home)
+        links.set_link(self.sock, links.link(self.sock, "lo").ifindex, up=True)
+
+    def close(self) -> None:
+        self.sock.close()
+        os.close(self.fd)
+
+
+_namespaces: dict[str, _Namespace] = {}
+_spare: list[_Namespace] = []
+
+
+def prepare() -> None:
+    """Make a namespace in advance, so that the next make_namespace() finds it done: before a template is taken."""
+    _spare.append(_Namespace())
+
+
+def path(name: str) -> str:
+    """Where the namespace of that name is bound, for an OCI config's namespace path."""
+    return f"{DIRECTORY}/{name}"
 
 
 def make_namespace(name: str) -> None:
-    """Make the network namespace *name*, once, bound at /run/netns as ip-netns(8) has it; its loopback is up."""
-    path = f"{_DIRECTORY}/{name}"
-    if os.path.exists(path):
-        return
-    os.makedirs(_DIRECTORY, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o444))
-    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    """A namespace with nothing but lo, up, bound at path(name). Raises OSError."""
+    if name in _namespaces or not name or "/" in name or name.startswith("."):
+        raise OSError(errno.EEXIST if name in _namespaces else errno.EINVAL, f"network namespace {name!r}")
+    os.makedirs(DIRECTORY, mode=0o755, exist_ok=True)
+    namespace = _spare.pop() if _spare else _Namespace()
     try:
-        syscalls.unshare(syscalls.CLONE_NEWNET)
+        os.close(os.open(path(name), os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
         try:
-            syscalls.mount("/proc/self/ns/net", path, "", syscalls.MS_BIND)
-            set_loopback_up()
-        finally:
-            syscalls.setns(home, syscalls.CLONE_NEWNET)
+            mount(f"/proc/self/fd/{namespace.fd}", path(name), flags=MS_BIND)
+        except OSError:
+            os.unlink(path(name))
+            raise
+    except OSError:
+        namespace.close()
+        raise
+    _namespaces[name] = namespace
+
+
+def remove_namespace(name: str) -> None:
+    """Take the cards out and let go of the namespace; it ends with the last process in it. Unknown: nothing to do."""
+    namespace = _namespaces.pop(name, None)
+    if namespace is None:
+        return
+    for interface in namespace.network.interfaces:
+        _give_back(namespace, interface)
+    unmount(path(name), MNT_DETACH)
+    os.unlink(path(name))
+    namespace.close()
+
+
+def open_namespace(name: str) -> int:
+    """A descriptor of the namespace, the caller's to close: for sockets that are to live in it. Raises OSError."""
+    return os.open(path(name), os.O_RDONLY | os.O_CLOEXEC)
+
+
+def configure(name: str, network: Network, *, deadline: float) -> list[str]:
+    """Bring a namespace from what it was last told to have to *network*; what the container itself changed stays.
+
+    Cards are waited for until *deadline*: they may be plugged in just now. What is returned are notes for the log.
+    Raises: OSError, DeadlineError.
+    """
+    namespace = _namespaces[name]
+    difference = changes(namespace.network, network)
+    notes = list(network.notes)
+    for interface in difference.removed:
+        _give_back(namespace, interface)
+    in_namespace(namespace.fd, lambda: _set_namespace_settings(namespace.network, network))
+    cards = _find_cards([item for item in difference.added if item.ifindex not in namespace.cards], deadline)
+    fresh = []
+    for interface in difference.added:
+        if interface.ifindex in cards:
+            _move(namespace, interface, cards[interface.ifindex])
+        _set_up(namespace, interface, None, notes)
+        fresh.append(interface.name)
+    for old, new in difference.changed:
+        if _set_up(namespace, new, old, notes):
+            fresh.append(new.name)
+    _set_loopback(namespace, network)
+    _set_routes(namespace, network, difference, fresh, notes)
+    namespace.network = network
+    return notes
+
+
+# --- cards
+
+
+def _find_cards(interfaces: Iterable[Interface], deadline: float) -> dict[int, Link]:
+    """The cards of *interfaces* in the agent's own namespace, by the interfaces' indexes on the host."""
+    wanted = {interface.nic: interface for interface in interfaces}
+    found: dict[int, Link] = {}
+    if not wanted:
+        return found
+    with Socket(netlink.GROUP_LINK) as monitor, Socket() as sock:
+        while True:
+            for link in links.links(sock):
+                interface = wanted.get(link.permanent_mac or link.mac)
+                if interface is not None:
+                    found[interface.ifindex] = link
+            missing = [interface for interface in wanted.values() if interface.ifindex not in found]
+            if not missing:
+                return found
+            poll = select.poll()
+            poll.register(monitor.fileno(), select.POLLIN)
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000) and time.monotonic() >= deadline:
+                cards = ", ".join(f"{interface.nic} for {interface.name}" for interface in missing)
+                raise DeadlineError(f"no network card {cards} has appeared in the guest in time")
+            try:
+                monitor.drain()
+            except OSError:  # some were lost: the list is read anew in any case
+                pass
+
+
+def _move(namespace: _Namespace, interface: Interface, card: Link) -> None:
+    with Socket() as sock:
+        if card.up:
+            links.set_link(sock, card.ifindex, up=False)
+        links.set_link(sock, card.ifindex, namespace=namespace.fd, name=interface.name)
+    namespace.cards[interface.ifindex] = links.link(namespace.sock, interface.name).ifindex
+
+
+def _give_back(namespace: _Namespace, interface: Interface) -> None:
+    """Move a card back to the agent's namespace, as it was before; that it has been pulled out already is no error."""
+    ifindex = namespace.cards.pop(interface.ifindex, None)
+    if ifindex is None:
+        return
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        links.set_link(namespace.sock, ifindex, up=False)
+        links.set_link(namespace.sock, ifindex, mac=interface.nic)
+        links.set_link(
+            namespace.sock, ifindex, namespace=home, name=f"{_FREE_NAME}{interface.nic.replace(':', '')[-6:]}"
+        )
+    except NetlinkError as error:
+        if error.errno != errno.ENODEV:
+            raise
     finally:
         os.close(home)
 
 
-def configure(name: str, description: dict[str, Any], *, deadline: float) -> None:
-    """Make the namespace's network as *description* (a Network) says. Raises NetworkError, OSError."""
-    if not description:
+# --- one interface
+
+
+def _set_up(namespace: _Namespace, interface: Interface, old: Interface | None, notes: list[str]) -> bool:
+    """Make the card of *interface* what it should be, *old* being what it was told before; True if its routes are lost."""
+    sock, ifindex = namespace.sock, namespace.cards[interface.ifindex]
+    renamed = old is not None and old.name != interface.name
+    flapped = renamed or old is not None and (old.up, old.mac) != (interface.up, interface.mac)
+    if flapped:
+        links.set_link(sock, ifindex, up=False)
+    if renamed:
+        links.set_link(sock, ifindex, name=interface.name)
+    link = links.link(sock, interface.name)
+    settings = {key: value for key, value in interface.ipv4 if key <= len(link.ipv4) and link.ipv4[key - 1] != value}
+    fresh = old is None or flapped
+    links.set_link(
+        sock,
+        ifindex,
+        mac=interface.mac if interface.mac != link.mac else "",
+        mtu=interface.mtu if interface.mtu != link.mtu else 0,
+        queue=interface.queue if interface.queue != link.queue else -1,
+        ipv4=settings,
+        # the host's link-local address comes with the others: the kernel's own would be tried for duplicates first
+        address_mode=links.MODE_NONE if link.ipv6 and fresh else -1,
+    )
+    in_namespace(namespace.fd, lambda: _set_ipv6_settings(interface, link))
+    if fresh and interface.up:
+        links.set_link(sock, ifindex, up=True)
+    if not link.ipv6 and any(address.family == 10 for address in interface.addresses):
+        notes.append(f"the guest has no IPv6: the IPv6 addresses of {interface.name} are left out")
+    _set_addresses(sock, ifindex, interface.addresses, () if old is None else old.addresses, fresh, bool(link.ipv6))
+    if link.ipv6 and fresh and interface.address_mode not in (links.MODE_NONE, _STABLE_PRIVACY):
+        # for when the container itself takes the interface down and up; a stable privacy address needs a secret
+        links.set_link(sock, ifindex, address_mode=interface.address_mode)
+    for neighbour in () if old is None else old.neighbours:
+        if neighbour not in interface.neighbours:
+            routing.delete_neighbour(sock, ifindex, neighbour)
+    for neighbour in interface.neighbours:
+        if (link.ipv6 or neighbour.family != 10) and (fresh or old is None or neighbour not in old.neighbours):
+            routing.set_neighbour(sock, ifindex, neighbour)
+    return flapped
+
+
+def _set_addresses(
+    sock: Socket, ifindex: int, new: tuple[Address, ...], old: tuple[Address, ...], fresh: bool, ipv6: bool
+) -> None:
+    for address in new:
+        if (fresh or address not in old) and (ipv6 or address.family != 10):
+            routing.add_address(sock, ifindex, address)
+    for address in old:
+        if address not in new:
+            routing.delete_address(sock, ifindex, address)
+
+
+def _set_ipv6_settings(interface: Interface, link: Link) -> None:
+    for key, value in interface.ipv6:
+        if key in IPV6_SETTINGS and key < len(link.ipv6) and link.ipv6[key] != value:
+            _write_setting(f"ipv6/conf/{interface.name}/{IPV6_SETTINGS[key]}", str(value))
+
+
+# --- the namespace
+
+
+def _set_namespace_settings(old: Network, new: Network) -> None:
+    wanted = dict(new.settings)
+    for name in NAMESPACE_SETTINGS:
+        if name in wanted and (name, wanted[name]) not in old.settings:
+            _write_setting(name, wanted[name])
+
+
+def _write_setting(name: str, value: str) -> None:
+    """Write a file below /proc/sys/net, unless it says so already: a write to a conf/all has effects on all interfaces."""
+    try:
+        fd = os.open(f"/proc/sys/net/{name}", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:  # a kernel that doesn't know it
         return
-    network = from_json(description)
-    fd = os.open(f"{_DIRECTORY}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for interface in network.interfaces:
-            if interface.nic:
-                _move(interface, fd, deadline)
-        in_namespace(fd, lambda: _set_up(network))
+        if os.read(fd, 256).decode().strip() != value:
+            os.pwrite(fd, value.encode(), 0)
     finally:
         os.close(fd)
 
 
-def deconfigure(name: str, interface: str) -> None:
-    """Take an interface down before its card is unplugged. Raises OSError."""
-    fd = os.open(f"{_DIRECTORY}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-
-        def down() -> None:
-            with netlink.Socket() as sock:
-                links.set_link(sock, links.link(sock, interface).ifindex, up=False)
-
-        in_namespace(fd, down)
-    finally:
-        os.close(fd)
+def _set_loopback(namespace: _Namespace, network: Network) -> None:
+    if namespace.network.loopback != network.loopback:
+        link = links.link(namespace.sock, "lo")
+        _set_addresses(
+            namespace.sock, link.ifindex, network.loopback, namespace.network.loopback, False, bool(link.ipv6)
+        )
 
 
-def counters(name: str) -> str:
-    """/proc/net/dev of the namespace."""
-    fd = os.open(f"{_DIRECTORY}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-
-        def read() -> str:
-            with open("/proc/thread-self/net/dev") as file:
-                return file.read(16384)
-
-        return in_namespace(fd, read)
-    finally:
-        os.close(fd)
-
-
-def _move(interface: Interface, namespace: int, deadline: float) -> None:
-    """Move the card with the MAC *interface.nic* into the namespace, under the interface's name; it may still be arriving."""
-    while True:
-        with netlink.Socket() as sock:
-            card = next((link for link in links.links(sock) if interface.nic in (link.permanent_mac, link.mac)), None)
-            if card is not None:
-                links.set_link(sock, card.ifindex, name=interface.name, namespace=namespace)
-                return
-        if time.monotonic() > deadline:
-            raise NetworkError(f"the network card for {interface.name} didn't appear in the guest")
-        time.sleep(0.005)
-
-
-def _set_up(network: Network) -> None:
-    for setting, value in network.settings:
-        try:
-            with open(f"/proc/sys/net/{setting}", "w") as file:
-                file.write(value)
-        except OSError:
-            continue  # a setting that this kernel doesn't have
-    with netlink.Socket() as sock:
-        for interface in network.interfaces:
-            link = links.link(sock, interface.name)
-            links.set_link(sock, link.ifindex, address_mode=interface.address_mode) if interface.address_mode else None
-            links.set_link(sock, link.ifindex, mac=interface.mac, mtu=interface.mtu, queue=interface.queue)
-            links.set_link(sock, link.ifindex, up=interface.up)
-            for address in interface.addresses:
-                # the host has proved it unique already: no second of waiting for duplicates
-                routing.add_address(sock, link.ifindex, address._replace(flags=(address.flags | _NO_DAD) & ~_IFA_F_PERMANENT))
-            for neighbour in interface.neighbours:
-                routing.set_neighbour(sock, link.ifindex, neighbour)
-        lo = links.link(sock, "lo").ifindex
-        for address in network.loopback:
-            routing.add_address(sock, lo, address)
-        indexes = {link.name: link.ifindex for link in links.links(sock)}
-        # a gateway must be reachable before a route may name it
-        for route in sorted(network.routes, key=lambda route: bool(route.gateway or route.hops)):
+def _set_routes(
+    namespace: _Namespace, network: Network, difference: Changes, fresh: list[str], notes: list[str]
+) -> None:
+    """Routes and rules; those of *fresh* interfaces are lost and all to be set."""
+    if not (fresh or difference.rest):
+        return
+    sock, old = namespace.sock, namespace.network
+    found = links.links(sock)
+    indexes = {link.name: link.ifindex for link in found}
+    ipv6 = any(link.ipv6 for link in found)
+    for route in old.routes:
+        if route not in network.routes and _devices(route) <= indexes.keys():
+            routing.delete_route(sock, route, indexes)
+    kept = set(old.routes)
+    # a gateway must be reachable by a route that is there already
+    for route in sorted(network.routes, key=lambda route: bool(route.gateway or route.hops)):
+        if route.family == 10 and not ipv6:
+            notes.append(f"the guest has no IPv6: the route to {route.destination or 'default'} is left out")
+        elif route not in kept or not _devices(route).isdisjoint(fresh):
             routing.add_route(sock, route, indexes)
-        for rule in network.rules:
+    for rule in old.rules:
+        if rule not in network.rules:
+            routing.delete_rule(sock, rule)
+    for rule in network.rules:
+        if rule not in old.rules and (ipv6 or rule.family != 10):
             routing.add_rule(sock, rule)
+
+
+def _devices(route: Route) -> set[str]:
+    return {hop.device for hop in route.hops} | ({route.device} if route.device else set())

@@ -48,8 +48,6 @@ def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: b
         "-device", f"virtio-net-pci,id=nic0,netdev=nic0,mac={DEFAULT_MAC},romfile=,disable-legacy=on",
         "-device", "virtio-balloon-pci,free-page-reporting=on,disable-legacy=on",
         "-device", "vmgenid,guid=auto",
-        "-global", "migration.x-ignore-shared=on", "-global", "migration.x-events=on",
-        "-global", "migration.announce-rounds=0",
     ]  # fmt: skip
     for number in range(PORTS):
         argv += ["-device", f"pcie-root-port,id=port{number},chassis={number + 1},slot={number + 1}"]
@@ -110,6 +108,12 @@ class Qemu:
         vm = QemuVm(pid, Qmp(ours))
         try:
             vm.qmp.negotiate(deadline=deadline)
+            # RAM is the shared file, not part of the state; a clone must not announce the template's MAC on its network
+            wanted = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+            vm.qmp.send("migrate-set-capabilities", {"capabilities": wanted})
+            vm.qmp.send("migrate-set-parameters", {"announce-rounds": 0})
+            for command in ("migrate-set-capabilities", "migrate-set-parameters"):
+                vm.qmp.answer(command, deadline=deadline)
             if state >= 0:
                 vm.qmp.send("getfd", {"fdname": "state"}, fd=state)
                 vm.qmp.send("migrate-incoming", {"uri": "fd:state"})

@@ -3,7 +3,7 @@
 All functions work on the namespace that the caller is in: see linux.netns.in_namespace.
 
 What comes in on the interface is redirected to the tap before the host's stack sees it, and the other way round (tc(8):
-ingress qdisc, u32 filters, mirred). So the guest alone answers for the interface's addresses, which the namespace keeps.
+ingress qdisc, u32, mirred). So the guest alone answers for the interface's addresses, which the namespace keeps.
 """
 
 from __future__ import annotations
@@ -44,8 +44,12 @@ RESOLVER_PORTS = (61440, 65535)
 _DNS_REPLY = (0x0035F000, 0xFFFFF000)  # from port 53 to RESOLVER_PORTS
 
 
+_FIRST = 0x7276
+"""Our filters' priorities begin here: those of others come first, and are told from ours."""
+
+
 class _Filter(NamedTuple):
-    """What is of an Ethernet *protocol* and matches all *keys* (value, mask, offset) goes to the tap, the host or both."""
+    """What is of an Ethernet *protocol* and matches all *keys* (value, mask, offset) goes to tap, host or both."""
 
     priority: int
     protocol: int
@@ -63,19 +67,19 @@ _ADVERTISEMENT = ((0x00003A00, 0x0000FF00, 4), (0x88000000, 0xFF000000, 40))  # 
 
 _FOR_RESOLVER = (
     # the host's stack needs the gateway's MAC, and must answer for nobody: replies only
-    _Filter(1, _ARP, ((0x00000002, 0x0000FFFF, 4),), to_tap=True, to_host=True),
+    _Filter(_FIRST + 1, _ARP, ((0x00000002, 0x0000FFFF, 4),), to_tap=True, to_host=True),
     # TCP: a stack that doesn't know the connection would reset it, so to one of them only
-    _Filter(2, _IPV4, (_IPV4_TCP, *_IPV4_DNS), to_tap=False, to_host=True),
+    _Filter(_FIRST + 2, _IPV4, (_IPV4_TCP, *_IPV4_DNS), to_tap=False, to_host=True),
     # UDP: a recursive resolver in the guest may use these ports as well
-    _Filter(3, _IPV4, (_IPV4_UDP, *_IPV4_DNS), to_tap=True, to_host=True),
-    _Filter(4, _IPV4, (_UNFRAGMENTED,), to_tap=True, to_host=False),
+    _Filter(_FIRST + 3, _IPV4, (_IPV4_UDP, *_IPV4_DNS), to_tap=True, to_host=True),
+    _Filter(_FIRST + 4, _IPV4, (_UNFRAGMENTED,), to_tap=True, to_host=False),
     # what is left are later fragments, which have no ports: they may be of a long answer
-    _Filter(5, _IPV4, (_IPV4_UDP,), to_tap=True, to_host=True),
-    _Filter(6, _IPV6, (_IPV6_TCP, *_IPV6_DNS), to_tap=False, to_host=True),
-    _Filter(7, _IPV6, (_IPV6_UDP, *_IPV6_DNS), to_tap=True, to_host=True),
-    _Filter(8, _IPV6, _ADVERTISEMENT, to_tap=True, to_host=True),
+    _Filter(_FIRST + 5, _IPV4, (_IPV4_UDP,), to_tap=True, to_host=True),
+    _Filter(_FIRST + 6, _IPV6, (_IPV6_TCP, *_IPV6_DNS), to_tap=False, to_host=True),
+    _Filter(_FIRST + 7, _IPV6, (_IPV6_UDP, *_IPV6_DNS), to_tap=True, to_host=True),
+    _Filter(_FIRST + 8, _IPV6, _ADVERTISEMENT, to_tap=True, to_host=True),
 )
-_EVERYTHING = _Filter(100, _ALL, ((0, 0, 0),), to_tap=True, to_host=False)
+_EVERYTHING = _Filter(_FIRST + 100, _ALL, ((0, 0, 0),), to_tap=True, to_host=False)
 
 
 def create_tap(name: str) -> int:
@@ -106,11 +110,11 @@ def create_tap(name: str) -> int:
 
 
 def wire(interface: str, tap: str, *, resolver: bool = False) -> None:
-    """Connect *interface* and *tap* both ways; on two that are, bring MTU and *resolver* up to date. Raises OSError.
+    """Connect *interface* and *tap* both ways; once more: MTU and *resolver* are brought up to date. Raises OSError.
 
     With *resolver*, sockets of the namespace itself may ask DNS servers outside, as Docker's resolver on 127.0.0.11 does:
-    they get ports in RESOLVER_PORTS, and what comes from port 53 to these reaches them, as do ARP replies and neighbour
-    advertisements. The price: a TCP connection that the guest makes from such a port to port 53 fails.
+    they get ports in RESOLVER_PORTS, and what comes from port 53 to these reaches them, as do ARP replies and IPv6
+    neighbour advertisements. The price: a TCP connection that the guest makes from such a port to port 53 fails.
     """
     with Socket() as sock:
         outer, inner = links.link(sock, interface), links.link(sock, tap)
@@ -130,7 +134,7 @@ def wire(interface: str, tap: str, *, resolver: bool = False) -> None:
 
 
 def unwire(name: str) -> None:
-    """Undo wire() on one side: a tap that another interface is to have, an interface that outlives the VM. Raises OSError."""
+    """Undo wire() on one side: a tap that another interface is to have, one that outlives the VM. Raises OSError."""
     with Socket() as sock:
         ifindex = links.link(sock, name).ifindex
         _set_filters(sock, ifindex, (), 0)
@@ -145,7 +149,7 @@ def unwire(name: str) -> None:
 
 
 def unwire_all() -> None:
-    """Leave the namespace as it was before its VM, which may have been killed: for one that others keep. Raises OSError."""
+    """Leave a namespace that others keep as it was before its VM, which may have been killed. Raises OSError."""
     with Socket() as sock:
         names = [link.name for link in links.links(sock)]
     for name in names:

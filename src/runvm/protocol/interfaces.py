@@ -53,7 +53,7 @@ class NetworkError(Exception):
 
 
 class Interface(NamedTuple):
-    """One interface. *ifindex* is the host's: a new name doesn't change it. *nic* is the MAC that the VM's card was made with.
+    """One interface. *ifindex* is the host's: a new name doesn't change it. *nic*: the MAC that the VM's card has.
 
     *ipv4* and *ipv6* are (number, value) of the settings above.
     """
