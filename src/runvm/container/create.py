@@ -1,0 +1,268 @@
+"""`create`: spec, sandbox, shim, hooks, guest, state, in one breath; each step lives in its own module."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from runvm.container import guest_spec, shim, state, terminal
+from runvm.container.state import ContainerRecord
+from runvm.errors import HostError, RunvmError, UnsupportedError
+from runvm.linux import process, syscalls
+from runvm.linux.process import Identity
+from runvm.log import log
+from runvm.protocol import frames, messages
+from runvm.sandbox import placement, registry, resources
+
+if TYPE_CHECKING:
+    from runvm.container.context import Context
+    from runvm.container.options import CreateOptions
+    from runvm.oci.spec import Spec
+
+_NEW = {"network": syscalls.CLONE_NEWNET, "ipc": syscalls.CLONE_NEWIPC, "uts": syscalls.CLONE_NEWUTS}
+
+
+def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: list[int] | None = None) -> None:
+    """Make the container and leave it created. With *terminal_master*, a terminal's master is appended there instead of sent away.
+
+    Raises: RunvmError; nothing half-made is left then.
+    """
+    from runvm.oci import spec as oci
+
+    spec = oci.load(options.bundle, options.config_file)
+    for warning in spec.warnings:
+        log.warning(warning)
+    oci.unsupported(spec)
+    for label in oci.host_labels(spec):
+        log.info(f"{label} is left out: the virtual machine confines the container instead")
+    _check_terminal(spec, options, terminal_master is not None)
+    plan = guest_spec.plan(spec, cid)
+    if plan.notes:
+        log.info(f"devices of the host that are not in the virtual machine: {', '.join(plan.notes)}")
+    place = placement.place(ctx.config, spec)
+    network = _network(ctx, spec)
+    with ExitStack() as undo:
+        lock = undo.enter_context(state.claim(ctx, cid))
+        del lock
+        failed = undo.enter_context(ExitStack())
+        failed.callback(_clear, ctx, cid)
+        _create(ctx, cid, spec, plan, place, network, options, terminal_master)
+        failed.pop_all()
+
+
+def _create(
+    ctx: Context,
+    cid: str,
+    spec: Spec,
+    plan: guest_spec.GuestPlan,
+    place: placement.Placement,
+    network: bool,
+    options: CreateOptions,
+    terminal_master: list[int] | None,
+) -> None:
+    from runvm.config import load as load_config
+
+    config = load_config(annotations=spec.annotations) if any(k.startswith("io.runvm.") for k in spec.annotations) else ctx.config
+    config = config._replace(state_dir=ctx.config.state_dir)
+    cgroup = resources.cgroup(
+        spec.cgroups_path, cid, systemd=ctx.systemd_cgroup or ctx.cgroup_manager == "systemd", disabled=ctx.cgroup_manager == "disabled"
+    )
+    fresh = place.sandbox is None
+    sandbox = place.sandbox or registry.new(ctx.config.state_dir)
+    record = ContainerRecord(
+        id=cid, status="creating", pid=0, bundle=spec.bundle, rootfs=spec.root_path, created=_now(), owner="", annotations=spec.annotations,
+        oci_version=spec.oci_version, sandbox=sandbox.name, shim=Identity(0, 0), started=False, paused=False, config_path=spec.config_path,
+        terminal=spec.process.terminal, cgroups=cgroup.directories, namespaces={}, uses_host_cgroup=False,
+    )  # fmt: skip
+    state.save(ctx, record)  # what outlives us is written down before it is made
+    cgroup.limit(spec.resources, overhead_mib=config.overhead_mib + 256)
+    listener = registry.listen(sandbox) if fresh else None
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) if fresh else registry.connect(sandbox)
+    if fresh:
+        connection.close()
+        connection = registry.connect(sandbox)
+    connection.sendall(frames.encode(frames.MESSAGE, 0, messages.encode(messages.Attach(cid, "init"))))
+    slave, master = -1, -1
+    if spec.process.terminal:
+        master, slave = terminal.open_pair(*spec.process.console_size)
+    namespaces, opened = _namespaces(spec)
+    started = shim.start(
+        shim.Plan(
+            title=" ".join(spec.process.args),
+            namespaces=namespaces,
+            cgroup_procs=cgroup.procs,
+            terminal=slave,
+            rootfs=spec.root_path,
+            connection=connection.fileno(),
+        )
+    )
+    for fd in opened:
+        os.close(fd)
+    connection.close()
+    shim_identity = process.identity(started.pid)
+    if shim_identity is None:
+        raise HostError("the container's process on the host ended at once")
+    record = record._replace(shim=shim_identity)
+    report = -1
+    if fresh and listener is not None:
+        report = _launch(ctx, config, sandbox, spec, listener, started.pid if network else -1, cgroup)
+        listener.close()
+    placement.enlist(sandbox, cid, started.pid, tuple(kind for kind in placement.JOINED if kind in spec.namespaces))
+    _hooks(spec, cid, started.pid)
+    if report >= 0:
+        _await_launch(report)
+    rows, columns = spec.process.console_size
+    build = messages.Build(
+        cid, plan.spec, {name: share._asdict() for name, share in plan.shares.items()}, place.joins, network, started.pid, rows, columns,
+    )  # fmt: skip
+    registry.call(sandbox, build)
+    shim.release(started)
+    if slave >= 0:
+        os.close(slave)
+    if master >= 0:
+        if terminal_master is not None:
+            terminal_master.append(master)
+        else:
+            terminal.send(options.console_socket, master)
+            os.close(master)
+    state.save(ctx, record)
+    if options.pid_file:
+        write_pid_file(options.pid_file, started.pid)
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """The pid, by rename, so that who waits for the file never reads half of it. Raises HostError."""
+    temporary = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}"
+    try:
+        with open(temporary, "w") as file:
+            file.write(str(pid))
+        os.rename(temporary, path)
+    except OSError as error:
+        raise HostError(f"write pid file {path}: {error.strerror}") from error
+
+
+def _check_terminal(spec: Spec, options: CreateOptions, own: bool) -> None:
+    if spec.process.terminal and not options.console_socket and not own:
+        raise UnsupportedError("cannot allocate tty if runc will detach without setting console socket".replace("runc", "runvm"))
+    if options.console_socket and not spec.process.terminal:
+        raise UnsupportedError("cannot use console socket if runvm will not detach or allocate tty")
+
+
+def _network(ctx: Context, spec: Spec) -> bool:
+    """Whether the container has a network namespace of its own. Raises UnsupportedError for the host's, unless the config allows the VM's."""
+    path = spec.namespaces.get("network")
+    if path is not None and not (path and guest_spec.same_namespace(path, "/proc/self/ns/net")):
+        return True
+    if ctx.config.host_network != "vm":
+        raise UnsupportedError(
+            "the host's network namespace can't be shared with a virtual machine",
+            do="give the container a network of its own, or set host_network = \"vm\" in /etc/runvm/config.toml for the virtual machine's",
+        )
+    return False
+
+
+def _namespaces(spec: Spec) -> tuple[shim.Namespaces, list[int]]:
+    """The shim's namespaces on the host, as the caller asked for the container's."""
+    new = syscalls.CLONE_NEWNS
+    opened: list[int] = []
+    join: list[int] = []
+    pid_join = -1
+    for kind, path in spec.namespaces.items():
+        if kind in _NEW and not path:
+            new |= _NEW[kind]
+        elif path and kind in (*_NEW, "pid"):
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise HostError(f"{kind} namespace {path}: {error.strerror}") from error
+            opened.append(fd)
+            if kind == "pid":
+                pid_join = fd
+            else:
+                join.append(fd)
+    return shim.Namespaces(new, tuple(join), pid_join, spec.namespaces.get("pid") == ""), opened
+
+
+def _launch(ctx: Context, config: Any, sandbox: registry.Sandbox, spec: Spec, listener: socket.socket, shim_pid: int, cgroup: resources.Cgroup) -> int:
+    """Fork the supervisor of a new VM; the descriptor on which it reports."""
+    from runvm.guest import image
+    from runvm.hypervisor import boot, driver, template
+    from runvm.sandbox import supervisor
+
+    chosen = driver.load(config)
+    machine = boot.machine_for(
+        config, chosen, vcpus=resources.vcpus(config, spec.resources), memory_mib=resources.memory_mib(config, spec.resources)
+    )
+    directory = ""
+    if config.template and chosen.can_snapshot:
+        try:
+            directory = template.ensure(config, chosen, machine)
+        except (RunvmError, OSError) as error:
+            log.warning(f"no template could be made, booting instead: {error}")
+    namespace = os.open(f"/proc/{shim_pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC) if shim_pid > 0 else -1
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    plan = supervisor.Plan(
+        config, chosen, machine, directory, sandbox, image.resolve(config).modules, namespace, list(cgroup.directories),
+    )  # fmt: skip
+
+    def run() -> None:
+        cgroup.join()
+        supervisor.main(plan, listener, writer)
+
+    process.orphan(run)
+    os.close(writer)
+    if namespace >= 0:
+        os.close(namespace)
+    return reader
+
+
+def _await_launch(report: int) -> None:
+    """Until the VM runs. Raises RunvmError with what the supervisor says."""
+    import select
+
+    poll = select.poll()
+    poll.register(report, select.POLLIN)
+    try:
+        if not poll.poll(180_000):
+            raise RunvmError("timed out after 180 s waiting for the virtual machine to start")
+        data = os.read(report, 65536)
+        if data[:1] != b"\0":
+            message, _, details = data[1:].decode(errors="replace").partition("\n")
+            raise RunvmError(message or "the virtual machine's supervisor ended", details=details)
+    finally:
+        os.close(report)
+
+
+def _hooks(spec: Spec, cid: str, pid: int) -> None:
+    """prestart and createRuntime on the host, createContainer in the container's host namespaces (runtime.md, Lifecycle)."""
+    if not any(spec.hooks.get(kind) for kind in ("prestart", "createRuntime", "createContainer")):
+        return
+    from runvm.oci import hooks
+
+    found = hooks.state_json(
+        cid=cid, status="creating", bundle=spec.bundle, pid=pid, annotations=spec.annotations, oci_version=spec.oci_version
+    )
+    for kind in ("prestart", "createRuntime"):
+        hooks.run(spec.hooks.get(kind, ()), found, cwd=spec.bundle, name=kind)
+
+    def enter() -> None:
+        fds = [os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("net", "ipc", "uts", "mnt")]
+        for fd in fds:
+            syscalls.setns(fd)
+
+    if spec.hooks.get("createContainer"):
+        hooks.run(spec.hooks["createContainer"], found, cwd=spec.root_path, name="createContainer", enter=enter)
+
+
+def _clear(ctx: Context, cid: str) -> None:
+    from runvm.container.delete import clear
+
+    clear(ctx, cid)
+
+
+def _now() -> str:
+    now = time.time_ns()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now % 10**9:09d}Z"

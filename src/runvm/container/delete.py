@@ -1,0 +1,89 @@
+"""`delete`: remove a container, and whatever a crash may have left of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from runvm.container import state
+from runvm.container.state import ContainerRecord
+from runvm.errors import ContainerNotFoundError, NotRunningError, RunvmError, StateError
+from runvm.linux import process
+from runvm.log import log
+from runvm.protocol import messages
+from runvm.sandbox import placement, registry, resources
+
+if TYPE_CHECKING:
+    from runvm.container.context import Context
+
+_DROP_SECONDS = 20.0
+
+
+def delete(ctx: Context, cid: str, *, force: bool) -> None:
+    """Raises: StateError for a container that isn't stopped (unless *force*), ContainerNotFoundError (not with *force*)."""
+    try:
+        lock = state.lock(ctx, cid)
+    except ContainerNotFoundError:
+        if force:
+            return
+        raise
+    with lock:
+        try:
+            record = state.load(ctx, cid)
+        except ContainerNotFoundError:
+            raise
+        except RunvmError as error:
+            if not force:
+                raise
+            log.warning(str(error))
+            shutil.rmtree(state.directory(ctx, cid), ignore_errors=True)
+            return
+        if record.status not in ("stopped", "created" if force else "stopped") and not force:
+            raise StateError(f"cannot delete container {cid} that is not stopped: {record.status}")
+        clear(ctx, cid)
+    if record.config_path:
+        from runvm.container.start import run_hooks
+
+        run_hooks(record._replace(pid=0), "poststop", "stopped")
+
+
+def clear(ctx: Context, cid: str) -> None:
+    """Take away everything of a container, in whatever state it is; for delete, and for a create that failed. Raises DeadlineError."""
+    try:
+        record = state.load(ctx, cid)
+    except RunvmError:
+        shutil.rmtree(state.directory(ctx, cid), ignore_errors=True)
+        return
+    if record.sandbox:
+        _leave_sandbox(ctx, record)
+    process.kill(record.shim, signal.SIGKILL)
+    process.wait_gone(record.shim, deadline=time.monotonic() + 5)
+    cgroup = resources.Cgroup(record.cgroups)
+    cgroup.remove()
+    shutil.rmtree(state.directory(ctx, cid), ignore_errors=True)
+
+
+def _leave_sandbox(ctx: Context, record: ContainerRecord) -> None:
+    """Out of its VM, or with the VM where it was the last one there."""
+    sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
+    if not os.path.isdir(sandbox.directory):
+        return
+    known = registry.processes(sandbox)
+    supervisor = known.get("supervisor")
+    if supervisor is not None and process.alive(supervisor):
+        try:
+            registry.call(sandbox, messages.Drop(record.id), timeout=_DROP_SECONDS)
+        except NotRunningError:
+            pass
+        except RunvmError as error:
+            log.warning(f"the virtual machine is ended by force: {error}")
+            if not placement.others(sandbox, record.id):
+                process.kill(supervisor, signal.SIGKILL)
+    placement.discharge(sandbox, record.id)
+    if not placement.others(sandbox, record.id):
+        if supervisor is not None:
+            process.wait_gone(supervisor, deadline=time.monotonic() + 10)
+        registry.clear(sandbox)

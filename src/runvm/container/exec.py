@@ -1,0 +1,87 @@
+"""`exec`: a further process in a running container."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from runvm.container import shim, state, terminal
+from runvm.container.create import write_pid_file
+from runvm.errors import RunvmError, StateError
+from runvm.linux import syscalls
+from runvm.protocol import frames, messages
+from runvm.sandbox import registry
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from runvm.container.context import Context
+    from runvm.container.options import ExecOptions
+
+
+def base_process(ctx: Context, cid: str) -> dict[str, Any]:
+    """The process object of the container's config.json. Raises RunvmError."""
+    from runvm.oci import spec as oci
+
+    record = state.load(ctx, cid)
+    try:
+        found: dict[str, Any] = json.loads(oci.read_bounded(record.config_path)).get("process") or {}
+    except (OSError, ValueError) as error:
+        raise RunvmError(f"{record.config_path}: {error}") from error
+    return found
+
+
+def exec_process(ctx: Context, cid: str, options: ExecOptions) -> int:
+    """The process's exit code, or 0 once it runs detached. Raises StateError unless the container runs, GuestError."""
+    record = state.load(ctx, cid)
+    if record.pid == 0:
+        raise StateError("cannot exec in a stopped container")
+    if record.status == "paused" and not options.ignore_paused:
+        raise StateError("cannot exec in a paused container")
+    described: dict[str, Any] = {
+        key: value for key, value in options.process.items() if key not in ("apparmorProfile", "selinuxLabel")
+    }
+    wants_terminal = bool(described.get("terminal"))
+    if not options.detach:
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+    sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
+    key = os.urandom(8).hex()
+    size = described.get("consoleSize") or {}
+    rows, columns = int(size.get("height") or 0), int(size.get("width") or 0)
+    master = slave = -1
+    if wants_terminal:
+        master, slave = terminal.open_pair(rows, columns)
+    with registry.connect(sandbox) as connection:
+        connection.sendall(frames.encode(frames.MESSAGE, 0, messages.encode(messages.Attach(cid, key))))
+        started = shim.start(
+            shim.Plan(
+                title=" ".join(str(word) for word in described.get("args", [])),
+                namespaces=shim.Namespaces(0, (), -1, False),
+                cgroup_procs=tuple(f"{directory}/cgroup.procs" for directory in record.cgroups),
+                terminal=slave,
+                rootfs="",
+                connection=connection.fileno(),
+            )
+        )
+    try:
+        registry.call(sandbox, messages.Enter(cid, key, described, "".join(options.cgroup[:1]), rows, columns))
+    except RunvmError:
+        os.close(started.gate)
+        raise
+    shim.release(started)
+    if slave >= 0:
+        os.close(slave)
+    if wants_terminal and options.console_socket:
+        terminal.send(options.console_socket, master)
+        os.close(master)
+        master = -1
+    if options.pid_file:
+        write_pid_file(options.pid_file, started.pid)
+    if options.detach:
+        return 0
+    from runvm.container.run import wait_foreground
+
+    return wait_foreground(started.pid, master)
+
+

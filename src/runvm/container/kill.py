@@ -1,0 +1,28 @@
+"""`kill`: a signal to a container's init, or to all of its processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runvm.container import state
+from runvm.errors import NotRunningError, RunvmError
+from runvm.protocol import messages
+from runvm.sandbox import registry
+
+if TYPE_CHECKING:
+    from runvm.container.context import Context
+
+
+def kill(ctx: Context, cid: str, signal: int, *, all: bool) -> None:
+    """Raises: NotRunningError, ContainerNotFoundError. With *all* a stopped container is no error (runc)."""
+    record = state.load(ctx, cid)
+    if record.pid == 0:
+        if all:
+            return
+        raise NotRunningError()
+    sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
+    try:
+        registry.call(sandbox, messages.Signal(cid, 0, signal, all))
+    except RunvmError:
+        if not all:
+            raise

@@ -1,0 +1,28 @@
+"""`ps`: the host's processes that stand for a container's: the shims of its init and of each exec."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runvm.container import state
+from runvm.errors import NotRunningError
+from runvm.sandbox.resources import Cgroup
+
+if TYPE_CHECKING:
+    from runvm.container.context import Context
+
+
+def pids(ctx: Context, cid: str) -> list[int]:
+    """Host pids. Raises NotRunningError."""
+    record = state.load(ctx, cid)
+    if record.pid == 0:
+        raise NotRunningError()
+    found = {record.pid}
+    for pid in Cgroup(record.cgroups).processes():
+        try:
+            with open(f"/proc/{pid}/comm") as file:
+                if file.read().strip() == "runvm-shim":
+                    found.add(pid)
+        except OSError:
+            continue
+    return sorted(found)

@@ -1,0 +1,70 @@
+"""`run`: create and start; in the foreground also wait, pass signals on, and delete."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from runvm.container.create import create
+from runvm.container.delete import delete
+from runvm.container.start import start
+from runvm.errors import RunvmError
+from runvm.linux import process, syscalls
+from runvm.log import log
+
+if TYPE_CHECKING:
+    from runvm.container.context import Context
+    from runvm.container.options import CreateOptions
+
+
+def run(ctx: Context, cid: str, options: CreateOptions, *, detach: bool, keep: bool, no_subreaper: bool) -> int:
+    """The container's exit code, or 0 once it runs detached. Raises RunvmError; nothing is left of the container then."""
+    if not detach and not no_subreaper:
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+    master: list[int] = []
+    create(ctx, cid, options, terminal_master=None if detach or options.console_socket else master)
+    try:
+        start(ctx, cid)
+    except RunvmError:
+        delete(ctx, cid, force=True)
+        raise
+    if detach:
+        return 0
+    from runvm.container import state
+
+    pid = state.load(ctx, cid).shim.pid
+    code = wait_foreground(pid, master[0] if master else -1)
+    if not keep:
+        try:
+            delete(ctx, cid, force=True)
+        except RunvmError as error:
+            log.warning(str(error))
+    return code
+
+
+def wait_foreground(pid: int, master: int) -> int:
+    """Wait for a shim that is our child, passing signals (and with *master*, the terminal) on; its exit code."""
+    if master >= 0:
+        from runvm.container import terminal
+
+        return process.exit_code(terminal.relay(master, pid))
+    for number in range(1, signal.NSIG):
+        if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, 32, 33):
+            signal.signal(number, lambda number, frame: _forward(pid, number))
+    while True:
+        try:
+            return process.exit_code(os.waitpid(pid, 0)[1])
+        except ChildProcessError:
+            # --no-subreaper: init has it
+            identity = process.identity(pid)
+            if identity is not None:
+                process.wait_gone(identity, deadline=float("inf"))
+            return 0
+
+
+def _forward(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass

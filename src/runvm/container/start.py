@@ -1,0 +1,50 @@
+"""`start`: let a created container's process run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runvm.container import state
+from runvm.errors import StateError
+from runvm.log import log
+from runvm.protocol import messages
+from runvm.sandbox import registry
+
+if TYPE_CHECKING:
+    from runvm.container.context import Context
+    from runvm.container.state import ContainerRecord
+
+
+def start(ctx: Context, cid: str) -> None:
+    """Raises: StateError unless the container is created, ContainerNotFoundError, GuestError."""
+    with state.lock(ctx, cid):
+        record = state.load(ctx, cid)
+        if record.status == "stopped":
+            raise StateError("cannot start a container that has stopped")
+        if record.status != "created":
+            raise StateError("cannot start an already running container")
+        registry.call(registry.locate(ctx.config.state_dir, record.sandbox), messages.Start(cid))
+        state.save(ctx, record._replace(started=True))
+    run_hooks(record, "poststart", "running")
+
+
+def run_hooks(record: ContainerRecord, kind: str, status: str) -> None:
+    """Run the container's poststart or poststop hooks; failures are logged only (runtime.md, Lifecycle)."""
+    from runvm.oci import spec as oci
+
+    try:
+        raw = oci.read_bounded(record.config_path)
+    except OSError:
+        return
+    if b'"hooks"' not in raw:
+        return
+    import json
+
+    from runvm.oci import hooks
+
+    found = oci.parse_hooks(json.loads(raw).get("hooks") or {}).get(kind, ())
+    described = hooks.state_json(
+        cid=record.id, status=status, bundle=record.bundle, pid=record.pid, annotations=record.annotations, oci_version=record.oci_version
+    )
+    for error in hooks.run_all(found, described, cwd=record.bundle, name=kind):
+        log.warning(str(error))

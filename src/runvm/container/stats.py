@@ -1,0 +1,90 @@
+"""`events`: what the guest's cgroup counts, in the shape of runc's statistics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from runvm.container import state
+from runvm.errors import NotRunningError, RunvmError
+from runvm.protocol import messages
+from runvm.sandbox import registry
+
+if TYPE_CHECKING:
+    from runvm.container.context import Context
+
+
+def stats(ctx: Context, cid: str) -> dict[str, Any]:
+    """The container's statistics (runc's `events --stats`, data). Raises NotRunningError, GuestError."""
+    files = _files(ctx, cid)
+    cpu, memory = _pairs(files.get("cpu.stat", "")), _pairs(files.get("memory.stat", ""))
+    current = _number(files.get("memory.current", ""))
+    limit = _number(files.get("memory.max", ""))
+    return {
+        "cpu": {
+            "usage": {
+                "total": cpu.get("usage_usec", 0) * 1000,
+                "kernel": cpu.get("system_usec", 0) * 1000,
+                "user": cpu.get("user_usec", 0) * 1000,
+            },
+            "throttling": {
+                "periods": cpu.get("nr_periods", 0),
+                "throttledPeriods": cpu.get("nr_throttled", 0),
+                "throttledTime": cpu.get("throttled_usec", 0) * 1000,
+            },
+        },
+        "memory": {
+            "cache": memory.get("file", 0),
+            "usage": {"limit": limit, "usage": current, "max": _number(files.get("memory.peak", "")), "failcnt": 0},
+            "swap": {"limit": _number(files.get("memory.swap.max", "")), "usage": _number(files.get("memory.swap.current", "")), "failcnt": 0},
+            "raw": memory,
+        },
+        "pids": {"current": _number(files.get("pids.current", "")), "limit": _number(files.get("pids.max", ""))},
+        "blkio": {},
+        "hugetlb": {},
+        "intel_rdt": {},
+        "network_interfaces": _interfaces(files.get("net/dev", "")),
+    }
+
+
+def watch_oom(ctx: Context, cid: str, callback: Callable[[], None]) -> None:
+    """Call *callback* for each process that was killed for the container's memory limit, until the container ends."""
+    seen = 0
+    while True:
+        try:
+            kills = _pairs(_files(ctx, cid).get("memory.events", "")).get("oom_kill", 0)
+        except RunvmError:
+            return
+        for _ in range(seen, kills):
+            callback()
+        seen = max(seen, kills)
+        time.sleep(0.5)
+
+
+def _files(ctx: Context, cid: str) -> dict[str, str]:
+    record = state.load(ctx, cid)
+    if record.pid == 0:
+        raise NotRunningError()
+    return registry.call(registry.locate(ctx.config.state_dir, record.sandbox), messages.Stats(cid))
+
+
+def _number(text: str) -> int:
+    text = text.strip()
+    return int(text) if text.isdigit() else (1 << 64) - 1 if text == "max" else 0
+
+
+def _pairs(text: str) -> dict[str, int]:
+    words = [line.split() for line in text.splitlines()]
+    return {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdigit()}
+
+
+def _interfaces(text: str) -> list[dict[str, Any]]:
+    found = []
+    for line in text.splitlines()[2:]:
+        name, _, counts = line.partition(":")
+        numbers = [int(word) for word in counts.split() if word.isdigit()]
+        if name.strip() != "lo" and len(numbers) >= 12:
+            keys = ("RxBytes", "RxPackets", "RxErrors", "RxDropped", "TxBytes", "TxPackets", "TxErrors", "TxDropped")
+            found.append({"Name": name.strip(), **dict(zip(keys, (*numbers[:4], *numbers[8:12]), strict=True))})
+    return found

@@ -1,0 +1,97 @@
+"""Terminals on the host: a pty pair for a container, its master sent over a console socket, or kept by `run` and `exec -t`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import termios
+
+from runvm.errors import HostError
+
+
+def open_pair(rows: int, columns: int) -> tuple[int, int]:
+    """(master, slave) of a new pty of that size (0 = as it comes)."""
+    master, slave = os.openpty()
+    for fd in (master, slave):
+        os.set_inheritable(fd, False)
+    if rows and columns:
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    return master, slave
+
+
+def send(path: str, master: int) -> None:
+    """Send the master over the console socket, with its name, as runc does. Raises HostError."""
+    import socket
+
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(10)
+            connection.connect(path)
+            socket.send_fds(connection, [b"/dev/ptmx"], [master])
+    except OSError as error:
+        raise HostError(f"console socket {path}: {error.strerror or error}") from error
+
+
+def relay(master: int, pid: int) -> int:
+    """Connect the caller's terminal, raw, with *master* until the child *pid* ends; its wait status. The terminal is restored in any case."""
+    import select
+    import signal
+    import tty
+
+    tty_fd = next((fd for fd in (0, 1, 2) if os.isatty(fd)), -1)
+    saved = termios.tcgetattr(tty_fd) if tty_fd >= 0 else None
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (signal.SIGWINCH, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD):
+        signal.signal(number, lambda number, frame: None)
+    poll = select.poll()
+    gone = os.pidfd_open(pid)
+    for fd in (0, master, reader, gone):
+        poll.register(fd, select.POLLIN)
+
+    def resize() -> None:
+        if tty_fd >= 0:
+            fcntl.ioctl(master, termios.TIOCSWINSZ, fcntl.ioctl(tty_fd, termios.TIOCGWINSZ, bytes(8)))
+
+    try:
+        if saved is not None:
+            tty.setraw(tty_fd)
+        resize()
+        ended = False
+        while True:
+            ready = dict(poll.poll(200 if ended else None))
+            if master in ready and not _copy(master, 1):
+                poll.unregister(master)
+                if ended:
+                    break
+            if 0 in ready and not _copy(0, master):
+                poll.unregister(0)
+            if reader in ready:
+                for number in os.read(reader, 256):
+                    if number == signal.SIGWINCH:
+                        resize()
+                    elif number != signal.SIGCHLD:
+                        os.kill(pid, number)
+            if gone in ready and not ended:
+                ended = True
+                poll.unregister(gone)
+            elif ended and master not in ready:
+                break
+        return os.waitpid(pid, 0)[1]
+    finally:
+        if saved is not None:
+            termios.tcsetattr(tty_fd, termios.TCSADRAIN, saved)
+
+
+def _copy(source: int, target: int) -> bool:
+    try:
+        data = os.read(source, 65536)
+        while data:
+            written = os.write(target, data)
+            if written == len(data):
+                return True
+            data = data[written:]
+    except OSError:
+        pass  # EIO: the other side of the pty is closed
+    return False
