@@ -16,13 +16,14 @@ from framework.bundle import CGROUP_PARENT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+KEPT_CGROUPS = (CGROUP_PARENT.strip("/"), "runvm")  # the parents of all containers stay
 SETTLE_S = 3.0  # what ends a moment after the command that ended it is no leak
 
 
 class Snapshot(NamedTuple):
-    """Everything countable, each as the text that a failing test shows."""
+    """Everything countable, as the text that a failing test shows; a process with the ancestor that is our child."""
 
-    entries: frozenset[str]
+    entries: dict[str, str]
 
 
 class Host:
@@ -36,27 +37,27 @@ class Host:
     def snapshot(self) -> Snapshot:
         """What is there now."""
         process.reap_orphans()
-        return Snapshot(frozenset(self._entries()))
+        return Snapshot(dict.fromkeys(self._entries(), "") | self._processes())
 
     def mark(self) -> None:
         """From now on a leak is what came after this."""
         self.start = self.snapshot()
 
     def leaks(self, settle: float = SETTLE_S) -> set[str]:
-        """What is there and wasn't at the mark, once all had *settle* seconds to go."""
+        """What is there and wasn't at the mark, once all had *settle* seconds to go.
+
+        A process that a container of before has begun since is that container's.
+        """
+        before = self.start.entries
         deadline = time.monotonic() + settle
         while True:
-            left = set(self.snapshot().entries - self.start.entries)
+            now = self.snapshot().entries
+            left = {text for text, top in now.items() if text not in before and (not top or top not in before)}
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.1)
 
     def _entries(self) -> Iterator[str]:
-        for pid in process.descendants(os.getpid()):
-            if process.parent(pid) == os.getpid() and process.status(pid) == "Z":
-                continue  # a command of a running test, which collects it
-            if process.start_time(pid):
-                yield f"process {pid} {process.command_line(pid)} ({process.status(pid)}, {process.start_time(pid)})"
         with open("/proc/self/mountinfo", encoding="utf-8") as file:
             yield from (f"mount {line.strip()}" for line in file if self._marked(line))
         with open("/proc/net/unix", encoding="utf-8") as file:
@@ -74,15 +75,29 @@ class Host:
                     yield f"directory {directory}"
                 yield from (f"file {directory}/{name}" for name in names)
 
+    def _processes(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for top in process.children(os.getpid()):
+            if process.status(top) == "Z":
+                continue  # a command of a running test, which collects it
+            for pid in (top, *process.descendants(top)):
+                if process.start_time(pid):
+                    found[_process(pid)] = _process(top)
+        return found
+
     def _cgroups(self) -> Iterator[str]:
         for directory, names, _ in os.walk("/sys/fs/cgroup"):
-            if self._marked(directory) and directory.rsplit("/", 1)[-1] != CGROUP_PARENT.strip("/"):
+            if self._marked(directory) and os.path.basename(directory) not in KEPT_CGROUPS:
                 yield directory
             if directory.count("/") > 9:
                 names.clear()
 
     def _marked(self, text: str) -> bool:
         return any(mark in text for mark in self.marks)
+
+
+def _process(pid: int) -> str:
+    return f"process {pid} {process.command_line(pid)} (started {process.start_time(pid)})"
 
 
 def cgroups_of(pid: int) -> dict[str, str]:

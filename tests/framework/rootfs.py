@@ -67,3 +67,10 @@ def install(target: str, *programs: str) -> None:
             os.makedirs(os.path.dirname(copy), exist_ok=True)
             if not os.path.exists(copy):
                 shutil.copy(os.path.realpath(source), copy)
+
+
+def install_perl(target: str) -> None:
+    """Debian's perl-base, which every Debian has: a small interpreter with sockets for use in a container."""
+    install(target, "perl")
+    modules = "/usr/lib/x86_64-linux-gnu/perl-base"
+    shutil.copytree(modules, target + modules, symlinks=True)

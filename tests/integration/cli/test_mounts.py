@@ -226,7 +226,8 @@ def test_a_lock_of_the_host_is_seen_in_the_container(box: Box) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         container.exec("flock", "-n", "/tmp/lock", "true").expect(1)
         fcntl.flock(file, fcntl.LOCK_UN)
-        container.sh("flock -n /tmp/lock sleep 1000 >/dev/null 2>&1 &")
+        script = "flock -n /tmp/lock sh -c 'touch /tmp/held; exec sleep 1000' >/dev/null 2>&1 &"
+        container.sh(script + " while ! test -e /tmp/held; do sleep 0.05; done")
         with pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

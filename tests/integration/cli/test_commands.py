@@ -1,0 +1,119 @@
+"""The commands beside the life of a container: spec, features, list, help, and those that can't be had."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from framework import process
+
+if TYPE_CHECKING:
+    from framework.runtime import Box, Runtime
+
+
+def test_spec_writes_a_config_that_run_takes(box: Box, runtime: Runtime) -> None:
+    """`spec` in an empty bundle, then `run` of it (without its terminal, which is another test's)."""
+    container = box()
+    directory = f"{runtime.scratch}/spec-bundle"
+    os.makedirs(directory)
+    shutil.move(container.bundle.rootfs, f"{directory}/rootfs")
+    runtime.ok("spec", "--bundle", directory)
+    path = f"{directory}/config.json"
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    assert config["process"]["args"] == ["sh"]
+    assert config["process"]["terminal"] is True
+    assert config["root"] == {"path": "rootfs", "readonly": True}
+    again = runtime.call("spec", "--bundle", directory)
+    assert again.code == 1
+    assert "config.json exists" in again.error.replace("File ", "")
+
+    config["process"]["terminal"] = False
+    config["process"]["args"] = ["sh", "-c", "hostname; cat"]
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(config, file)
+    result = runtime.call("run", "--bundle", directory, container.id, stdin=b"input\n").expect(0)
+    assert result.text.splitlines() == [config["hostname"], "input"]
+    shutil.rmtree(directory)
+
+
+def test_spec_rootless_adds_a_user_namespace(runtime: Runtime) -> None:
+    """`spec --rootless` maps the caller's ids."""
+    directory = f"{runtime.scratch}/rootless-bundle"
+    os.makedirs(directory)
+    runtime.ok("spec", "--rootless", "-b", directory)
+    with open(f"{directory}/config.json", encoding="utf-8") as file:
+        config = json.load(file)
+    assert {"type": "user"} in config["linux"]["namespaces"]
+    assert config["linux"]["uidMappings"][0]["hostID"] == os.geteuid()
+    shutil.rmtree(directory)
+
+
+def test_features_is_json_that_tells_what_is_known(runtime: Runtime) -> None:
+    """`features`: hooks, mount options, namespaces, capabilities, cgroup, seccomp as the features document has them."""
+    features = runtime.ok("features").json()
+    assert set(features["hooks"]) >= {"prestart", "createRuntime", "createContainer", "startContainer", "poststart"}
+    assert {"rbind", "ro", "rprivate", "nosuid"} <= set(features["mountOptions"])
+    linux = features["linux"]
+    assert {"mount", "pid", "network", "ipc", "uts"} <= set(linux["namespaces"])
+    assert "CAP_KILL" in linux["capabilities"]
+    assert linux["seccomp"]["enabled"] is True
+    assert features["ociVersionMin"].startswith("1.0")
+
+
+def test_help_and_version_end_with_0(runtime: Runtime) -> None:
+    """--help, help, COMMAND --help and --version print on stdout."""
+    for arguments in (["--help"], ["help"], ["create", "--help"], ["exec", "-h"], ["--version"], ["-v"]):
+        result = process.call([runtime.path, *arguments])
+        assert result.code == 0, result.describe()
+        assert result.stdout
+        assert not result.stderr
+    create = process.call([runtime.path, "create", "--help"]).text
+    for flag in ("--bundle", "--console-socket", "--pid-file", "--no-pivot", "--preserve-fds", "--no-new-keyring"):
+        assert flag in create
+
+
+@pytest.mark.only("runvm", "a virtual machine can't be checkpointed by CRIU")
+def test_checkpoint_and_restore_say_that_they_cant_be_had(runtime: Runtime) -> None:
+    """At once, with a message that says so, whatever the arguments."""
+    for command in (["checkpoint", "x"], ["restore", "--bundle", "/tmp", "x"]):
+        result = runtime.call(*command)
+        assert result.code == 1
+        assert "not supported" in result.error or "isn't supported" in result.error, result.describe()
+
+
+def test_list_shows_what_state_shows(box: Box, runtime: Runtime) -> None:
+    """`list` of a stopped and a created container: statuses, pids (0 when stopped), JSON with the state's fields."""
+    stopped = box("true").launch()
+    stopped.wait()
+    created = box("true")
+    created.bundle.config["annotations"] = {"key": "value"}
+    created.create()
+    listed = {entry["id"]: entry for entry in runtime.ok("list", "-f", "json").json()}
+    assert listed[stopped.id]["status"] == "stopped"
+    assert listed[stopped.id]["pid"] == 0
+    entry = listed[created.id]
+    state = created.state()
+    for field in ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "owner", "annotations"):
+        if field in state:
+            assert entry[field] == state[field] or field == "owner"
+    rows = {line.split()[0]: line.split() for line in runtime.ok("list").text.splitlines()[1:]}
+    assert rows[stopped.id][1:3] == ["0", "stopped"]
+    assert rows[created.id][1:3] == [str(created.init_pid), "created"]
+    assert sorted(runtime.ids()) == sorted([stopped.id, created.id])
+
+
+def test_roots_are_apart(box: Box, runtime: Runtime) -> None:
+    """A container is known under its --root only: the same id may exist under another."""
+    container = box.idle()
+    container.create()
+    other = f"{runtime.scratch}/other-root"
+    result = process.call([runtime.path, "--root", other, "state", container.id])
+    assert result.code == 1
+    assert b"container does not exist" in result.stderr
+    assert process.call([runtime.path, "--root", other, "list", "-q"]).text == ""
+    shutil.rmtree(other, ignore_errors=True)

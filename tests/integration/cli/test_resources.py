@@ -1,0 +1,208 @@
+"""Limits, pause and resume, update, events, ps: the container's resources and how they are looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from framework import host as books
+from framework import process
+from framework.process import wait_until
+from framework.runtime import facts
+
+if TYPE_CHECKING:
+    from framework.runtime import Box, Container, Runtime
+
+MIB = 1 << 20
+
+
+def limited(container: Container) -> Container:
+    """The same container with limits of every kind."""
+    container.bundle.namespace("cgroup")
+    container.bundle.resources.update(
+        {
+            "memory": {"limit": 128 * MIB},
+            "pids": {"limit": 40},
+            "cpu": {"quota": 50000, "period": 100000, "shares": 512, "cpus": "0"},
+        }
+    )
+    return container
+
+
+def test_limits_are_in_the_containers_cgroup(box: Box, runtime: Runtime) -> None:
+    """memory, pids, cpu quota, shares and cpus as the container reads them: by v2 in a VM, by the host's else."""
+    seen = facts(
+        limited(box()),
+        {
+            "memory": "cat /sys/fs/cgroup/memory.max || cat /sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "pids": "cat /sys/fs/cgroup/pids.max || cat /sys/fs/cgroup/pids/pids.max",
+            "cpu": "cat /sys/fs/cgroup/cpu.max || cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us",
+            "shares": "cat /sys/fs/cgroup/cpu.weight || cat /sys/fs/cgroup/cpu/cpu.shares",
+            "cpus": "grep Cpus_allowed_list /proc/self/status; nproc",
+            "write": "mkdir /sys/fs/cgroup/mine /sys/fs/cgroup/pids/mine",
+            "own": "cat /proc/self/cgroup",
+        },
+    )
+    assert seen["memory"].splitlines()[-1] == str(128 * MIB)
+    assert seen["pids"].splitlines()[-1] == "40"
+    assert seen["cpu"].splitlines()[-1].split()[0] == "50000"
+    assert seen["shares"].splitlines()[-1] == ("20" if runtime.is_vm else "512")
+    assert seen["cpus"].splitlines() == ["Cpus_allowed_list:\t0", "1"]
+    assert "Read-only file system" in seen["write"]
+    if runtime.is_vm:
+        assert seen["own"] == "0::/", "cgroup v2, and its own is the root"
+
+
+def test_memory_beyond_the_limit_ends_the_process(box: Box) -> None:
+    """A process that takes more than linux.resources.memory.limit is killed: 137; a shell above it goes on."""
+    container = box.sh("tail /dev/zero; echo code $?")
+    container.bundle.resources["memory"] = {"limit": 64 * MIB}
+    result = container.run()
+    assert b"code 137" in result.stdout, result.describe()
+
+
+def test_processes_beyond_the_limit_fail(box: Box) -> None:
+    """linux.resources.pids.limit: fork fails past it."""
+    container = box.sh("for n in $(seq 30); do sleep 5 & done; echo all")
+    container.bundle.resources["pids"] = {"limit": 20}
+    result = container.run()
+    assert b"can't fork" in result.stderr, result.describe()
+
+
+@pytest.fixture(scope="module")
+def running(module_box: Box) -> Container:
+    """A running container with limits that counts in /tmp/count."""
+    container = limited(module_box.sh("trap 'exit 0' TERM; while :; do echo >>/tmp/count; sleep 0.05; done"))
+    return container.launch()
+
+
+def count(container: Container) -> int:
+    """How far the container has counted, read on the host."""
+    try:
+        return os.stat(f"{container.bundle.rootfs}/tmp/count").st_size
+    except FileNotFoundError:
+        return 0
+
+
+def test_pause_stops_all_processes_and_resume_goes_on(running: Container, runtime: Runtime) -> None:
+    """Paused: the state says so, nothing runs, exec and a second pause are refused; kill and resume work."""
+    wait_until(lambda: count(running) > 0, timeout=20, what="the first count")
+    runtime.ok("pause", running.id)
+    assert running.status == "paused"
+    at = count(running)
+    time.sleep(0.5)
+    assert count(running) == at
+    execed = running.exec("true")
+    assert execed.code == 255
+    assert "cannot exec in a paused container" in execed.error
+    again = runtime.call("pause", running.id)
+    assert again.code == 1
+    assert "container not running" in again.error or "paused" in again.error
+    assert runtime.call("delete", running.id).code == 1
+    runtime.ok("resume", running.id)
+    assert running.status == "running"
+    wait_until(lambda: count(running) > at, timeout=10, what="counting on")
+    assert runtime.call("resume", running.id).error == "container not paused"
+
+
+def test_update_changes_limits_while_it_runs(running: Container, runtime: Runtime) -> None:
+    """By flags, by JSON on stdin (containerd) and by a file (podman); what isn't named stays."""
+    read = {
+        "memory": "cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "pids": "cat /sys/fs/cgroup/pids.max 2>/dev/null || cat /sys/fs/cgroup/pids/pids.max",
+        "cpu": "cut -d ' ' -f 1 /sys/fs/cgroup/cpu.max 2>/dev/null || cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us",
+    }
+
+    def limits() -> tuple[int, int, int]:
+        memory, pids, cpu = (int(running.sh(command)) for command in read.values())
+        return memory // MIB, pids, cpu
+
+    assert limits() == (128, 40, 50000)
+    runtime.ok("update", "--memory", str(96 * MIB), "--pids-limit", "50", running.id)
+    assert limits() == (96, 50, 50000)
+    resources = json.dumps({"memory": {"limit": 100 * MIB}, "cpu": {"quota": 70000, "period": 100000}})
+    runtime.ok("update", "--resources", "-", running.id, stdin=resources.encode())
+    assert limits() == (100, 50, 70000)
+    path = f"{running.bundle.path}/resources.json"
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump({"pids": {"limit": 60}}, file)
+    runtime.ok("update", f"--resources={path}", running.id)
+    assert limits()[1:] == (60, 70000)
+    bad = runtime.call("update", "--resources", "-", running.id, stdin=b"{nonsense")
+    assert bad.code == 1
+
+
+def test_events_stats_has_the_containers_figures(running: Container, runtime: Runtime) -> None:
+    """`events --stats`: one JSON record with cpu, memory and pids in runc's shape, real figures of the container."""
+    record = runtime.ok("events", "--stats", running.id).json()
+    assert record["type"] == "stats"
+    assert record["id"] == running.id
+    data = record["data"]
+    assert data["cpu"]["usage"]["total"] > 0
+    assert 0 < data["memory"]["usage"]["usage"] < 128 * MIB
+    assert data["memory"]["usage"]["limit"] in (96 * MIB, 100 * MIB, 128 * MIB)
+    assert 1 <= data["pids"]["current"] <= 10
+    assert data["pids"]["limit"] in (40, 50, 60)
+    # The interval form writes on until its caller ends it
+    watching = runtime.start("events", "--interval", "1s", running.id)
+    assert watching.popen.stdout is not None
+    first = json.loads(watching.popen.stdout.readline())
+    assert first["type"] == "stats"
+    watching.kill()
+
+
+def test_ps_shows_the_containers_processes(running: Container, runtime: Runtime) -> None:
+    """The table has the host's `ps` columns and takes its options; JSON is a list of host pids with init's."""
+    pids = runtime.ok("ps", "--format", "json", running.id).json()
+    assert running.init_pid in pids
+    table = runtime.ok("ps", running.id, "-o", "pid,args").text.splitlines()
+    assert table[0].split() == ["PID", "COMMAND"]
+    assert any("/tmp/count" in line and line.split()[0] == str(running.init_pid) for line in table[1:])
+
+
+def test_the_pid_is_in_the_hosts_cgroup_with_the_limits(running: Container, runtime: Runtime) -> None:
+    """Engines read stats and OOM in the host cgroup of the pid, at cgroupsPath; it is gone after delete."""
+    paths = books.cgroups_of(running.init_pid)
+    assert paths["memory"] == running.bundle.linux["cgroupsPath"]
+    directory = f"/sys/fs/cgroup/pids{paths['pids']}"
+    with open(f"{directory}/cgroup.procs", encoding="ascii") as file:
+        assert running.init_pid in [int(line) for line in file]
+    if runtime.is_vm:
+        vmms = [pid for pid in process.descendants(os.getpid()) if "qemu" in process.command_line(pid).split(" ", 1)[0]]
+        assert any(books.cgroups_of(pid)["memory"].startswith(paths["memory"]) for pid in vmms), "the VMM is accounted"
+
+
+def test_a_bad_cgroups_path_is_refused_or_confined(box: Box, runtime: Runtime) -> None:
+    """A cgroupsPath with dots can't leave the cgroup file system."""
+    container = box("true")
+    container.bundle.linux["cgroupsPath"] = "/../../../tmp/runvm-test-escape"
+    container.run()
+    assert not os.path.exists("/tmp/runvm-test-escape")
+    assert container.id not in runtime.ids()
+
+
+def test_systemd_cgroup_without_systemd_is_a_clear_error(box: Box, runtime: Runtime) -> None:
+    """--systemd-cgroup on a host that isn't run by systemd: said so, and nothing left."""
+    if os.path.isdir("/run/systemd/system"):
+        pytest.skip("systemd runs here")
+    container = box("true")
+    container.bundle.linux["cgroupsPath"] = f"system.slice:runvm-test:{container.id}"
+    container.bundle.save()
+    command = [
+        runtime.path,
+        "--root",
+        runtime.root,
+        "--systemd-cgroup",
+        "create",
+        "-b",
+        container.bundle.path,
+        container.id,
+    ]
+    result = process.call(command, timeout=runtime.timeout)
+    assert result.code == 1
+    assert b"systemd" in result.stderr
+    assert container.id not in runtime.ids()
