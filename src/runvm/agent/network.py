@@ -189,7 +189,7 @@ def _give_back(namespace: _Namespace, interface: Interface) -> None:
 
 
 def _set_up(namespace: _Namespace, interface: Interface, old: Interface | None, notes: list[str]) -> bool:
-    """Make the card of *interface* what it should be, *old* being what it was told before; True if its routes are lost."""
+    """Make the card of *interface* what it should be, *old* being what it was before; True if its routes are lost."""
     sock, ifindex = namespace.sock, namespace.cards[interface.ifindex]
     renamed = old is not None and old.name != interface.name
     flapped = renamed or old is not None and (old.up, old.mac) != (interface.up, interface.mac)
@@ -256,7 +256,7 @@ def _set_namespace_settings(old: Network, new: Network) -> None:
 
 
 def _write_setting(name: str, value: str) -> None:
-    """Write a file below /proc/sys/net, unless it says so already: a write to a conf/all has effects on all interfaces."""
+    """Write a file below /proc/sys/net, unless it says so already: writing a conf/all changes all interfaces."""
     try:
         fd = os.open(f"/proc/sys/net/{name}", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:  # a kernel that doesn't know it

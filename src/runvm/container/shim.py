@@ -124,6 +124,9 @@ def _main(plan: Plan, gate: object) -> None:
         os._exit(LOST)  # the command gave up or was killed
     shim = Shim(plan)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    syscalls.set_name("runvm-shim")
+    syscalls.set_title(plan.title)
+    # from here on nothing of the host's files is there: neither /proc nor a module to import
     if plan.rootfs and plan.namespaces.new & syscalls.CLONE_NEWNS:
         _show_root(plan.rootfs)
     # whatever stays open, an engine may wait for the end of (or, like containerd's own socket, must never find here)
@@ -132,8 +135,6 @@ def _main(plan: Plan, gate: object) -> None:
         os.dup2(null, fd)
     gate.sendall(b"s")
     gate.close()
-    syscalls.set_name("runvm-shim")
-    syscalls.set_title(plan.title)
     gc.freeze()
     os._exit(shim.run())
 

@@ -112,9 +112,9 @@ def create_tap(name: str) -> int:
 def wire(interface: str, tap: str, *, resolver: bool = False) -> None:
     """Connect *interface* and *tap* both ways; once more: MTU and *resolver* are brought up to date. Raises OSError.
 
-    With *resolver*, sockets of the namespace itself may ask DNS servers outside, as Docker's resolver on 127.0.0.11 does:
-    they get ports in RESOLVER_PORTS, and what comes from port 53 to these reaches them, as do ARP replies and IPv6
-    neighbour advertisements. The price: a TCP connection that the guest makes from such a port to port 53 fails.
+    With *resolver*, sockets of the namespace itself may ask DNS servers outside, as those of Docker's resolver do: they
+    get ports in RESOLVER_PORTS, and what comes from port 53 to these reaches them, as do ARP replies and IPv6 neighbour
+    advertisements. The price: a TCP connection that the guest makes from such a port to port 53 fails.
     """
     with Socket() as sock:
         outer, inner = links.link(sock, interface), links.link(sock, tap)
