@@ -215,7 +215,8 @@ def _set_up(namespace: _Namespace, interface: Interface, old: Interface | None, 
         links.set_link(sock, ifindex, up=True)
     if not link.ipv6 and any(address.family == 10 for address in interface.addresses):
         notes.append(f"the guest has no IPv6: the IPv6 addresses of {interface.name} are left out")
-    _set_addresses(sock, ifindex, interface.addresses, () if old is None else old.addresses, fresh, bool(link.ipv6))
+    addresses = () if old is None else old.addresses
+    lost = _set_addresses(sock, ifindex, interface.addresses, addresses, bool(link.ipv6), fresh=fresh)
     if link.ipv6 and fresh and interface.address_mode not in (links.MODE_NONE, _STABLE_PRIVACY):
         # for when the container itself takes the interface down and up; a stable privacy address needs a secret
         links.set_link(sock, ifindex, address_mode=interface.address_mode)
@@ -225,18 +226,21 @@ def _set_up(namespace: _Namespace, interface: Interface, old: Interface | None, 
     for neighbour in interface.neighbours:
         if (link.ipv6 or neighbour.family != 10) and (fresh or old is None or neighbour not in old.neighbours):
             routing.set_neighbour(sock, ifindex, neighbour)
-    return flapped
+    return flapped or lost
 
 
 def _set_addresses(
-    sock: Socket, ifindex: int, new: tuple[Address, ...], old: tuple[Address, ...], fresh: bool, ipv6: bool
-) -> None:
+    sock: Socket, ifindex: int, new: tuple[Address, ...], old: tuple[Address, ...], ipv6: bool, *, fresh: bool
+) -> bool:
+    """From the *old* addresses to the *new*; all are set where the interface is *fresh*. True if routes may be lost."""
+    gone = [address for address in old if address not in new]
+    for address in gone:
+        routing.delete_address(sock, ifindex, address)
     for address in new:
-        if (fresh or address not in old) and (ipv6 or address.family != 10):
+        # the kernel drops an IPv4 network's further addresses with the first of them
+        if (fresh or gone or address not in old) and (ipv6 or address.family != 10):
             routing.add_address(sock, ifindex, address)
-    for address in old:
-        if address not in new:
-            routing.delete_address(sock, ifindex, address)
+    return bool(gone)
 
 
 def _set_ipv6_settings(interface: Interface, link: Link) -> None:
@@ -269,11 +273,10 @@ def _write_setting(name: str, value: str) -> None:
 
 
 def _set_loopback(namespace: _Namespace, network: Network) -> None:
-    if namespace.network.loopback != network.loopback:
+    old, new = namespace.network.loopback, network.loopback
+    if old != new:
         link = links.link(namespace.sock, "lo")
-        _set_addresses(
-            namespace.sock, link.ifindex, network.loopback, namespace.network.loopback, False, bool(link.ipv6)
-        )
+        _set_addresses(namespace.sock, link.ifindex, new, old, bool(link.ipv6), fresh=False)
 
 
 def _set_routes(

@@ -244,7 +244,8 @@ def add_address(sock: Socket, ifindex: int, address: Address) -> None:
 
 def delete_address(sock: Socket, ifindex: int, address: Address) -> None:
     """Take an address away; that it has gone already is no error. Raises NetlinkError."""
-    body = _address_body(ifindex, address)
+    # a label would have to be right, and an interface's new name changes it
+    body = _address_body(ifindex, address._replace(label=""))
     _unless(errno.EADDRNOTAVAIL, sock, _DELETE_ADDRESS, 0, body, f"delete address {address.address}/{address.prefix}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from socket import AF_INET6, inet_ntop
 
 from runvm.linux import links, netlink, routing
 from runvm.linux.links import Link
@@ -15,6 +16,8 @@ TAP_PREFIX = "rvtap"
 _KERNEL_RULES = ((0, 255), (32766, 254), (32767, 253))  # (priority, table) of a new namespace's
 _KEPT_FLAGS = routing.NOPREFIXROUTE | routing.HOMEADDRESS
 _LOOPBACK = ("127.0.0.1", "::1")
+_DISABLE_IPV6 = 26  # DEVCONF_DISABLE_IPV6
+_MODE_EUI64 = 0  # IN6_ADDR_GEN_MODE_EUI64
 
 
 def is_tap(link: Link) -> bool:
@@ -29,8 +32,7 @@ def scan() -> Network:
         names = {link.ifindex: link.name for link in found}
         addresses: dict[int, list[Address]] = {}
         for ifindex, address in routing.addresses(sock):
-            if not address.flags & routing.DADFAILED:
-                addresses.setdefault(ifindex, []).append(_settled(address))
+            addresses.setdefault(ifindex, []).append(address)
         neighbours: dict[int, list[routing.Neighbour]] = {}
         for ifindex, neighbour in routing.neighbours(sock):
             neighbours.setdefault(ifindex, []).append(neighbour)
@@ -41,14 +43,14 @@ def scan() -> Network:
     loopback: tuple[Address, ...] = ()
     kept = set()
     for link in found:
-        own = tuple(addresses.get(link.ifindex, ()))
+        own = _settled(link, addresses.get(link.ifindex, []))
         if link.hardware == links.LOOPBACK:
             loopback = tuple(address for address in own if address.address not in _LOOPBACK)
             kept.add(link.name)
             continue
         reason = _unfit(link, found)
         if reason:
-            if link.up:
+            if link.up and not is_tap(link):
                 notes.append(f"interface {link.name} is not handed over: {reason}")
             continue
         kept.add(link.name)
@@ -97,10 +99,31 @@ def _interface(link: Link, addresses: tuple[Address, ...], neighbours: tuple[rou
     )
 
 
-def _settled(address: Address) -> Address:
-    """An address as the guest takes it: not to be tried for duplicates again, its host-side state left out."""
-    flags = address.flags & _KEPT_FLAGS | (routing.NODAD if ":" in address.address else 0)
-    return address._replace(flags=flags)
+def _settled(link: Link, own: list[Address]) -> tuple[Address, ...]:
+    """The addresses as the guest takes them: not to be tried for duplicates again, their state on the host left out."""
+    settled = []
+    for address in own:
+        if not address.flags & routing.DADFAILED:
+            flags = address.flags & _KEPT_FLAGS | (routing.NODAD if address.family == AF_INET6 else 0)
+            # a label that is the interface's name changes with that by itself
+            settled.append(address._replace(flags=flags, label="" if address.label == link.name else address.label))
+    there = any(_is_link_local(address) for address in own)
+    automatic = bool(link.ipv6) and not link.ipv6[_DISABLE_IPV6] and link.address_mode == _MODE_EUI64
+    if link.hardware == links.ETHERNET and link.up and automatic and not there:
+        # the kernel makes it up to a second after the interface has come up
+        expected = _link_local(link.mac)
+        settled.append(Address(int(AF_INET6), expected, 64, "", "", routing.SCOPE_LINK, routing.NODAD, "", 0))
+    return tuple(sorted(settled, key=_is_link_local))
+
+
+def _is_link_local(address: Address) -> bool:
+    return address.family == AF_INET6 and address.scope == routing.SCOPE_LINK
+
+
+def _link_local(mac: str) -> str:
+    """RFC 4291, appendix A."""
+    raw = bytes.fromhex(mac.replace(":", ""))
+    return inet_ntop(AF_INET6, b"\xfe\x80" + bytes(6) + bytes([raw[0] ^ 2]) + raw[1:3] + b"\xff\xfe" + raw[3:])
 
 
 def _wanted(route: Route, kept: set[str]) -> bool:

@@ -1,0 +1,261 @@
+"""The agent's side on real namespaces: `vm` stands for the guest's own, its cards are veth ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from runvm.agent import network as guest
+from runvm.errors import DeadlineError
+from runvm.network import scan
+from runvm.protocol.interfaces import Network, from_json, to_json
+from unit.network.namespaces import Namespace, veth
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+]
+
+CARD = "02:72:76:00:00:00"
+SECOND = "02:72:76:00:00:01"
+
+
+class Pair:
+    """The container's namespace on the host, and a guest with a namespace `c1` that is to look like it."""
+
+    def __init__(self) -> None:
+        self.outside, self.box, self.vm = Namespace(), Namespace(), Namespace()
+        veth(self.outside, "out0", self.box, "eth0")
+        self.outside.ip("link set out0 up")
+        self.plug(CARD)
+        self.vm.run(lambda: guest.make_namespace("c1"))
+        self.fd = guest.open_namespace("c1")
+        self.inner = Namespace.__new__(Namespace)
+        self.inner.fd = self.fd
+
+    def plug(self, mac: str) -> None:
+        """A card comes up in the guest, as by device_add."""
+        name = f"tap{mac[-2:]}"
+        veth(self.outside, name, self.vm, f"card{mac[-2:]}")
+        self.outside.ip(f"link set {name} up")
+        self.vm.ip(f"link set card{mac[-2:]} address {mac}")
+
+    def scan(self, cards: dict[str, str]) -> Network:
+        """The host's network, as it comes over the wire with the cards assigned."""
+        found = self.box.run(scan.scan)
+        interfaces = tuple(interface._replace(nic=cards[interface.name]) for interface in found.interfaces)
+        return from_json(json.loads(json.dumps(to_json(found._replace(interfaces=interfaces)))))
+
+    def configure(self, cards: dict[str, str], *, timeout: float = 5) -> list[str]:
+        network = self.scan(cards)
+        return self.vm.run(lambda: guest.configure("c1", network, deadline=time.monotonic() + timeout))
+
+    def assert_alike(self) -> None:
+        """A scan of the guest's namespace finds what a scan of the host's does."""
+        here, there = self.inner.run(scan.scan), self.box.run(scan.scan)
+        assert [stripped(item) for item in here.interfaces] == [stripped(item) for item in there.interfaces]
+        assert sorted(here.routes) == sorted(there.routes)
+        assert here[2:5] == there[2:5]
+
+    def close(self) -> None:
+        os.close(self.fd)
+        self.vm.run(lambda: guest.remove_namespace("c1"))
+        for namespace in (self.outside, self.box, self.vm):
+            namespace.close()
+
+
+def stripped(item: object) -> object:
+    return item._replace(ifindex=0, nic="", addresses=sorted(item.addresses))  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def pair(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    monkeypatch.setattr(guest, "DIRECTORY", str(tmp_path))
+    made = Pair()
+    yield made
+    made.close()
+
+
+def test_a_new_namespace_has_lo_up(pair: Pair) -> None:
+    assert pair.inner.names() == {"lo"}
+    shown = pair.inner.ip("addr show lo")
+    assert "LOOPBACK,UP" in shown
+    assert "127.0.0.1/8" in shown
+    assert "::1/128" in shown
+
+
+def test_the_namespace_is_bound_by_name_and_goes_with_it(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """crun joins it by path; nothing is left in the mount table."""
+    monkeypatch.setattr(guest, "DIRECTORY", f"{tmp_path}/netns")
+    guest.make_namespace("one")
+    with open("/proc/self/mountinfo") as file:
+        assert guest.path("one") in file.read()
+    with pytest.raises(FileExistsError):
+        guest.make_namespace("one")
+    guest.remove_namespace("one")
+    guest.remove_namespace("one")
+    with open("/proc/self/mountinfo") as file:
+        assert guest.path("one") not in file.read()
+    assert os.listdir(f"{tmp_path}/netns") == []
+    for bad in ("", "../x", ".hidden"):
+        with pytest.raises(OSError, match="network namespace"):
+            guest.make_namespace(bad)
+
+
+def test_a_namespace_made_in_advance_is_used(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest, "DIRECTORY", str(tmp_path))
+    guest.prepare()
+    spare = os.fstat(guest._spare[-1].fd).st_ino
+    guest.make_namespace("one")
+    assert os.stat(guest.path("one")).st_ino == spare
+    guest.remove_namespace("one")
+
+
+def test_the_guest_gets_what_the_host_has(pair: Pair) -> None:
+    """Name, MAC, MTU, addresses of both families, every kind of route, rules, neighbours and settings."""
+    pair.box.ip(
+        "link set eth0 address 02:42:ac:11:00:02 mtu 1400 txqueuelen 77",
+        "addr add 172.17.0.2/16 broadcast 172.17.255.255 dev eth0",
+        "addr add 172.17.0.3/16 dev eth0 noprefixroute metric 5",
+        "addr add 10.5.0.1 peer 10.5.0.2/32 dev eth0",
+        "addr add fd00::2/64 dev eth0 nodad",
+        "addr add 10.200.0.1/32 dev lo",
+        "link set eth0 up",
+        "route add 169.254.1.1 dev eth0 scope link",
+        "route add default via 169.254.1.1 dev eth0",
+        "route add 10.6.0.0/16 via 192.168.9.9 dev eth0 onlink mtu 1300",
+        "route add 10.7.0.0/16 nexthop via 172.17.0.5 weight 2 nexthop via 172.17.0.6",
+        "route add 10.9.0.0/16 via inet6 fe80::9 dev eth0",
+        "route add blackhole 10.8.0.0/16 metric 9",
+        "route add default via 172.17.0.9 table 1000 src 172.17.0.2",
+        "-6 route add default via fe80::1 dev eth0 metric 7 pref high",
+        "-6 route add unreachable fd55::/16",
+        "rule add from 172.17.0.2 fwmark 0x10/0xf0 table 1000 priority 500",
+        "-6 rule add not to fd00::/64 iif eth0 table 1000 suppress_prefixlength 0 priority 600",
+        "neigh add 169.254.1.1 lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent",
+        "neigh add fd00::7 lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent",
+        "neigh add proxy 10.5.0.9 dev eth0",
+    )
+    pair.box.call("sysctl", "-w", "net.ipv4.conf.eth0.rp_filter=2", "net.ipv4.ip_forward=1",
+                  "net.ipv6.conf.eth0.hop_limit=33", "net.ipv6.conf.all.forwarding=1")  # fmt: skip
+    assert pair.configure({"eth0": CARD}) == []
+    pair.assert_alike()
+    assert pair.vm.names() == {"lo"}
+    assert "tentative" not in pair.inner.ip("-6 addr show")
+
+
+def test_ipv6_switched_off_on_the_host_is_off_in_the_guest(pair: Pair) -> None:
+    """Docker does that for networks without IPv6."""
+    pair.box.call("sysctl", "-w", "net.ipv6.conf.all.disable_ipv6=1")
+    pair.box.ip("addr add 172.17.0.2/16 dev eth0", "link set eth0 up")
+    pair.configure({"eth0": CARD})
+    assert pair.inner.ip("-6 addr show") == ""
+    pair.assert_alike()
+
+
+def test_an_interface_that_is_down_stays_down_until_the_hosts_goes_up(pair: Pair) -> None:
+    pair.box.ip("addr add 172.17.0.2/16 dev eth0")
+    pair.configure({"eth0": CARD})
+    pair.assert_alike()
+    pair.box.ip("link set eth0 up", "route add default via 172.17.0.1")
+    pair.configure({"eth0": CARD})
+    pair.assert_alike()
+
+
+def test_the_containers_own_link_local_address_comes_back(pair: Pair) -> None:
+    """Taking the interface down and up in the container makes the kernel's link-local address anew, as on the host."""
+    pair.box.ip("link set eth0 up")
+    pair.configure({"eth0": CARD})
+    assert "fe80" in pair.inner.ip("-6 addr show eth0")
+    pair.inner.ip("link set eth0 down")
+    assert "fe80" not in pair.inner.ip("-6 addr show eth0")
+    pair.inner.ip("link set eth0 up")
+    assert "fe80" in pair.inner.ip("-6 addr show eth0")
+
+
+def test_a_network_is_connected_and_disconnected(pair: Pair) -> None:
+    """The second card is plugged in after the request came; what the container added itself stays."""
+    pair.box.ip("addr add 172.17.0.2/16 dev eth0", "link set eth0 up", "route add default via 172.17.0.1")
+    pair.configure({"eth0": CARD})
+    pair.inner.ip("addr add 10.77.0.1/24 dev eth0", "route add 10.78.0.0/16 via 10.77.0.9")
+    veth(pair.outside, "out1", pair.box, "eth1")
+    pair.outside.ip("link set out1 up")
+    pair.box.ip("addr add 172.18.0.2/16 dev eth1", "link set eth1 up", "route add 10.18.0.0/16 via 172.18.0.1")
+    late = threading.Timer(0.2, pair.plug, (SECOND,))
+    late.start()
+    pair.configure({"eth0": CARD, "eth1": SECOND})
+    late.join()
+    assert "172.18.0.2/16" in pair.inner.ip("addr show eth1")
+    assert "10.18.0.0/16" in pair.inner.ip("route")
+    pair.box.ip("link delete eth1", "route add 10.19.0.0/16 via 172.17.0.5")
+    pair.configure({"eth0": CARD})
+    assert pair.inner.names() == {"lo", "eth0"}
+    assert pair.vm.names() == {"lo", "rvcard000001"}
+    assert SECOND in pair.vm.ip("link show rvcard000001")
+    routes = pair.inner.ip("route")
+    assert "10.78.0.0/16" in routes
+    assert "10.19.0.0/16" in routes
+    assert "10.18.0.0/16" not in routes
+    # the same card serves the next network
+    veth(pair.outside, "out2", pair.box, "eth2")
+    pair.configure({"eth0": CARD, "eth2": SECOND})
+    assert pair.inner.names() == {"lo", "eth0", "eth2"}
+
+
+def test_the_hosts_changes_are_followed(pair: Pair) -> None:
+    """New name, MAC, MTU, addresses and routes of an interface that is in use."""
+    pair.box.ip(
+        "addr add 172.17.0.2/16 dev eth0",
+        "addr add 172.17.0.3/16 dev eth0",
+        "addr add 10.4.0.1/16 dev eth0 label eth0:9",
+        "link set eth0 up",
+        "route add default via 172.17.0.1",
+        "neigh add 172.17.0.7 lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent",
+        "rule add to 10.0.0.1 table 254 priority 9",
+    )
+    pair.configure({"eth0": CARD})
+    pair.assert_alike()
+    pair.box.ip(
+        "link set eth0 down",
+        "link set eth0 name lan0",
+        "link set lan0 address 02:00:00:00:00:09 mtu 1300 up",
+        "addr add 172.19.0.2/16 dev lan0 label lan0:1",
+        "addr del 172.17.0.2/16 dev lan0",
+        "route add default via 172.19.0.1",
+        "rule del priority 9",
+    )
+    pair.configure({"lan0": CARD})
+    pair.assert_alike()
+
+
+def test_a_card_that_does_not_come_is_named(pair: Pair) -> None:
+    """At the deadline, not later."""
+    veth(pair.outside, "out1", pair.box, "eth1")
+    started = time.monotonic()
+    with pytest.raises(DeadlineError, match=f"{SECOND} for eth1"):
+        pair.configure({"eth0": CARD, "eth1": SECOND}, timeout=0.3)
+    assert time.monotonic() - started < 1
+
+
+def test_cards_come_back_when_the_namespace_is_removed(pair: Pair) -> None:
+    """For the next container of this VM."""
+    pair.box.ip("addr add 172.17.0.2/16 dev eth0", "link set eth0 up")
+    pair.configure({"eth0": CARD})
+    pair.vm.run(lambda: guest.remove_namespace("c1"))
+    assert pair.vm.names() == {"lo", "rvcard000000"}
+    pair.vm.run(lambda: guest.make_namespace("c1"))
+    pair.configure({"eth0": CARD})
+
+
+def test_a_bad_route_is_named(pair: Pair) -> None:
+    """The error says which, and that an interface is lacking."""
+    network = pair.scan({"eth0": CARD})
+    pair.box.ip("addr add 172.17.0.2/16 dev eth0", "link set eth0 up", "route add 10.1.0.0/16 via 172.17.0.1")
+    broken = network._replace(routes=pair.scan({"eth0": CARD}).routes)
+    with pytest.raises(OSError, match=r"add route 10\.1\.0\.0/16 via 172\.17\.0\.1 dev eth0: Network is unreachable"):
+        pair.vm.run(lambda: guest.configure("c1", broken, deadline=time.monotonic() + 1))

@@ -1,0 +1,199 @@
+"""What is read from a namespace that an engine has filled."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+from collections.abc import Iterator
+
+import pytest
+
+from runvm.network import scan, tap
+from runvm.network.scan import Monitor
+from runvm.protocol.interfaces import Interface, Network, changes, from_json, to_json
+from unit.network.namespaces import Namespace, veth
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+]
+
+
+@pytest.fixture
+def outside() -> Iterator[Namespace]:
+    namespace = Namespace()
+    yield namespace
+    namespace.close()
+
+
+@pytest.fixture
+def box(outside: Namespace) -> Iterator[Namespace]:
+    """As Docker leaves it: eth0 with an address and a default route."""
+    namespace = Namespace()
+    veth(outside, "out0", namespace, "eth0")
+    outside.ip("link set out0 up")
+    namespace.ip(
+        "link set eth0 address 02:42:ac:11:00:02",
+        "addr add 172.17.0.2/16 broadcast 172.17.255.255 dev eth0",
+        "link set eth0 up",
+        "route add default via 172.17.0.1",
+    )
+    yield namespace
+    namespace.close()
+
+
+def scanned(namespace: Namespace) -> Network:
+    """The network, which also stands its way over the wire."""
+    network = namespace.run(scan.scan)
+    assert from_json(json.loads(json.dumps(to_json(network)))) == network
+    return network
+
+
+def only(network: Network) -> Interface:
+    (interface,) = network.interfaces
+    return interface
+
+
+def test_an_empty_namespace_has_no_interfaces() -> None:
+    namespace = Namespace()
+    network = scanned(namespace)
+    namespace.close()
+    assert network.interfaces == network.routes == network.rules == network.loopback == network.notes == ()
+    assert ("ipv4/conf/all/rp_filter", "0") in network.settings
+
+
+def test_dockers_interface_is_read_whole(box: Namespace) -> None:
+    """Name, MAC, MTU, address with broadcast; of the routes only the one that the address doesn't bring."""
+    network = scanned(box)
+    interface = only(network)
+    assert (interface.name, interface.mac, interface.mtu, interface.up) == ("eth0", "02:42:ac:11:00:02", 1500, True)
+    ipv4 = next(address for address in interface.addresses if address.family == 2)
+    assert (ipv4.address, ipv4.prefix, ipv4.broadcast) == ("172.17.0.2", 16, "172.17.255.255")
+    (route,) = (route for route in network.routes if route.family == 2)
+    assert (route.destination, route.gateway, route.device) == ("", "172.17.0.1", "eth0")
+
+
+def test_ipv6_addresses_are_not_to_be_tried_again(box: Namespace) -> None:
+    """Whatever state the host's duplicate detection is in, the scan is the same, link-local address included."""
+    box.ip("addr add fd00::2/64 dev eth0")  # the link-local one comes later
+    first = scanned(box)
+    addresses = {address.address: address for address in only(first).addresses if address.family == 10}
+    assert {"fd00::2", "fe80::42:acff:fe11:2"} == addresses.keys()
+    assert all(address.flags & 0x02 for address in addresses.values())
+    for _ in range(3):
+        assert scanned(box) == first
+
+
+def test_ptp_routes_neighbours_and_rules(box: Namespace) -> None:
+    """What CNI plugins set: a peer, on-link routes, other tables, multipath, blackholes, permanent neighbours."""
+    box.ip(
+        "addr add 10.5.0.1 peer 10.5.0.2/32 dev eth0",
+        "route add 169.254.1.1 dev eth0 scope link",
+        "route add 10.6.0.0/16 via 192.168.9.9 dev eth0 onlink mtu 1300",
+        "route add 10.7.0.0/16 nexthop via 172.17.0.5 weight 2 nexthop via 172.17.0.6",
+        "route add blackhole 10.8.0.0/16 metric 9",
+        "route add default via 172.17.0.9 table 1000 src 172.17.0.2",
+        "rule add from 172.17.0.2 fwmark 0x10/0xf0 table 1000 priority 500",
+        "rule add uidrange 1-5 table 1000 priority 501",
+        "neigh add 169.254.1.1 lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent",
+        "neigh add proxy 10.5.0.9 dev eth0",
+    )
+    network = scanned(box)
+    assert any((a.address, a.peer, a.prefix) == ("10.5.0.1", "10.5.0.2", 32) for a in only(network).addresses)
+    routes = {(route.table, route.destination): route for route in network.routes if route.family == 2}
+    assert routes[254, "169.254.1.1/32"].scope == 253
+    assert routes[254, "10.6.0.0/16"].onlink
+    assert routes[254, "10.6.0.0/16"].metrics == ((2, 1300),)
+    hops = routes[254, "10.7.0.0/16"].hops
+    assert [(hop.gateway, hop.weight) for hop in hops] == [("172.17.0.5", 2), ("172.17.0.6", 1)]
+    assert (routes[254, "10.8.0.0/16"].kind, routes[254, "10.8.0.0/16"].metric) == (6, 9)
+    assert routes[1000, ""].source == "172.17.0.2"
+    (rule,) = network.rules  # the other one looks at users, which has no place here
+    assert (rule.priority, rule.table, rule.source, rule.mark, rule.mask) == (500, 1000, "172.17.0.2/32", 0x10, 0xF0)
+    neighbours = {(n.address, n.mac, n.proxy) for n in only(network).neighbours}
+    assert neighbours == {("169.254.1.1", "ee:ee:ee:ee:ee:ee", False), ("10.5.0.9", "", True)}
+
+
+def test_settings_that_engines_write_are_read(box: Namespace) -> None:
+    """Docker switches IPv6 off, CNI's tuning plugin sets an interface's sysctls."""
+    box.call("sysctl", "-w", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv4.ip_forward=1")
+    box.call("sysctl", "-w", "net.ipv4.conf.eth0.rp_filter=2")
+    network = scanned(box)
+    assert dict(network.settings)["ipv6/conf/all/disable_ipv6"] == "1"
+    assert dict(network.settings)["ipv4/ip_forward"] == "1"
+    assert dict(only(network).ipv4)[8] == 2
+    assert dict(only(network).ipv6)[26] == 1
+
+
+def test_what_is_no_card_of_the_containers_is_left_out(box: Namespace) -> None:
+    """Our taps silently; a bridge, what is in it or lies on another interface with a note, if it is up."""
+    fd = box.run(lambda: tap.create_tap("rvtap0"))
+    try:
+        box.ip(
+            "link add br0 type bridge",
+            "link set br0 up",
+            "link add a0 type veth peer name a1",
+            "link set a0 master br0",
+            "link set a0 up",
+            "link add link eth0 name mv0 type macvlan",
+            "link set mv0 up",
+            "addr add 10.50.0.1/24 dev br0",
+            "route add 10.51.0.0/24 via 10.50.0.2",
+        )
+        network = scanned(box)
+    finally:
+        os.close(fd)
+    assert {interface.name for interface in network.interfaces} == {"eth0", "a1"}
+    notes = "\n".join(network.notes)
+    assert "br0 is not handed over: it is a bridge" in notes
+    assert "a0 is not handed over: it is part of another interface" in notes
+    assert "mv0 is not handed over: it lies on eth0" in notes
+    assert not any(route.device == "br0" for route in network.routes)
+
+
+def test_further_loopback_addresses_are_read(box: Namespace) -> None:
+    box.ip("addr add 10.200.0.1/32 dev lo")
+    assert [address.address for address in scanned(box).loopback] == ["10.200.0.1"]
+
+
+def test_the_monitor_sees_a_network_being_connected(box: Namespace, outside: Namespace) -> None:
+    """As `docker network connect` does: the interface comes under another name, is renamed, gets its address."""
+    old = scanned(box)
+    monitor = box.run(Monitor)
+    try:
+        assert not select.select([monitor], [], [], 0)[0]
+        veth(outside, "out1", box, "veth1234")
+        box.ip("link set veth1234 name eth1", "addr add 172.18.0.2/16 dev eth1", "link set eth1 up")
+        assert select.select([monitor], [], [], 1)[0]
+        monitor.drain()
+        new = scanned(box)
+        difference = changes(old, new)
+        assert [interface.name for interface in difference.added] == ["eth1"]
+        assert difference.removed == difference.changed == ()
+        box.ip("link delete eth1")
+        assert select.select([monitor], [], [], 1)[0]
+        assert [interface.name for interface in changes(new, scanned(box)).removed] == ["eth1"]
+    finally:
+        monitor.close()
+
+
+def test_changes_follow_an_interface_through_its_new_name(box: Namespace) -> None:
+    """And the card that it has in the VM doesn't count."""
+    old = scanned(box)
+    with_card = old._replace(interfaces=(only(old)._replace(nic="02:72:76:00:00:00"),))
+    assert changes(with_card, old) == ((), (), (), False)
+    box.ip("link set eth0 down", "link set eth0 name lan0", "link set lan0 up")
+    ((before, after),) = changes(with_card, scanned(box)).changed
+    assert (before.name, after.name) == ("eth0", "lan0")
+
+
+def test_wiring_is_no_change(box: Namespace) -> None:
+    """The supervisor's own work doesn't look like the engine's."""
+    old = scanned(box)
+    fd = box.run(lambda: tap.create_tap("rvtap0"))
+    try:
+        box.run(lambda: tap.wire("eth0", "rvtap0", resolver=True))
+        assert scanned(box) == old
+    finally:
+        os.close(fd)
