@@ -23,6 +23,7 @@ from runvm.linux.loop import IN, Loop
 from runvm.protocol import frames, messages
 from runvm.protocol.connection import Connection
 from runvm.protocol.frames import Frame
+from runvm.protocol.interfaces import NetworkError, from_json
 from runvm.protocol.messages import (
     Create,
     Done,
@@ -105,7 +106,7 @@ class Agent:
 
         try:
             result = self._serve(request, done)
-        except (AgentError, OSError, KeyError, ValueError, TypeError, network.NetworkError) as error:
+        except (AgentError, OSError, KeyError, ValueError, TypeError, NetworkError) as error:
             done(AgentError(str(error) or repr(error)))
             return
         if result is not None:
@@ -140,8 +141,6 @@ class Agent:
         if isinstance(request, Remove):
             return self.runtime.remove(request.container)
         if isinstance(request, Plug):
-            for name in request.gone:
-                network.deconfigure(request.network, str(name))
             self._network(request.network, request.interfaces)
             return {}
         if isinstance(request, Sync):
@@ -162,8 +161,11 @@ class Agent:
     def _network(self, name: str, interfaces: messages.Json) -> None:
         if not name:
             return
-        network.make_namespace(name)
-        network.configure(name, interfaces, deadline=time.monotonic() + 10)
+        if not os.path.exists(network.path(name)):
+            network.make_namespace(name)
+        if interfaces:
+            for note in network.configure(name, from_json(interfaces), deadline=time.monotonic() + 10):
+                _say(note)
 
 
 def _reseed(seed: bytes) -> None:
@@ -224,7 +226,7 @@ def _set_up() -> None:
             _say(f"controller {controller}: {error.strerror}")
     pid = os.posix_spawn("/sbin/modprobe", ["modprobe", "-a", *_MODULES], {"PATH": "/sbin"})
     os.waitpid(pid, 0)
-    network.set_loopback_up()
+    network.prepare()
     os.makedirs("/run/runvm", mode=0o700, exist_ok=True)
     os.makedirs("/run/crun", mode=0o700, exist_ok=True)
 

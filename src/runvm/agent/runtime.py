@@ -19,6 +19,7 @@ from typing import Any
 
 from runvm.agent import network
 from runvm.linux.loop import Loop
+from runvm.linux.netns import in_namespace
 from runvm.protocol import frames
 from runvm.protocol.frames import Frame
 from runvm.protocol.messages import Create, Exec, Exited, Json, OutOfMemory, Signal
@@ -43,6 +44,7 @@ class Process:
     def __init__(self, container: Container, channel: int) -> None:
         self.container = container
         self.channel = channel
+        self.program = ""
         self.pid = 0
         self.status: int | None = None
         self.stdin: Sink | None = None
@@ -106,6 +108,7 @@ class Runtime:
             else:
                 done({"pid": process.pid})
 
+        process.program = str((spec["process"].get("args") or [""])[0])
         self._crun(process, options, [request.container], f"{bundle}/pid", bool(spec["process"].get("terminal")),
                    (request.rows, request.columns), finished)  # fmt: skip
 
@@ -146,6 +149,7 @@ class Runtime:
             else:
                 done({"pid": process.pid})
 
+        process.program = str((request.process.get("args") or [""])[0])
         self._crun(process, options, [request.container], f"{base}.pid", bool(request.process.get("terminal")),
                    (request.rows, request.columns), finished)  # fmt: skip
 
@@ -193,7 +197,7 @@ class Runtime:
                     continue  # a file that can't be read, like memory.reclaim
         result["cgroup.procs"] = " ".join(str(pid) for pid in _cgroup_pids(container.cgroup)[:1024])
         if container.network:
-            result["net/dev"] = network.counters(container.network)
+            result["net/dev"] = _counters(container.network)
         return result
 
     def remove(self, name: str) -> Json:
@@ -323,7 +327,7 @@ class Runtime:
                 _unlink(f"{container.bundle}/console-{process.channel}")
             if status != 0:
                 self._close(process)
-                finished(AgentError(self._crun_error(container.bundle, options[0])))
+                finished(AgentError(as_runc_says(self._crun_error(container.bundle, options[0]), process.program)))
                 return
             finished(None)
             early = self._unclaimed.pop(process.pid, None)
@@ -479,6 +483,20 @@ class Runtime:
             self._event(OutOfMemory(container.name))
 
 
+def as_runc_says(message: str, program: str) -> str:
+    """crun's error in the words that docker turns into exit codes 126 and 127 (its cli's run.go), which are runc's and Go's."""
+    start = "unable to start container process: exec: "
+    if "executable file" in message and "$PATH" in message:
+        return f'{start}"{program}": executable file not found in $PATH'
+    if "executable" in message and "o such file" in message:
+        return f'{start}"{program}": stat {program}: no such file or directory'
+    if "executable" in message and ("not permitted" in message or "ermission denied" in message):
+        return f'{start}"{program}": permission denied'
+    for text in ("No such file or directory", "Permission denied", "Operation not permitted", "Not a directory"):
+        message = message.replace(text, text.lower())
+    return message
+
+
 def _log(bundle: str) -> list[str]:
     return [f"--log={bundle}/crun.log", "--log-format=json", "--cgroup-manager=cgroupfs"]
 
@@ -489,6 +507,20 @@ def _events(path: str) -> dict[str, int]:
             return {key: int(value) for key, value in (line.split() for line in file)}
     except (OSError, ValueError):
         return {}
+
+
+def _counters(name: str) -> str:
+    """/proc/net/dev of a network namespace."""
+    fd = network.open_namespace(name)
+    try:
+
+        def read() -> str:
+            with open("/proc/thread-self/net/dev") as file:
+                return file.read(16384)
+
+        return in_namespace(fd, read)
+    finally:
+        os.close(fd)
 
 
 def _cgroup_pids(cgroup: str) -> list[int]:

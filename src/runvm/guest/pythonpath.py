@@ -109,7 +109,7 @@ def agent() -> Agent:
         with open(os.path.join(base, path), "rb") as file:
             tree = ast.parse(file.read(), path)
         package = name if path.endswith("__init__.py") else parent
-        for imported in _imports(tree, package):
+        for imported in imports(tree, package):
             if imported.split(".")[0] == "runvm":
                 todo.append(imported)
             else:
@@ -134,7 +134,7 @@ def _source(base: str, name: str) -> str | None:
     return None
 
 
-def _imports(tree: ast.AST, package: str) -> Iterator[str]:
+def imports(tree: ast.AST, package: str) -> Iterator[str]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -146,9 +146,9 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
                 yield from (f"{module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             for other in node.orelse:
-                yield from _imports(other, package)
+                yield from imports(other, package)
         else:
-            yield from _imports(node, package)
+            yield from imports(node, package)
 
 
 def interpreter(root: Root) -> str:

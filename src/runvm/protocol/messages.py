@@ -119,11 +119,10 @@ class Remove(NamedTuple):
 
 
 class Plug(NamedTuple):
-    """Interfaces that came to the network namespace of a running container, and names of those that went. Result: {}."""
+    """The network of a running container's namespace, as it is now. Result: {}."""
 
     network: str
     interfaces: Json
-    gone: list[Any]
 
 
 class Resize(NamedTuple):

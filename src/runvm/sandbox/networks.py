@@ -61,15 +61,12 @@ class Networks:
         return namespace.name, to_json(self._take(vm, namespace, inode))
 
     def refresh(self, vm: Vm, container: str) -> Plug | None:
-        """What has come to the container's namespace since it was last looked at; None for nothing."""
+        """The container's network if it has changed since it was last looked at; None if not."""
         for inode, namespace in self._namespaces.items():
             if container in namespace.users:
-                before = {interface.ifindex for interface in namespace.network.interfaces}
+                before = namespace.network
                 found = self._take(vm, namespace, inode)
-                fresh = tuple(interface for interface in found.interfaces if interface.ifindex not in before)
-                if not fresh:
-                    return None
-                return Plug(namespace.name, to_json(found._replace(interfaces=fresh)), [])
+                return Plug(namespace.name, to_json(found)) if found != before else None
         return None
 
     def leave(self, container: str) -> None:
