@@ -1,4 +1,5 @@
-"""The one tree of errors: what happened, then what to do; `__main__` alone turns it into stderr, --log and an exit code.
+"""The one tree of errors: what happened, then what to do; `__main__` alone turns it into stderr, --log and an exit
+code.
 
 Texts that callers match (containerd v1.6 `pkg/process/utils.go`, podman's `oci_conmon_linux.go`, docker's exit codes)
 are constants here, each held by a test.

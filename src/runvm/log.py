@@ -1,6 +1,7 @@
 """--log, --log-format, --debug: the log file that engines parse, warnings on stderr, step timings, progress for people.
 
-The JSON lines are those that containerd's go-runc and conmon parse (`level`, `msg`, `time`). The standard library's logging
+The JSON lines are those that containerd's go-runc and conmon parse (`level`, `msg`, `time`). The standard library's
+logging
 module costs 8 ms to import and is on every start path, hence these few lines.
 """
 
@@ -49,7 +50,9 @@ class Log:
         line = self._line(level, message)
         if not self.path:
             if level != "info":
-                _stderr(line if self.format == "json" else f"runvm: {'' if level == 'error' else level + ': '}{message}\n")
+                _stderr(
+                    line if self.format == "json" else f"runvm: {'' if level == 'error' else level + ': '}{message}\n"
+                )
             return
         try:
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -1,6 +1,8 @@
-"""PID 1 of the guest: makes the system that crun needs, waits to be woken by the host, then serves its requests until the end.
+"""PID 1 of the guest: makes the system that crun needs, waits to be woken by the host, then serves its requests
+until the end.
 
-What runs before the first `Wake` is in the memory template that later VMs start from, so nothing there may have an identity: no host name,
+What runs before the first `Wake` is in the memory template that later VMs start from, so nothing there may have an
+identity: no host name,
 no random state that outlives the reseeding, no clock, no mounts of a share.
 """
 
@@ -77,7 +79,7 @@ class Agent:
         """Say hello, then serve."""
         self._event(Hello(__version__))
         gc.collect()
-        gc.freeze()  # what is here now never becomes garbage: leave its pages alone, clones share their template's layout
+        gc.freeze()  # what is here now never becomes garbage: leave its pages alone, clones share their template's layout  # noqa: E501
         self.loop.run()
 
     def _child(self, fd: int) -> None:
@@ -149,7 +151,8 @@ class Agent:
         raise AgentError(f"the guest's agent doesn't serve {type(request).__name__}")
 
     def _wake(self, request: Wake) -> messages.Json:
-        """Become this VM and no other: random state, clock, machine-id; then the share, which was plugged in while paused."""
+        """Become this VM and no other: random state, clock, machine-id; then the share, which was plugged in while
+        paused."""
         _reseed(bytes.fromhex(request.entropy))
         time.clock_settime_ns(time.CLOCK_REALTIME, request.clock_ns)
         with open("/etc/machine-id", "w") as file:
@@ -169,7 +172,8 @@ class Agent:
 
 
 def _reseed(seed: bytes) -> None:
-    """Mix *seed* into the kernel's generator and reseed it, so that no two clones of a template share a stream (random(4))."""
+    """Mix *seed* into the kernel's generator and reseed it, so that no two clones of a template share a stream
+    (random(4))."""
     fd = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, _RNDADDENTROPY, struct.pack("ii", len(seed) * 8, len(seed)) + seed)
@@ -260,5 +264,3 @@ def main() -> None:
         sys.stdout.flush()
         time.sleep(0.2)
         syscalls.reboot(syscalls.RB_POWER_OFF)
-
-

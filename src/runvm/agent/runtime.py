@@ -1,6 +1,7 @@
 """Containers in the guest: crun does the OCI work, the agent keeps their processes, streams and namespaces.
 
-Called by agent.init for each request of the host. Everything that crun can do is left to crun; `start` writes to crun's exec fifo itself,
+Called by agent.init for each request of the host. Everything that crun can do is left to crun; `start` writes to
+crun's exec fifo itself,
 since one more crun costs 0.1 s under emulation.
 """
 
@@ -29,7 +30,15 @@ CRUN = "/usr/bin/crun"
 _STATE = "/run/crun"
 _BUNDLES = "/run/runvm/bundles"
 _CGROUP = "/sys/fs/cgroup"
-_NAMESPACES = {"pid": "pid", "ipc": "ipc", "uts": "uts", "mount": "mnt", "user": "user", "cgroup": "cgroup", "network": "net"}
+_NAMESPACES = {
+    "pid": "pid",
+    "ipc": "ipc",
+    "uts": "uts",
+    "mount": "mnt",
+    "user": "user",
+    "cgroup": "cgroup",
+    "network": "net",
+}
 _STOP_WAIT = 0.2
 """Seconds that output which others still hold open is waited for once a process has ended."""
 
@@ -69,7 +78,9 @@ class Container:
 class Runtime:
     """All containers of this VM. *send* queues a frame to the host, *event* a message."""
 
-    def __init__(self, loop: Loop, send: Callable[[int, int, bytes], None], event: Callable[[Any], None], share: str) -> None:
+    def __init__(
+        self, loop: Loop, send: Callable[[int, int, bytes], None], event: Callable[[Any], None], share: str
+    ) -> None:
         self._loop = loop
         self._send = send
         self._event = event
@@ -182,7 +193,9 @@ class Runtime:
         def finished(status: int) -> None:
             done({} if status == 0 else AgentError(self._crun_error(container.bundle, "update")))
 
-        self._spawn([CRUN, f"--root={_STATE}", *_log(container.bundle), "update", f"--resources={path}", name], finished)
+        self._spawn(
+            [CRUN, f"--root={_STATE}", *_log(container.bundle), "update", f"--resources={path}", name], finished
+        )
 
     def stats(self, name: str) -> Json:
         """The files of the container's cgroup, as text."""
@@ -381,7 +394,9 @@ class Runtime:
         return message or f"crun {what} failed in the guest"
 
     def _source(self, process: Process, kind: int, fd: int) -> None:
-        process.sources[kind] = Source(self._loop, fd, kind, process.channel, self._send, lambda: self._stream_ended(process, kind))
+        process.sources[kind] = Source(
+            self._loop, fd, kind, process.channel, self._send, lambda: self._stream_ended(process, kind)
+        )
 
     def _stream_ended(self, process: Process, kind: int) -> None:
         process.sources.pop(kind, None)
@@ -404,7 +419,8 @@ class Runtime:
         self._source(process, frames.STDOUT, os.dup(master))
 
     def _finish(self, process: Process) -> None:
-        """Report the end of a process once its output is sent; what others still hold open is waited for a moment only."""
+        """Report the end of a process once its output is sent; what others still hold open is waited for a moment
+        only."""
         if process.reported or process.status is None:
             return
         for source in list(process.sources.values()):
@@ -484,7 +500,8 @@ class Runtime:
 
 
 def as_runc_says(message: str, program: str) -> str:
-    """crun's error in the words that docker turns into exit codes 126 and 127 (its cli's run.go), which are runc's and Go's."""
+    """crun's error in the words that docker turns into exit codes 126 and 127 (its cli's run.go), which are runc's
+    and Go's."""
     start = "unable to start container process: exec: "
     if "executable file" in message and "$PATH" in message:
         return f'{start}"{program}": executable file not found in $PATH'

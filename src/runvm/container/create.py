@@ -26,7 +26,8 @@ _NEW = {"network": syscalls.CLONE_NEWNET, "ipc": syscalls.CLONE_NEWIPC, "uts": s
 
 
 def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: list[int] | None = None) -> None:
-    """Make the container and leave it created. With *terminal_master*, a terminal's master is appended there instead of sent away.
+    """Make the container and leave it created. With *terminal_master*, a terminal's master is appended there instead
+    of sent away.
 
     Raises: RunvmError; nothing half-made is left then.
     """
@@ -65,16 +66,23 @@ def _create(
 ) -> None:
     from runvm.config import load as load_config
 
-    config = load_config(annotations=spec.annotations) if any(k.startswith("io.runvm.") for k in spec.annotations) else ctx.config
+    config = (
+        load_config(annotations=spec.annotations)
+        if any(k.startswith("io.runvm.") for k in spec.annotations)
+        else ctx.config
+    )
     config = config._replace(state_dir=ctx.config.state_dir)
     cgroup = resources.cgroup(
-        spec.cgroups_path, cid, systemd=ctx.systemd_cgroup or ctx.cgroup_manager == "systemd", disabled=ctx.cgroup_manager == "disabled"
+        spec.cgroups_path,
+        cid,
+        systemd=ctx.systemd_cgroup or ctx.cgroup_manager == "systemd",
+        disabled=ctx.cgroup_manager == "disabled",
     )
     fresh = place.sandbox is None
     sandbox = place.sandbox or registry.new(ctx.config.state_dir)
     record = ContainerRecord(
-        id=cid, status="creating", pid=0, bundle=spec.bundle, rootfs=spec.root_path, created=_now(), owner="", annotations=spec.annotations,
-        oci_version=spec.oci_version, sandbox=sandbox.name, shim=Identity(0, 0), started=False, paused=False, config_path=spec.config_path,
+        id=cid, status="creating", pid=0, bundle=spec.bundle, rootfs=spec.root_path, created=_now(), owner="", annotations=spec.annotations,  # noqa: E501
+        oci_version=spec.oci_version, sandbox=sandbox.name, shim=Identity(0, 0), started=False, paused=False, config_path=spec.config_path,  # noqa: E501
         terminal=spec.process.terminal, cgroups=cgroup.directories, namespaces={}, uses_host_cgroup=False,
     )  # fmt: skip
     state.save(ctx, record)  # what outlives us is written down before it is made
@@ -116,7 +124,7 @@ def _create(
         _await_launch(report)
     rows, columns = spec.process.console_size
     build = messages.Build(
-        cid, plan.spec, {name: share._asdict() for name, share in plan.shares.items()}, place.joins, network, started.pid, rows, columns,
+        cid, plan.spec, {name: share._asdict() for name, share in plan.shares.items()}, place.joins, network, started.pid, rows, columns,  # noqa: E501
     )  # fmt: skip
     registry.call(sandbox, build)
     shim.release(started)
@@ -146,20 +154,23 @@ def write_pid_file(path: str, pid: int) -> None:
 
 def _check_terminal(spec: Spec, options: CreateOptions, own: bool) -> None:
     if spec.process.terminal and not options.console_socket and not own:
-        raise UnsupportedError("cannot allocate tty if runc will detach without setting console socket".replace("runc", "runvm"))
+        raise UnsupportedError(
+            "cannot allocate tty if runc will detach without setting console socket".replace("runc", "runvm")
+        )
     if options.console_socket and not spec.process.terminal:
         raise UnsupportedError("cannot use console socket if runvm will not detach or allocate tty")
 
 
 def _network(ctx: Context, spec: Spec) -> bool:
-    """Whether the container has a network namespace of its own. Raises UnsupportedError for the host's, unless the config allows the VM's."""
+    """Whether the container has a network namespace of its own. Raises UnsupportedError for the host's, unless the
+    config allows the VM's."""
     path = spec.namespaces.get("network")
     if path is not None and not (path and guest_spec.same_namespace(path, "/proc/self/ns/net")):
         return True
     if ctx.config.host_network != "vm":
         raise UnsupportedError(
             "the host's network namespace can't be shared with a virtual machine",
-            do="give the container a network of its own, or set host_network = \"vm\" in /etc/runvm/config.toml for the virtual machine's",
+            do='give the container a network of its own, or set host_network = "vm" in /etc/runvm/config.toml for the virtual machine\'s',  # noqa: E501
         )
     return False
 
@@ -186,7 +197,15 @@ def _namespaces(spec: Spec) -> tuple[shim.Namespaces, list[int]]:
     return shim.Namespaces(new, tuple(join), pid_join, spec.namespaces.get("pid") == ""), opened
 
 
-def _launch(ctx: Context, config: Any, sandbox: registry.Sandbox, spec: Spec, listener: socket.socket, shim_pid: int, cgroup: resources.Cgroup) -> int:
+def _launch(
+    ctx: Context,
+    config: Any,
+    sandbox: registry.Sandbox,
+    spec: Spec,
+    listener: socket.socket,
+    shim_pid: int,
+    cgroup: resources.Cgroup,
+) -> int:
     """Fork the supervisor of a new VM; the descriptor on which it reports."""
     from runvm.guest import image
     from runvm.hypervisor import boot, driver, template
@@ -194,7 +213,10 @@ def _launch(ctx: Context, config: Any, sandbox: registry.Sandbox, spec: Spec, li
 
     chosen = driver.load(config)
     machine = boot.machine_for(
-        config, chosen, vcpus=resources.vcpus(config, spec.resources), memory_mib=resources.memory_mib(config, spec.resources)
+        config,
+        chosen,
+        vcpus=resources.vcpus(config, spec.resources),
+        memory_mib=resources.memory_mib(config, spec.resources),
     )
     directory = ""
     if config.template and chosen.can_snapshot:
@@ -237,13 +259,19 @@ def _await_launch(report: int) -> None:
 
 
 def _hooks(spec: Spec, cid: str, pid: int) -> None:
-    """prestart and createRuntime on the host, createContainer in the container's host namespaces (runtime.md, Lifecycle)."""
+    """prestart and createRuntime on the host, createContainer in the container's host namespaces (runtime.md,
+    Lifecycle)."""
     if not any(spec.hooks.get(kind) for kind in ("prestart", "createRuntime", "createContainer")):
         return
     from runvm.oci import hooks
 
     found = hooks.state_json(
-        cid=cid, status="creating", bundle=spec.bundle, pid=pid, annotations=spec.annotations, oci_version=spec.oci_version
+        cid=cid,
+        status="creating",
+        bundle=spec.bundle,
+        pid=pid,
+        annotations=spec.annotations,
+        oci_version=spec.oci_version,
     )
     for kind in ("prestart", "createRuntime"):
         hooks.run(spec.hooks.get(kind, ()), found, cwd=spec.bundle, name=kind)

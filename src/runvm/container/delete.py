@@ -23,7 +23,8 @@ _DROP_SECONDS = 20.0
 
 
 def delete(ctx: Context, cid: str, *, force: bool) -> None:
-    """Raises: StateError for a container that isn't stopped (unless *force*), ContainerNotFoundError (not with *force*)."""
+    """Raises: StateError for a container that isn't stopped (unless *force*), ContainerNotFoundError (not with
+    *force*)."""
     try:
         lock = state.lock(ctx, cid)
     except ContainerNotFoundError:
@@ -51,7 +52,8 @@ def delete(ctx: Context, cid: str, *, force: bool) -> None:
 
 
 def clear(ctx: Context, cid: str) -> None:
-    """Take away everything of a container, in whatever state it is; for delete, and for a create that failed. Raises DeadlineError."""
+    """Take away everything of a container, in whatever state it is; for delete, and for a create that failed. Raises
+    DeadlineError."""
     try:
         record = state.load(ctx, cid)
     except RunvmError:

@@ -83,5 +83,3 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions) -> int:
     from runvm.container.run import wait_foreground
 
     return wait_foreground(started.pid, master)
-
-

@@ -1,6 +1,7 @@
 """The guest's config.json, made from the caller's: a pure function, apart from looking at what is mounted.
 
-crun in the guest carries the rest of the OCI spec out. What changes: sources of files become places in the share, namespaces of the host
+crun in the guest carries the rest of the OCI spec out. What changes: sources of files become places in the share,
+namespaces of the host
 become the guest's, and what only means something on the host (labels, its devices, its cgroup) is left out.
 """
 
@@ -19,10 +20,11 @@ SHARE = "/run/share"
 _OWN = ("/proc", "/sys")
 """Trees of the kernel: a bind of one shows the guest's own, never the host's."""
 _STATIC_DEVICES = {
-    ("c", 1, 3), ("c", 1, 5), ("c", 1, 7), ("c", 1, 8), ("c", 1, 9), ("c", 1, 11), ("c", 5, 0), ("c", 5, 1), ("c", 5, 2),
+    ("c", 1, 3), ("c", 1, 5), ("c", 1, 7), ("c", 1, 8), ("c", 1, 9), ("c", 1, 11), ("c", 5, 0), ("c", 5, 1), ("c", 5, 2),  # noqa: E501
     ("c", 10, 200), ("c", 10, 229), ("c", 10, 237),
 }  # fmt: skip
-"""Devices with the same numbers on every Linux (kernel's devices.txt), which the guest has itself: memory, terminals, tun, fuse, loop."""
+"""Devices with the same numbers on every Linux (kernel's devices.txt), which the guest has itself: memory,
+terminals, tun, fuse, loop."""
 _LOOP = ("b", 7)
 # resources that cgroup v2, which the guest has, doesn't know, or that mean the host's devices and processors
 _NOT_IN_GUEST = {
@@ -71,7 +73,9 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
         linux.pop(key, None)
     linux["cgroupsPath"] = f"/{cid}"
     linux["namespaces"] = [
-        {"type": namespace["type"]} for namespace in linux.get("namespaces", []) if not _is_hosts(spec, namespace["type"])
+        {"type": namespace["type"]}
+        for namespace in linux.get("namespaces", [])
+        if not _is_hosts(spec, namespace["type"])
     ]
     linux["resources"] = resources(spec.resources)
     linux["devices"] = _devices(spec, notes)
@@ -81,7 +85,11 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
 
 def resources(given: dict[str, Any]) -> dict[str, Any]:
     """The part of an OCI resources object that the guest enforces; the rest holds around the VMM, on the host."""
-    kept = {key: value for key, value in given.items() if key in ("devices", "memory", "cpu", "pids", "hugepageLimits", "unified")}
+    kept = {
+        key: value
+        for key, value in given.items()
+        if key in ("devices", "memory", "cpu", "pids", "hugepageLimits", "unified")
+    }
     for group, names in _NOT_IN_GUEST.items():
         if group in kept:
             kept[group] = {key: value for key, value in kept[group].items() if key not in names}
@@ -91,7 +99,12 @@ def resources(given: dict[str, Any]) -> dict[str, Any]:
 def _mounts(spec: Spec, cid: str, shares: dict[str, Share]) -> list[dict[str, Any]]:
     mounts = []
     for number, mount in enumerate(spec.mounts):
-        entry: dict[str, Any] = {"destination": mount.destination, "type": mount.type, "source": mount.source, "options": list(mount.options)}
+        entry: dict[str, Any] = {
+            "destination": mount.destination,
+            "type": mount.type,
+            "source": mount.source,
+            "options": list(mount.options),
+        }
         if mount.is_bind and not _kernels_own(mount.source):
             name = f"m{number}"
             shares[name] = Share(mount.source, "rbind" in mount.options, "ro" in mount.options)
@@ -105,7 +118,8 @@ def _kernels_own(source: str) -> bool:
 
 
 def _is_hosts(spec: Spec, kind: str) -> bool:
-    """Whether a namespace path is just another name of the host's own namespace, as Docker's --network host gives it."""
+    """Whether a namespace path is just another name of the host's own namespace, as Docker's --network host gives
+    it."""
     path = spec.namespaces.get(kind, "")
     return bool(path) and same_namespace(path, f"/proc/self/ns/{proc_name(kind)}")
 
@@ -125,7 +139,10 @@ def same_namespace(first: str, second: str) -> bool:
 
 def _devices(spec: Spec, notes: list[str]) -> list[dict[str, Any]]:
     """The devices to be made in the guest. Raises UnsupportedError for one of the host's that was asked for by name."""
-    every = any(rule.get("allow") and not rule.get("major") and rule.get("type", "a") in ("a", "") for rule in spec.resources.get("devices", []))
+    every = any(
+        rule.get("allow") and not rule.get("major") and rule.get("type", "a") in ("a", "")
+        for rule in spec.resources.get("devices", [])
+    )
     kept = []
     for device, raw in zip(spec.devices, spec.raw.get("linux", {}).get("devices", []), strict=True):
         numbers = ("c" if device.type == "u" else device.type, device.major, device.minor)
@@ -135,6 +152,6 @@ def _devices(spec: Spec, notes: list[str]) -> list[dict[str, Any]]:
             notes.append(device.path)  # --privileged lists all of the host's: all of the guest's is what it gets
         else:
             raise UnsupportedError(
-                f"device {device.path} ({device.type} {device.major}:{device.minor}): a device of the host can't be handed to a virtual machine"
+                f"device {device.path} ({device.type} {device.major}:{device.minor}): a device of the host can't be handed to a virtual machine"  # noqa: E501
             )
     return kept

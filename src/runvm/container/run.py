@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def run(ctx: Context, cid: str, options: CreateOptions, *, detach: bool, keep: bool, no_subreaper: bool) -> int:
-    """The container's exit code, or 0 once it runs detached. Raises RunvmError; nothing is left of the container then."""
+    """The container's exit code, or 0 once it runs detached. Raises RunvmError; nothing is left of the container
+    then."""
     if not detach and not no_subreaper:
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     master: list[int] = []

@@ -1,6 +1,7 @@
 """The process that callers wait for, signal and reap: its pid is the container's (or the exec's) pid on the host.
 
-Forked, not executed anew, from the command. It sits in the container's namespaces and cgroup on the host, has the standard streams or the
+Forked, not executed anew, from the command. It sits in the container's namespaces and cgroup on the host, has the
+standard streams or the
 terminal, sends signals on to the process in the guest, and ends with that process's exit code.
 """
 
@@ -22,19 +23,20 @@ from runvm.linux import process, syscalls
 from runvm.linux.loop import IN, Loop
 from runvm.protocol import frames, messages
 from runvm.protocol.connection import Connection
-from runvm.protocol.frames import Frame, FrameError
+from runvm.protocol.frames import Frame
 from runvm.protocol.streams import Sink, Source
 
 LOST = 137
 """The exit code where the virtual machine went away under the process: as if killed by SIGKILL."""
 _FLUSH_SECONDS = 10.0
 """How long output that nobody takes may hold up the end."""
-_NOT_FORWARDED = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, signal.SIGSEGV, signal.SIGBUS,
+_NOT_FORWARDED = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, signal.SIGSEGV, signal.SIGBUS,  # noqa: E501
                   signal.SIGFPE, signal.SIGILL, signal.SIGTTIN, signal.SIGTTOU, signal.SIGTSTP}  # fmt: skip
 
 
 class Namespaces(NamedTuple):
-    """What the shim's host namespaces shall be: CLONE_NEW* flags of new ones, descriptors of those to join, in that order."""
+    """What the shim's host namespaces shall be: CLONE_NEW* flags of new ones, descriptors of those to join, in that
+    order."""
 
     new: int
     join: tuple[int, ...]
@@ -140,7 +142,8 @@ def _main(plan: Plan, gate: object) -> None:
 
 
 def _show_root(rootfs: str) -> None:
-    """The container's root as this process's own, for callers that join its mount namespace to copy files (podman cp)."""
+    """The container's root as this process's own, for callers that join its mount namespace to copy files (podman
+    cp)."""
     syscalls.mount(rootfs, rootfs, "", syscalls.MS_BIND | syscalls.MS_REC)
     os.chdir(rootfs)
     syscalls.pivot_root(".", ".")
@@ -185,7 +188,9 @@ class Shim:
 
     def run(self) -> int:
         """Relay until the process has ended and its output is out; its exit code."""
-        connection = Connection(self._loop, self._connection_fd, on_frame=self._frame, on_close=lambda reason: self._lost())
+        connection = Connection(
+            self._loop, self._connection_fd, on_frame=self._frame, on_close=lambda reason: self._lost()
+        )
         self._connection = connection
         send = connection.send
         if self._terminal >= 0:
@@ -203,7 +208,8 @@ class Shim:
         return LOST if self._code is None else self._code
 
     def _take_terminal(self) -> None:
-        """The pty's slave becomes the controlling terminal, so that its size changes arrive, and raw: the guest's does the editing."""
+        """The pty's slave becomes the controlling terminal, so that its size changes arrive, and raw: the guest's
+        does the editing."""
         fcntl.ioctl(self._terminal, termios.TIOCSCTTY, 0)
         tty.setraw(self._terminal)
 
@@ -273,7 +279,8 @@ def _catch_signals() -> tuple[int, int]:
 
 
 def _reopen(fd: int, flags: int) -> tuple[int, bool]:
-    """A description of our own for an inherited descriptor, so that not blocking doesn't change the caller's; (descriptor, may block).
+    """A description of our own for an inherited descriptor, so that not blocking doesn't change the caller's;
+    (descriptor, may block).
 
     What can't be opened anew (a socket) is used as it is, carefully. A closed one is as good as /dev/null.
     """

@@ -44,7 +44,12 @@ def run_hooks(record: ContainerRecord, kind: str, status: str) -> None:
 
     found = oci.parse_hooks(json.loads(raw).get("hooks") or {}).get(kind, ())
     described = hooks.state_json(
-        cid=record.id, status=status, bundle=record.bundle, pid=record.pid, annotations=record.annotations, oci_version=record.oci_version
+        cid=record.id,
+        status=status,
+        bundle=record.bundle,
+        pid=record.pid,
+        annotations=record.annotations,
+        oci_version=record.oci_version,
     )
     for error in hooks.run_all(found, described, cwd=record.bundle, name=kind):
         log.warning(str(error))

@@ -1,4 +1,5 @@
-"""A container on disk: `<root>/<id>/state.json`, its lock, and the status, which is derived from what lives and never believed.
+"""A container on disk: `<root>/<id>/state.json`, its lock, and the status, which is derived from what lives and
+never believed.
 
 The file is replaced atomically, by whoever holds the lock; reading takes no lock.
 """
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
     from runvm.container.context import Context
 
 LOCK_SECONDS = 120.0
-"""How long a command waits for another one on the same container; a create that has to boot a template takes longest."""
+"""How long a command waits for another one on the same container; a create that has to boot a template takes
+longest."""
 _NAME = "state.json"
 
 
 class ContainerRecord(NamedTuple):
-    """What is known of a container. *status* and *pid* are derived when it is loaded; *pid* is 0 unless the container lives."""
+    """What is known of a container. *status* and *pid* are derived when it is loaded; *pid* is 0 unless the
+    container lives."""
 
     id: str
     status: str
@@ -90,7 +93,9 @@ def lock(ctx: Context, cid: str, *, timeout: float = LOCK_SECONDS) -> Lock:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 os.close(fd)
-                raise DeadlineError(f"timed out after {timeout:.0f} s waiting for another command on container {cid}") from None
+                raise DeadlineError(
+                    f"timed out after {timeout:.0f} s waiting for another command on container {cid}"
+                ) from None
             time.sleep(0.01)
     # whoever held it may have deleted the container, and another one may have made one of the same name
     try:
@@ -116,7 +121,8 @@ def save(ctx: Context, record: ContainerRecord) -> None:
 
 
 def load(ctx: Context, cid: str) -> ContainerRecord:
-    """The container's record, its status as of now. Raises ContainerNotFoundError, RunvmError for a record that can't be read."""
+    """The container's record, its status as of now. Raises ContainerNotFoundError, RunvmError for a record that
+    can't be read."""
     path = directory(ctx, cid)
     try:
         with open(f"{path}/{_NAME}") as file:
@@ -129,7 +135,9 @@ def load(ctx: Context, cid: str) -> ContainerRecord:
             raise ContainerNotFoundError() from None
         return _unfinished(cid)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunvmError(f"the state of container {cid} can't be read: {error}", do=f"runvm delete --force {cid}") from error
+        raise RunvmError(
+            f"the state of container {cid} can't be read: {error}", do=f"runvm delete --force {cid}"
+        ) from error
     if not process.alive(record.shim):
         return record
     status = "paused" if record.paused else "running" if record.started else "created"
@@ -154,5 +162,5 @@ def load_all(ctx: Context) -> list[ContainerRecord]:
 def _unfinished(cid: str) -> ContainerRecord:
     """A create is under way, or was killed before it had written anything."""
     return ContainerRecord(
-        cid, "creating", 0, "", "", "0001-01-01T00:00:00Z", "root", {}, "", "", Identity(0, 0), False, False, "", False, (), {}, True,
+        cid, "creating", 0, "", "", "0001-01-01T00:00:00Z", "root", {}, "", "", Identity(0, 0), False, False, "", False, (), {}, True,  # noqa: E501
     )  # fmt: skip

@@ -37,7 +37,11 @@ def stats(ctx: Context, cid: str) -> dict[str, Any]:
         "memory": {
             "cache": memory.get("file", 0),
             "usage": {"limit": limit, "usage": current, "max": _number(files.get("memory.peak", "")), "failcnt": 0},
-            "swap": {"limit": _number(files.get("memory.swap.max", "")), "usage": _number(files.get("memory.swap.current", "")), "failcnt": 0},
+            "swap": {
+                "limit": _number(files.get("memory.swap.max", "")),
+                "usage": _number(files.get("memory.swap.current", "")),
+                "failcnt": 0,
+            },
             "raw": memory,
         },
         "pids": {"current": _number(files.get("pids.current", "")), "limit": _number(files.get("pids.max", ""))},

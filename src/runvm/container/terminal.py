@@ -1,4 +1,5 @@
-"""Terminals on the host: a pty pair for a container, its master sent over a console socket, or kept by `run` and `exec -t`."""
+"""Terminals on the host: a pty pair for a container, its master sent over a console socket, or kept by `run` and
+`exec -t`."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def send(path: str, master: int) -> None:
 
 
 def relay(master: int, pid: int) -> int:
-    """Connect the caller's terminal, raw, with *master* until the child *pid* ends; its wait status. The terminal is restored in any case."""
+    """Connect the caller's terminal, raw, with *master* until the child *pid* ends; its wait status. The terminal is
+    restored in any case."""
     import select
     import signal
     import tty
@@ -68,11 +70,11 @@ def relay(master: int, pid: int) -> int:
             if 0 in ready and not _copy(0, master):
                 poll.unregister(0)
             if reader in ready:
-                for number in os.read(reader, 256):
-                    if number == signal.SIGWINCH:
+                for caught in os.read(reader, 256):
+                    if caught == signal.SIGWINCH:
                         resize()
-                    elif number != signal.SIGCHLD:
-                        os.kill(pid, number)
+                    elif caught != signal.SIGCHLD:
+                        os.kill(pid, caught)
             if gone in ready and not ended:
                 ended = True
                 poll.unregister(gone)

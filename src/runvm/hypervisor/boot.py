@@ -1,4 +1,5 @@
-"""Bringing a guest up to its agent's first word, by a boot or from a template; with what its console said when it doesn't come."""
+"""Bringing a guest up to its agent's first word, by a boot or from a template; with what its console said when it
+doesn't come."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ class Guest:
         """The console's last lines, printable."""
         self.read_console()
         text = self.console_tail.decode(errors="replace").replace("\r", "")
-        lines = ["".join(char if char.isprintable() else "?" for char in line) for line in text.split("\n") if line.strip()]
+        lines = [
+            "".join(char if char.isprintable() else "?" for char in line) for line in text.split("\n") if line.strip()
+        ]
         return "\n".join(lines[-12:])
 
     def wait_hello(self, *, deadline: float) -> None:
@@ -56,7 +59,10 @@ class Guest:
             left = deadline - time.monotonic()
             if left <= 0:
                 words = self.last_words()
-                raise DeadlineError("timed out waiting for the guest to boot to its agent's answer", details=words or "(its console is empty)")
+                raise DeadlineError(
+                    "timed out waiting for the guest to boot to its agent's answer",
+                    details=words or "(its console is empty)",
+                )
             for fd, _ in poll.poll(left * 1000):
                 if fd == self.console.fileno():
                     before = len(self.console_tail)
@@ -87,14 +93,16 @@ def machine_for(config: Config, driver: Driver, *, vcpus: int, memory_mib: int, 
 
     found = image.resolve(config)
     accelerator = accelerator or driver.accelerator()
-    # nothing of the guest's code runs on the processor itself under emulation, so its flaws aren't there to be mitigated
+    # nothing of the guest's code runs on the processor itself under emulation, so its flaws aren't there to be
+    # mitigated
     extra = " mitigations=off" if accelerator == "tcg" else ""
     cmdline = f"{BASE_CMDLINE}{extra} {config.kernel_args}".strip()
     return Machine(accelerator, vcpus, memory_mib, found.kernel, found.initramfs, found.key, cmdline)
 
 
 def start(driver: Driver, machine: Machine, *, directory: str, tap: int, template: str = "", deadline: float) -> Guest:
-    """Launch a paused VM whose files are in *directory* (the caller's mount namespace is its own): a template's clone, or one that will boot."""
+    """Launch a paused VM whose files are in *directory* (the caller's mount namespace is its own): a template's
+    clone, or one that will boot."""
     root = f"{directory}/jail"
     jail.prepare(root)
     ram = os.open(f"{root}/ram", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -110,7 +118,9 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
         try:
             vm = driver.launch(machine, endpoints, jail=root, state=state, deadline=deadline)
         except VmmError as error:
-            raise VmmError(error.message, do="its own words are below", details=_tail(f"{directory}/vmm.log")) from error
+            raise VmmError(
+                error.message, do="its own words are below", details=_tail(f"{directory}/vmm.log")
+            ) from error
         return Guest(vm, agent, console)
     except BaseException:
         agent.close()
@@ -125,7 +135,8 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
 
 
 def copy_sparse(source: str, target: int) -> None:
-    """Copy the data of a sparse file, not its holes, into *target*, an empty file of the same length (lseek(2), SEEK_DATA)."""
+    """Copy the data of a sparse file, not its holes, into *target*, an empty file of the same length (lseek(2),
+    SEEK_DATA)."""
     fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size

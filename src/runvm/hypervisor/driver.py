@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from runvm.config import Config
 
 DEFAULT_MAC = "02:72:76:00:00:01"
-"""The MAC of the NIC that every VM has from its start; the guest tells NICs apart by it, then gives it the interface's own."""
+"""The MAC of the NIC that every VM has from its start; the guest tells NICs apart by it, then gives it the
+interface's own."""
 
 
 class Machine(NamedTuple):

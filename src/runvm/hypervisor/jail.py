@@ -15,7 +15,8 @@ _RDONLY = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | syscalls
 
 
 def user_id() -> int:
-    """A user and group id that no other hypervisor of this host has: from this process's pid, which no other living process has."""
+    """A user and group id that no other hypervisor of this host has: from this process's pid, which no other living
+    process has."""
     return _BASE_ID + os.getpid()
 
 

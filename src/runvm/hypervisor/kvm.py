@@ -19,7 +19,8 @@ PROOF_SECONDS = 10
 
 
 def works(config: Config) -> bool:
-    """The answer of this host boot, found out at the first call (up to PROOF_SECONDS), then remembered in the state directory."""
+    """The answer of this host boot, found out at the first call (up to PROOF_SECONDS), then remembered in the state
+    directory."""
     return verdict(config)[0]
 
 

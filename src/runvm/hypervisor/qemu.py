@@ -25,14 +25,16 @@ PORTS = 4
 """Empty PCIe root ports: one for the share, the others for further NICs."""
 TRANSLATION_MIB = 64
 """Room for translated code under emulation; QEMU's own default is 1 GiB, which a long-lived VM would come to fill."""
-BASE_CMDLINE = "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 rcupdate.rcu_expedited=1 cryptomgr.notests net.ifnames=0"
+BASE_CMDLINE = (
+    "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 rcupdate.rcu_expedited=1 cryptomgr.notests net.ifnames=0"
+)
 
 
 def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: bool) -> list[str]:
     """QEMU's argv for *machine*; *fds* are the descriptors qmp, agent, console and tap."""
     accelerator = "kvm" if machine.accelerator == "kvm" else f"tcg,thread=multi,tb-size={TRANSLATION_MIB}"
     argv = [
-        program, "-name", "runvm", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot", "-S",
+        program, "-name", "runvm", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot", "-S",  # noqa: E501
         "-sandbox", _SANDBOX,
         "-machine", "q35,usb=off,vmport=off,smm=off,graphics=off,hpet=off,memory-backend=ram",
         "-accel", accelerator,
@@ -95,9 +97,7 @@ class Qemu:
 
         return "kvm" if kvm.works(self._config) else "tcg"
 
-    def launch(
-        self, machine: Machine, endpoints: Endpoints, *, jail: str, state: int = -1, deadline: float
-    ) -> QemuVm:
+    def launch(self, machine: Machine, endpoints: Endpoints, *, jail: str, state: int = -1, deadline: float) -> QemuVm:
         """See Driver.launch."""
         ours, theirs = socket.socketpair()
         fds = {"qmp": theirs.fileno(), "agent": endpoints.agent, "console": endpoints.console, "tap": endpoints.tap}
@@ -190,7 +190,14 @@ class QemuVm:
         name = f"nic{index}"
         self.qmp.run("getfd", {"fdname": name}, fd=tap, deadline=deadline)
         self.qmp.run("netdev_add", {"type": "tap", "id": name, "fd": name}, deadline=deadline)
-        device = {"driver": "virtio-net-pci", "id": name, "netdev": name, "mac": mac, "bus": f"port{index}", "romfile": ""}
+        device = {
+            "driver": "virtio-net-pci",
+            "id": name,
+            "netdev": name,
+            "mac": mac,
+            "bus": f"port{index}",
+            "romfile": "",
+        }
         self.qmp.run("device_add", device, deadline=deadline)
 
     def unplug_nic(self, index: int, *, deadline: float) -> None:
@@ -210,7 +217,8 @@ class QemuVm:
         self.qmp.run("stop", deadline=deadline)
 
     def snapshot(self, path: str, *, deadline: float) -> None:
-        """See Vm.snapshot: migrate with x-ignore-shared, so that only device state is written (QEMU's migration docs)."""
+        """See Vm.snapshot: migrate with x-ignore-shared, so that only device state is written (QEMU's migration
+        docs)."""
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             self.qmp.run("getfd", {"fdname": "state"}, fd=fd, deadline=deadline)

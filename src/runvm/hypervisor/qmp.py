@@ -31,7 +31,9 @@ class Qmp:
             raise VmmError("QEMU greeted with something else than QMP")
         self.run("qmp_capabilities", deadline=deadline)
 
-    def run(self, command: str, arguments: dict[str, Any] | None = None, *, deadline: float, fd: int | None = None) -> Any:
+    def run(
+        self, command: str, arguments: dict[str, Any] | None = None, *, deadline: float, fd: int | None = None
+    ) -> Any:
         """Run one command, handing over *fd* with it, and return its answer. Raises VmmError with QEMU's words."""
         self.send(command, arguments, fd=fd)
         return self.answer(command, deadline=deadline)

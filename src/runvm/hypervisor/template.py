@@ -1,7 +1,9 @@
 """Templates: a guest booted once and kept as RAM and device state, from which later VMs start.
 
-A template is named by the hash of all that it depends on, written under a temporary name, fsynced and renamed. It holds no container, mount,
-network or identity: the agent hasn't been woken yet (see agent.init). Two first starts at once make one, since the directory is locked.
+A template is named by the hash of all that it depends on, written under a temporary name, fsynced and renamed. It
+holds no container, mount,
+network or identity: the agent hasn't been woken yet (see agent.init). Two first starts at once make one, since the
+directory is locked.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _FORMAT = 1
 
 
 class Template(NamedTuple):
-    """A template on disk: its name (the key), directory, what it was made from, bytes taken, seconds since the epoch."""
+    """A template on disk: its name (the key), directory, what it was made from, bytes taken, seconds since the
+    epoch."""
 
     name: str
     directory: str
@@ -50,7 +53,8 @@ def key(driver: Driver, machine: Machine) -> str:
 
 
 def ensure(config: Config, driver: Driver, machine: Machine) -> str:
-    """The directory of the template for *machine*, made now if it isn't there. Raises RunvmError where it can't be made."""
+    """The directory of the template for *machine*, made now if it isn't there. Raises RunvmError where it can't be
+    made."""
     name = key(driver, machine)
     directory = f"{_base(config)}/{name}"
     if os.path.exists(f"{directory}/meta.json"):
@@ -74,12 +78,15 @@ def ensure(config: Config, driver: Driver, machine: Machine) -> str:
 
 def drop(config: Config, directory: str) -> None:
     """Remove a template that proved broken; the next start makes it anew."""
-    log.warning(f"the template {os.path.basename(directory)} is broken and has been dropped; the next start makes it anew")
+    log.warning(
+        f"the template {os.path.basename(directory)} is broken and has been dropped; the next start makes it anew"
+    )
     _remove(directory)
 
 
 def prove(config: Config, accelerator: str, *, timeout: float) -> None:
-    """Boot the guest to its agent's answer with *accelerator* within *timeout* seconds. Raises RunvmError with what went wrong."""
+    """Boot the guest to its agent's answer with *accelerator* within *timeout* seconds. Raises RunvmError with what
+    went wrong."""
     driver = drivers.load(config)
     machine = boot.machine_for(config, driver, vcpus=1, memory_mib=256, accelerator=accelerator)
     directory = f"{config.state_dir}/prove-{os.getpid()}"
@@ -105,7 +112,9 @@ def build(config: Config) -> Template:
     from runvm.sandbox import resources
 
     driver = drivers.load(config)
-    machine = boot.machine_for(config, driver, vcpus=resources.vcpus(config, {}), memory_mib=resources.memory_mib(config, {}))
+    machine = boot.machine_for(
+        config, driver, vcpus=resources.vcpus(config, {}), memory_mib=resources.memory_mib(config, {})
+    )
     return _read(ensure(config, driver, machine))
 
 
@@ -166,7 +175,11 @@ def _make(config: Config, driver: Driver, machine: Machine, directory: str) -> N
         guest.kill()
     syscalls.unmount(f"{directory}/jail", syscalls.MNT_DETACH)
     os.rmdir(f"{directory}/jail")
-    made_from = {"driver": driver.name, "vmm": driver.version_key(), **{k: str(v) for k, v in machine._asdict().items()}}
+    made_from = {
+        "driver": driver.name,
+        "vmm": driver.version_key(),
+        **{k: str(v) for k, v in machine._asdict().items()},
+    }
     with open(f"{directory}/meta.json", "w") as file:
         json.dump({"made_from": made_from, "created": time.time()}, file)
         file.flush()
@@ -267,4 +280,6 @@ def _base(config: Config) -> str:
 
 def _cpu_model() -> str:
     with open("/proc/cpuinfo") as file:
-        return next((line for line in file if line.startswith("model name")), "") + next((line for line in file if line.startswith("flags")), "")
+        return next((line for line in file if line.startswith("model name")), "") + next(
+            (line for line in file if line.startswith("flags")), ""
+        )

@@ -1,4 +1,5 @@
-"""Processes: start one that dies with its parent, wait for one by pidfd to a deadline, tell whether a recorded one still lives."""
+"""Processes: start one that dies with its parent, wait for one by pidfd to a deadline, tell whether a recorded one
+still lives."""
 
 from __future__ import annotations
 
@@ -94,7 +95,8 @@ def exit_code(status: int) -> int:
 
 
 def fork(child: Callable[[], None]) -> int:
-    """Fork; *child* runs in the new process, which ends with 0 after it, or with 1 and a line on stderr at an exception."""
+    """Fork; *child* runs in the new process, which ends with 0 after it, or with 1 and a line on stderr at an
+    exception."""
     pid = os.fork()
     if pid:
         return pid
@@ -123,7 +125,8 @@ def orphan(child: Callable[[], None]) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """SIGKILL to this process when its parent ends; at once if *parent* (its pid) has ended already (prctl(2), PR_SET_PDEATHSIG)."""
+    """SIGKILL to this process when its parent ends; at once if *parent* (its pid) has ended already (prctl(2),
+    PR_SET_PDEATHSIG)."""
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -140,7 +143,8 @@ def reset_signals() -> None:
 
 
 def close_above(last: int, keep: tuple[int, ...] = ()) -> None:
-    """Close every descriptor above *last* but those in *keep*: an engine's own sockets leak into us (containerd's shim's, for one)."""
+    """Close every descriptor above *last* but those in *keep*: an engine's own sockets leak into us (containerd's
+    shim's, for one)."""
     start = last + 1
     for fd in sorted(keep):
         if fd >= start:

@@ -1,6 +1,7 @@
 """Linux calls that Python 3.11 lacks: a function a call, OSError with the path or the purpose.
 
-Numbers and meanings are from the man pages named in each docstring; libc is the process's own, so no library is searched for.
+Numbers and meanings are from the man pages named in each docstring; libc is the process's own, so no library is
+searched for.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ class _OpenHow(ctypes.Structure):
 
 
 def open_in_root(root_fd: int, path: str, flags: int) -> int:
-    """Open *path* as a process whose root is *root_fd* would: `..` and symlinks can't leave it (openat2(2), RESOLVE_IN_ROOT)."""
+    """Open *path* as a process whose root is *root_fd* would: `..` and symlinks can't leave it (openat2(2),
+    RESOLVE_IN_ROOT)."""
     how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     return _check(
         int(_libc.syscall(_SYS_OPENAT2, root_fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))),
@@ -128,8 +130,10 @@ def open_in_root(root_fd: int, path: str, flags: int) -> int:
 def set_title(title: str) -> None:
     """What ps shows of this process: *title* written over argv and, where that is short, over the environment after it.
 
-    The kernel takes a title that runs past the old argv from there (proc(5), /proc/pid/cmdline). prctl's PR_SET_MM_ARG_START would
-    need CAP_SYS_RESOURCE. os.environ has its own copy of the strings, getenv(3) hasn't: for processes that exec nothing after.
+    The kernel takes a title that runs past the old argv from there (proc(5), /proc/pid/cmdline). prctl's
+    PR_SET_MM_ARG_START would
+    need CAP_SYS_RESOURCE. os.environ has its own copy of the strings, getenv(3) hasn't: for processes that exec
+    nothing after.
     """
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rsplit(b")", 1)[1].split()

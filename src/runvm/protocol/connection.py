@@ -1,4 +1,5 @@
-"""Frames over a socket or the agent's port, without blocking: used by the supervisor, the shim, the agent and (blocking) the commands."""
+"""Frames over a socket or the agent's port, without blocking: used by the supervisor, the shim, the agent and
+(blocking) the commands."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ class Connection:
     """One end of a framed byte stream on *loop*; owns *fd*.
 
     *on_frame* is called for each frame, *on_close(reason)* once, when the peer has gone or broken the framing. What is
-    queued for sending is bounded by the streams' windows, and by *max_queue* for everything else: a peer that doesn't read is cut off.
+    queued for sending is bounded by the streams' windows, and by *max_queue* for everything else: a peer that
+    doesn't read is cut off.
     """
 
     def __init__(

@@ -1,6 +1,8 @@
-"""Every request, reply and event, typed, each field bounded: host ↔ guest on the agent's port, command and shim ↔ supervisor on its socket.
+"""Every request, reply and event, typed, each field bounded: host ↔ guest on the agent's port, command and shim ↔
+supervisor on its socket.
 
-On the wire a message is one JSON object: `t` the type's name, `n` the number that a reply repeats (0 for events), and the fields.
+On the wire a message is one JSON object: `t` the type's name, `n` the number that a reply repeats (0 for events),
+and the fields.
 decode() checks each against its annotation, since what comes from the guest is not trusted.
 """
 
@@ -42,7 +44,8 @@ class Failed(NamedTuple):
 
 
 class Wake(NamedTuple):
-    """First after a boot or a restore: who and when this VM is. Clock in ns since the epoch, entropy in hex, the shares' tag."""
+    """First after a boot or a restore: who and when this VM is. Clock in ns since the epoch, entropy in hex, the
+    shares' tag."""
 
     clock_ns: int
     entropy: str
@@ -50,10 +53,13 @@ class Wake(NamedTuple):
 
 
 class Create(NamedTuple):
-    """Create a container: *spec* is the guest's config.json, *share* the directory in the share that its sources are relative to.
+    """Create a container: *spec* is the guest's config.json, *share* the directory in the share that its sources are
+    relative to.
 
-    *namespaces* maps a namespace type to the id of the container (in this VM) whose namespace it joins. *network* is the name of
-    the guest's network namespace ('' = the VM's own), *interfaces* what it gets (protocol.interfaces.Network). Result: {"pid": guest pid}.
+    *namespaces* maps a namespace type to the id of the container (in this VM) whose namespace it joins. *network* is
+    the name of
+    the guest's network namespace ('' = the VM's own), *interfaces* what it gets (protocol.interfaces.Network).
+    Result: {"pid": guest pid}.
     """
 
     container: str
@@ -173,8 +179,10 @@ class Attach(NamedTuple):
 class Build(NamedTuple):
     """From create, after the hooks: make the container in the guest. Result: {}.
 
-    *spec* is the guest's config.json; *shares* maps a name in the container's part of the share to {"source", "recursive", "read_only"};
-    *namespaces* maps namespace types to containers of this VM; *network* is false where the VM's own network namespace is used. If this connection closes before the answer, the container is dropped.
+    *spec* is the guest's config.json; *shares* maps a name in the container's part of the share to {"source",
+    "recursive", "read_only"};
+    *namespaces* maps namespace types to containers of this VM; *network* is false where the VM's own network
+    namespace is used. If this connection closes before the answer, the container is dropped.
     """
 
     container: str
@@ -199,7 +207,8 @@ class Enter(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """From delete: forget a container, which is killed if it still runs. Answered when nothing of it is left in this VM. Result: {}."""
+    """From delete: forget a container, which is killed if it still runs. Answered when nothing of it is left in this
+    VM. Result: {}."""
 
     container: str
 
@@ -211,7 +220,7 @@ class Status(NamedTuple):
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Stats, Remove, Plug, Resize, Sync, Hello, Exited, OutOfMemory,
+        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Stats, Remove, Plug, Resize, Sync, Hello, Exited, OutOfMemory,  # noqa: E501
         Attach, Build, Enter, Drop, Status,
     )
 }  # fmt: skip

@@ -1,7 +1,9 @@
 """A process's standard streams over frames, the same code at both ends: the shim on the host, the agent in the guest.
 
-A Source reads a descriptor and sends what it gets, as far as the receiver has credited; a Sink writes what comes and gives credit for
-what it has written. An empty payload in a stream's own direction is its end of file; against it, it says that nobody reads any more.
+A Source reads a descriptor and sends what it gets, as far as the receiver has credited; a Sink writes what comes and
+gives credit for
+what it has written. An empty payload in a stream's own direction is its end of file; against it, it says that nobody
+reads any more.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ class Source:
 class Sink:
     """Writes the frames of one stream to *fd* (owned, closed at end of file unless *keep*), giving credit as it goes.
 
-    *on_gone* is called once if the reader of *fd* goes away first; what comes after is thrown away, but credited. With *careful* the
+    *on_gone* is called once if the reader of *fd* goes away first; what comes after is thrown away, but credited.
+    With *careful* the
     descriptor may block (it couldn't be opened anew without blocking), so little is written at a time.
     """
 

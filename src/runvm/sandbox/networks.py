@@ -117,4 +117,3 @@ class Networks:
         finally:
             os.close(fd)
         return mac
-

@@ -60,7 +60,9 @@ def place(config: Config, spec: Spec) -> Placement:
         if owner is None:
             if kind == "network":
                 continue  # a namespace that the engine made and filled
-            raise UnsupportedError(f"the {kind} namespace {path} isn't a runvm container's: only containers of one virtual machine can share it")
+            raise UnsupportedError(
+                f"the {kind} namespace {path} isn't a runvm container's: only containers of one virtual machine can share it"  # noqa: E501
+            )
         if chosen is not None and owner.sandbox.name != chosen.name:
             raise UnsupportedError("the namespaces to be joined are in different virtual machines")
         chosen = owner.sandbox

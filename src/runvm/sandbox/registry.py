@@ -1,6 +1,7 @@
 """Sandboxes on disk: `<state_dir>/sandboxes/<id>/` with the control socket and the identities of a VM's processes.
 
-What is written here lets any command find, ask and, after a crash, clear a sandbox; nothing in it is believed without a look at /proc.
+What is written here lets any command find, ask and, after a crash, clear a sandbox; nothing in it is believed
+without a look at /proc.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ def ask(connection: socket.socket, request: Any, *, timeout: float = ANSWER_SECO
                 result: messages.Json = answer.result
                 return result
     except TimeoutError:
-        raise DeadlineError(f"timed out after {timeout:.0f} s waiting for the virtual machine's answer to {type(request).__name__}") from None
+        raise DeadlineError(
+            f"timed out after {timeout:.0f} s waiting for the virtual machine's answer to {type(request).__name__}"
+        ) from None
     except (ConnectionError, BrokenPipeError):
         raise NotRunningError() from None
     except (frames.FrameError, messages.MessageError) as error:
@@ -125,7 +128,9 @@ def clear(sandbox: Sandbox, *, timeout: float = 10.0) -> None:
         process.kill(identity, signal.SIGKILL)
     for role, identity in recorded.items():
         if not process.wait_gone(identity, deadline=deadline):
-            raise DeadlineError(f"timed out waiting for the end of the {role} (pid {identity.pid}) of sandbox {sandbox.name}")
+            raise DeadlineError(
+                f"timed out waiting for the end of the {role} (pid {identity.pid}) of sandbox {sandbox.name}"
+            )
     shutil.rmtree(sandbox.directory, ignore_errors=True)
 
 

@@ -1,6 +1,7 @@
 """Sizes of a VM from its container's limits, and the host cgroup around its processes.
 
-The limits hold in the guest (its crun, its cgroups) and again around the VMM on the host. Engines read `stats` and OOM events off the host
+The limits hold in the guest (its crun, its cgroups) and again around the VMM on the host. Engines read `stats` and
+OOM events off the host
 cgroup that cgroupsPath names, by the shim's pid.
 """
 
@@ -141,7 +142,8 @@ class Cgroup:
 def cgroup(path: str, cid: str, *, systemd: bool, disabled: bool) -> Cgroup:
     """The host cgroup for a container, made. *path* is cgroupsPath ('' = /runvm/<id>).
 
-    Raises: UnsupportedError for systemd's management on a host where systemd doesn't run, HostError where the host has no cgroups for us.
+    Raises: UnsupportedError for systemd's management on a host where systemd doesn't run, HostError where the host
+    has no cgroups for us.
     """
     if disabled:
         return Cgroup(())
@@ -171,7 +173,11 @@ def hierarchies() -> list[str]:
         names = sorted(os.listdir(_ROOT))
     except OSError:
         return []
-    return [f"{_ROOT}/{name}" for name in names if not os.path.islink(f"{_ROOT}/{name}") and os.path.exists(f"{_ROOT}/{name}/cgroup.procs")]
+    return [
+        f"{_ROOT}/{name}"
+        for name in names
+        if not os.path.islink(f"{_ROOT}/{name}") and os.path.exists(f"{_ROOT}/{name}/cgroup.procs")
+    ]
 
 
 def _make(hierarchy: str, relative: str) -> None:
@@ -217,10 +223,3 @@ def _systemd_path(path: str, cid: str) -> str:
         words = slice_name.removesuffix(".slice").split("-")
         directories = ["-".join(words[: count + 1]) + ".slice" for count in range(len(words))]
     return "/".join([*directories, f"{prefix}-{name}.scope" if prefix else f"{name}.scope"])
-
-
-def signal_out_of_memory(directories: list[str]) -> None:
-    """Make the host's own cgroup report the guest's OOM kill, which is what engines watch."""
-    from runvm.sandbox import oom
-
-    oom.report(directories)

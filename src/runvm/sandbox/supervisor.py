@@ -1,6 +1,8 @@
-"""One per VM: the parent of the VMM and of virtiofsd, owner of the agent's channel, the share, the network and the control socket.
+"""One per VM: the parent of the VMM and of virtiofsd, owner of the agent's channel, the share, the network and the
+control socket.
 
-Forked by `create`, it outlives the command and ends with the VM's last container. When it dies, what it started dies with it
+Forked by `create`, it outlives the command and ends with the VM's last container. When it dies, what it started dies
+with it
 (PR_SET_PDEATHSIG), and each shim sees its connection close.
 """
 
@@ -22,7 +24,20 @@ from runvm.log import log
 from runvm.protocol import frames, messages
 from runvm.protocol.connection import Connection
 from runvm.protocol.frames import CREDIT_KIND, HEADER, MESSAGE, STDIN, Frame, FrameError
-from runvm.protocol.messages import Attach, Build, Create, Done, Drop, Enter, Exec, Exited, Failed, OutOfMemory, Signal, Status
+from runvm.protocol.messages import (
+    Attach,
+    Build,
+    Create,
+    Done,
+    Drop,
+    Enter,
+    Exec,
+    Exited,
+    Failed,
+    OutOfMemory,
+    Signal,
+    Status,
+)
 from runvm.sandbox import registry
 from runvm.sandbox.networks import Networks
 from runvm.shares import tree, virtiofs
@@ -124,7 +139,9 @@ class Supervisor:
             on_close=lambda reason: self._end(f"the guest has ended ({reason})"),
             max_message=frames.MAX_GUEST_MESSAGE,
         )
-        registry.record(plan.sandbox, {"supervisor": os.getpid(), "vmm": self.guest.vm.pid, "virtiofsd": self.daemon.pid})
+        registry.record(
+            plan.sandbox, {"supervisor": os.getpid(), "vmm": self.guest.vm.pid, "virtiofsd": self.daemon.pid}
+        )
         self._watch_child(self.guest.vm.pid, "the VMM")
         self._watch_child(self.daemon.pid, "virtiofsd")
         self.loop.watch(self.guest.console.fileno(), IN, self._console)
@@ -134,14 +151,17 @@ class Supervisor:
         self._ask(wake, self._woken)
 
     def _launch(self, tap: int) -> boot.Guest:
-        """Start the VM from its template, or boot it where there is none or it fails; then plug the share in and let it run."""
+        """Start the VM from its template, or boot it where there is none or it fails; then plug the share in and let
+        it run."""
         plan = self.plan
         deadline = time.monotonic() + plan.config.boot_timeout_s
         directory = plan.sandbox.directory
         guest = None
         if plan.template:
             try:
-                guest = boot.start(plan.driver, plan.machine, directory=directory, tap=tap, template=plan.template, deadline=deadline)
+                guest = boot.start(
+                    plan.driver, plan.machine, directory=directory, tap=tap, template=plan.template, deadline=deadline
+                )
             except (RunvmError, OSError) as error:
                 log.warning(f"starting from the template failed, booting instead: {error}")
                 template.drop(plan.config, plan.template)
@@ -212,9 +232,13 @@ class Supervisor:
             self._attach(client, request)
         elif isinstance(request, Build):
             client.building = request.container
-            self._when_attached(client, number, request.container, "init", lambda task: self._build(client, number, request, task))
+            self._when_attached(
+                client, number, request.container, "init", lambda task: self._build(client, number, request, task)
+            )
         elif isinstance(request, Enter):
-            self._when_attached(client, number, request.container, request.key, lambda task: self._enter(client, number, request, task))
+            self._when_attached(
+                client, number, request.container, request.key, lambda task: self._enter(client, number, request, task)
+            )
         elif isinstance(request, Drop):
             self._drop(request.container, lambda: client.reply(number, Done({})))
         elif isinstance(request, Status):
@@ -271,7 +295,9 @@ class Supervisor:
         if waiting is not None:
             waiting()
 
-    def _when_attached(self, client: Client, number: int, container: str, key: str, action: Callable[[Task], None]) -> None:
+    def _when_attached(
+        self, client: Client, number: int, container: str, key: str, action: Callable[[Task], None]
+    ) -> None:
         """Run *action* now, or when the shim's own connection, which comes by another socket, has been taken."""
 
         def run() -> None:
@@ -297,13 +323,17 @@ class Supervisor:
         member = task.member
         for name, share in request.shares.items():
             self.tree.add(
-                member.name, name, share["source"], recursive=bool(share["recursive"]), read_only=bool(share["read_only"])
+                member.name,
+                name,
+                share["source"],
+                recursive=bool(share["recursive"]),
+                read_only=bool(share["read_only"]),
             )
-        network, interfaces = "", {}
+        network, interfaces = "", dict[str, Any]()
         if request.network:
             network, interfaces = self.networks.join(self.guest.vm, member.name, request.shim_pid)
         create = Create(
-            member.name, task.channel, request.spec, request.namespaces, network, interfaces, request.rows, request.columns,
+            member.name, task.channel, request.spec, request.namespaces, network, interfaces, request.rows, request.columns,  # noqa: E501
         )  # fmt: skip
 
         def built(answer: Done | Failed) -> None:
@@ -337,13 +367,17 @@ class Supervisor:
             if isinstance(answer, Failed):
                 self._forget(task)
 
-        self._ask(Exec(member.name, task.channel, request.process, request.rows, request.columns, request.cgroup), entered)
+        self._ask(
+            Exec(member.name, task.channel, request.process, request.rows, request.columns, request.cgroup), entered
+        )
 
     def _signal(self, client: Client, number: int, request: Signal) -> None:
         member = self._member(request.container)
         task = member.tasks.get("init")
         channel = task.channel if task is not None else 0
-        self._ask(Signal(member.name, channel, request.number, request.every), lambda answer: client.reply(number, answer))
+        self._ask(
+            Signal(member.name, channel, request.number, request.every), lambda answer: client.reply(number, answer)
+        )
 
     def _drop(self, name: str, done: Callable[[], None]) -> None:
         """Forget a container, killing it first if need be; *done* is called when nothing of it is left here."""
@@ -407,7 +441,9 @@ class Supervisor:
 
     def _status(self) -> messages.Json:
         return {
-            "containers": {name: {key: task.channel for key, task in member.tasks.items()} for name, member in self.members.items()},
+            "containers": {
+                name: {key: task.channel for key, task in member.tasks.items()} for name, member in self.members.items()
+            },
             "console": self.guest.last_words(),
             "template": self.plan.template,
             "accelerator": self.plan.machine.accelerator,
@@ -419,7 +455,8 @@ class Supervisor:
         self.agent.send(MESSAGE, 0, messages.encode(message, number))
 
     def _ask(self, message: Any, answered: Callable[[Done | Failed], None]) -> None:
-        """A request to the guest; *answered* gets its answer, or after _REQUEST_SECONDS a failure that says what was waited for."""
+        """A request to the guest; *answered* gets its answer, or after _REQUEST_SECONDS a failure that says what was
+        waited for."""
         self._number = self._number % 0xFFFFFFFE + 1
         number = self._number
         self._requests[number] = answered
@@ -456,7 +493,7 @@ class Supervisor:
         elif isinstance(message, Exited):
             self._exited(message)
         elif isinstance(message, OutOfMemory):
-            self._out_of_memory(message.container)
+            log.info(f"container {message.container}: a process was killed for the memory limit")
 
     def _woken(self, answer: Done | Failed) -> None:
         if isinstance(answer, Failed):
@@ -480,12 +517,6 @@ class Supervisor:
             elif not any(other.alive for other in self.members.values()):
                 self.loop.call_later(_FLUSH_SECONDS, lambda: self._end("its last container has ended"))
                 self._end_if_flushed()
-
-    def _out_of_memory(self, container: str) -> None:
-        from runvm.sandbox import resources
-
-        log.info(f"container {container}: a process was killed for the memory limit")
-        resources.signal_out_of_memory(self.plan.cgroups)
 
     def _forget(self, task: Task) -> None:
         self._tasks.pop(task.channel, None)
@@ -537,7 +568,8 @@ class Supervisor:
 
 
 def main(plan: Plan, listener: socket.socket, report: int) -> None:
-    """The life of a supervisor, in the forked process. One byte on *report* tells the command that the VM runs, a text that it doesn't."""
+    """The life of a supervisor, in the forked process. One byte on *report* tells the command that the VM runs, a
+    text that it doesn't."""
     os.setsid()
     syscalls.set_name("runvm-sandbox")
     for number in range(1, signal.NSIG):

@@ -1,4 +1,5 @@
-"""virtiofsd, which serves one directory to one VM: found by QEMU's descriptions, run in its own sandbox, spoken to over a descriptor.
+"""virtiofsd, which serves one directory to one VM: found by QEMU's descriptions, run in its own sandbox, spoken to
+over a descriptor.
 
 Two programs go by that name: QEMU's own in C (up to 7.2) and the one in Rust, and they take different options.
 """
@@ -56,12 +57,12 @@ def arguments(binary: str, directory: str, fd: int, *, rust: bool) -> list[str]:
     """The daemon's argv: *directory* served over the listening socket *fd*."""
     if rust:
         return [
-            binary, f"--fd={fd}", f"--shared-dir={directory}", "--sandbox=namespace", "--cache=auto", "--xattr", "--posix-acl",
+            binary, f"--fd={fd}", f"--shared-dir={directory}", "--sandbox=namespace", "--cache=auto", "--xattr", "--posix-acl",  # noqa: E501
             "--announce-submounts", "--inode-file-handles=never",
         ]  # fmt: skip
     # the descriptors' limit stays as it is: raising it needs CAP_SYS_RESOURCE, which a root in a container may lack
     return [
-        binary, "-f", f"--fd={fd}", "-o", f"source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto", "-o", "xattr",
+        binary, "-f", f"--fd={fd}", "-o", f"source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto", "-o", "xattr",  # noqa: E501
         "-o", "announce_submounts", "--rlimit-nofile=0",
     ]  # fmt: skip
 
@@ -85,7 +86,8 @@ class Daemon:
 
 
 def serve(config: Config, directory: str, *, log: str) -> Daemon:
-    """Start the daemon on *directory*; its messages go to the file *log*. The socket is there at once, nobody polls for it."""
+    """Start the daemon on *directory*; its messages go to the file *log*. The socket is there at once, nobody polls
+    for it."""
     binary = program(config)
     rust = _is_rust(binary)
     parent = os.getpid()

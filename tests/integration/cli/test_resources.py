@@ -179,9 +179,9 @@ def test_the_pid_is_in_the_hosts_cgroup_with_the_limits(running: Container, runt
 def test_a_bad_cgroups_path_is_refused_or_confined(box: Box, runtime: Runtime) -> None:
     """A cgroupsPath with dots can't leave the cgroup file system."""
     container = box("true")
-    container.bundle.linux["cgroupsPath"] = "/../../../tmp/runvm-test-escape"
+    container.bundle.linux["cgroupsPath"] = f"/../../../../runvm-test/{container.id}"
     container.run()
-    assert not os.path.exists("/tmp/runvm-test-escape")
+    assert not os.path.exists("/runvm-test")
     assert container.id not in runtime.ids()
 
 

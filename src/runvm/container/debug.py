@@ -1,0 +1,59 @@
+"""`debug`: what a container's virtual machine says for itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from runvm.container import state
+from runvm.errors import UnsupportedError
+from runvm.protocol import messages
+from runvm.sandbox import registry
+
+if TYPE_CHECKING:
+    from runvm.container.context import Context
+    from runvm.sandbox.registry import Sandbox
+
+_LOGS = ("supervisor.log", "vmm.log", "virtiofsd.log")
+
+
+def console(ctx: Context, cid: str) -> int:
+    """Print the end of the guest's console. Raises NotRunningError."""
+    found = registry.call(_sandbox(ctx, cid), messages.Status())
+    sys.stdout.write(f"{found['console']}\n")
+    return 0
+
+
+def shell(ctx: Context, cid: str, command: list[str]) -> int:
+    """Raises UnsupportedError: a shell in the guest outside of its containers isn't there yet."""
+    raise UnsupportedError(
+        f"debug shell {' '.join(command)}: not supported yet",
+        do=f"'runvm exec {cid} sh' is a shell in the container, 'runvm debug console {cid}' the kernel's messages",
+    )
+
+
+def logs(ctx: Context, cid: str, *, follow: bool) -> int:
+    """Print what the processes of the container's VM have logged; with *follow* until they end."""
+    sandbox = _sandbox(ctx, cid)
+    offsets = dict.fromkeys(_LOGS, 0)
+    while True:
+        for name in _LOGS:
+            try:
+                with open(f"{sandbox.directory}/{name}", "rb") as file:
+                    file.seek(offsets[name])
+                    data = file.read()
+            except FileNotFoundError:
+                continue
+            offsets[name] += len(data)
+            for line in data.decode(errors="replace").splitlines():
+                sys.stdout.write(f"{name.removesuffix('.log')}: {line}\n")
+        if not follow or not os.path.isdir(sandbox.directory):
+            return 0
+        sys.stdout.flush()
+        time.sleep(0.3)
+
+
+def _sandbox(ctx: Context, cid: str) -> Sandbox:
+    return registry.locate(ctx.config.state_dir, state.load(ctx, cid).sandbox)

@@ -1,0 +1,233 @@
+"""A real containerd and dockerd of our own: private directories, socket and bridge, the tested runtime the default."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from framework import process
+from framework.process import Process, Result, call, wait_until
+
+if TYPE_CHECKING:
+    from framework.runtime import Runtime
+
+IMAGE = "busybox:test"
+RUNTIME = "under-test"
+CGROUP_PARENT = "/runvm-test-docker"
+# Newer clients than the daemon may lie elsewhere on PATH: Debian's pair belongs together
+CLIENT = "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
+
+
+def missing() -> str:
+    """Which program isn't there, '' when all are."""
+    wanted = (CLIENT, "dockerd", "containerd", "containerd-shim-runc-v2", "iptables")
+    return next((name for name in wanted if shutil.which(name) is None), "")
+
+
+class Containerd:
+    """containerd below *directory*, without CRI."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.address = f"{directory}/containerd.sock"
+        self._process: Process | None = None
+        os.makedirs(directory, exist_ok=True)
+
+    def start(self) -> None:
+        """Start it and wait for its socket."""
+        config = f"{self.directory}/containerd.toml"
+        with open(config, "w", encoding="utf-8") as file:
+            file.write(
+                "version = 2\n"
+                f"root = {json.dumps(self.directory + '/root')}\n"
+                f"state = {json.dumps(self.directory + '/state')}\n"
+                'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+                f"[grpc]\naddress = {json.dumps(self.address)}\n"
+            )
+        with open(f"{self.directory}/containerd.log", "ab") as log:
+            self._process = Process(["containerd", "--config", config], stdout=log, stderr=log)
+        wait_until(lambda: os.path.exists(self.address), timeout=30, what="containerd's socket")
+
+    def stop(self) -> None:
+        """End it; the shims of containers go on."""
+        _stop(self._process, 15)
+        self._process = None
+
+
+class Dockerd:
+    """containerd and dockerd; `call` runs the client. `close` ends both and leaves the host as it was."""
+
+    def __init__(self, directory: str, runtime: Runtime, template: str) -> None:
+        self.directory = directory
+        self.runtime = runtime
+        self.socket = f"{directory}/docker.sock"
+        self.bridge = "rvtbr0"
+        self.gateway = "10.213.0.1"
+        self.containerd = Containerd(f"{directory}/ctd")
+        self._process: Process | None = None
+        self._template = template
+        self._rules: dict[str, str] = {}
+        self._forward = ""
+
+    def open(self) -> None:
+        """Make the bridge, start both, import the image, and run one container."""
+        for name in ("iptables", "ip6tables"):
+            self._rules[name] = _run(f"{name}-save")
+        with open("/proc/sys/net/ipv4/ip_forward", encoding="ascii") as file:
+            self._forward = file.read()
+        _run("ip", "link", "add", self.bridge, "type", "bridge")
+        _run("ip", "address", "add", f"{self.gateway}/24", "dev", self.bridge)
+        _run("ip", "link", "set", self.bridge, "up")
+        config = {
+            "bridge": self.bridge,
+            "data-root": f"{self.directory}/data",
+            "exec-root": f"{self.directory}/exec",
+            "pidfile": f"{self.directory}/docker.pid",
+            "hosts": [f"unix://{self.socket}"],
+            "containerd": self.containerd.address,
+            "cgroup-parent": CGROUP_PARENT,
+            "default-address-pools": [{"base": "10.214.0.0/16", "size": 24}],
+            "runtimes": {RUNTIME: {"path": self.runtime.path}},
+            "default-runtime": RUNTIME,
+            "live-restore": True,
+        }
+        with open(f"{self.directory}/daemon.json", "w", encoding="utf-8") as file:
+            json.dump(config, file)
+        self.containerd.start()
+        self.start()
+        tar = subprocess.run(["tar", "-C", self._template, "-c", "."], check=True, capture_output=True, timeout=60)
+        change = ["--change", 'CMD ["sh"]', "--change", "ENV PATH=/bin:/usr/bin:/sbin:/usr/sbin"]
+        self.ok("import", *change, "-", IMAGE, stdin=tar.stdout)
+        self.ok("run", "--rm", IMAGE, "true")
+
+    def start(self) -> None:
+        """Start dockerd and wait until it answers."""
+        with open(f"{self.directory}/dockerd.log", "ab") as log:
+            argv = ["dockerd", "--config-file", f"{self.directory}/daemon.json"]
+            self._process = Process(argv, stdout=log, stderr=log)
+        wait_until(self._answers, timeout=60, what="dockerd's answer")
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.running(), f"dockerd ended:\n{self.log_tail()}"
+        return os.path.exists(self.socket) and call(self.argv("version"), timeout=20).code == 0
+
+    def kill(self) -> None:
+        """SIGKILL to dockerd; its containers are live-restored by the next `start`."""
+        assert self._process is not None
+        self._process.kill()
+
+    def argv(self, *args: str) -> list[str]:
+        """The client's command."""
+        return [CLIENT, "--host", f"unix://{self.socket}", *args]
+
+    def call(self, *args: str, stdin: bytes | int = b"", timeout: float | None = None) -> Result:
+        """A client's command to its end."""
+        environment = {"PATH": os.environ["PATH"], "HOME": self.directory, "DOCKER_BUILDKIT": "0"}
+        return call(self.argv(*args), stdin=stdin, timeout=timeout or self.runtime.timeout + 30, env=environment)
+
+    def ok(self, *args: str, stdin: bytes | int = b"", timeout: float | None = None) -> str:
+        """The output of a client's command that must succeed."""
+        result = self.call(*args, stdin=stdin, timeout=timeout)
+        assert result.code == 0, f"{result.describe()}\ndockerd:\n{self.log_tail()}"
+        return result.text
+
+    def run(self, *args: str, stdin: bytes | int = b"") -> Result:
+        """`docker run --rm …` in the foreground."""
+        return self.call("run", "--rm", *args, stdin=stdin)
+
+    def detached(self, *args: str) -> str:
+        """`docker run --detach …`: the id."""
+        return self.ok("run", "--detach", *args)
+
+    def start_client(self, *args: str) -> Process:
+        """A client's command without waiting."""
+        return Process(self.argv(*args))
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        """What `docker inspect` says."""
+        found: list[dict[str, Any]] = json.loads(self.ok("inspect", container))
+        return found[0]
+
+    def containers(self) -> set[str]:
+        """All ids, stopped ones too."""
+        return set(self.ok("ps", "--all", "--quiet", "--no-trunc").split())
+
+    def wait_log(self, container: str, wanted: str, timeout: float = 30) -> str:
+        """Until *wanted* is in the container's logs."""
+
+        def there() -> str:
+            result = self.call("logs", container)
+            text = (result.stdout + result.stderr).decode(errors="replace")
+            return text if wanted in text else ""
+
+        return wait_until(there, timeout=timeout, what=f"{wanted!r} in the logs of {container}", interval=0.2)
+
+    def log_tail(self) -> str:
+        """The end of dockerd's log."""
+        with open(f"{self.directory}/dockerd.log", encoding="utf-8", errors="replace") as file:
+            return "".join(file.readlines()[-15:])
+
+    def close(self) -> None:
+        """Remove every container, end the daemons, and undo bridge, rules and cgroups."""
+        try:
+            if self._process is not None and self._process.running():
+                ids = self.containers()
+                if ids:
+                    self.call("rm", "--force", "--volumes", *ids)
+        finally:
+            _stop(self._process, 30)
+            self.containerd.stop()
+            process.reap_orphans()
+            for name in self._bridges():
+                subprocess.run(["ip", "link", "delete", name], check=False, timeout=10, capture_output=True)
+            for name, rules in self._rules.items():
+                self._restore(name, rules)
+            if self._forward:
+                with open("/proc/sys/net/ipv4/ip_forward", "w", encoding="ascii") as file:
+                    file.write(self._forward)
+            self._unmount()
+            for controller in os.listdir("/sys/fs/cgroup"):
+                path = f"/sys/fs/cgroup/{controller}{CGROUP_PARENT}"
+                if os.path.isdir(path):
+                    os.rmdir(path)
+
+    def _bridges(self) -> list[str]:
+        bridges = (name for name in os.listdir("/sys/class/net") if os.path.isdir(f"/sys/class/net/{name}/bridge"))
+        return [name for name in bridges if name.startswith(("rvtbr", "br-"))]
+
+    def _restore(self, name: str, rules: str) -> None:
+        """The rules of before; a table that wasn't there is emptied."""
+        for table in ("filter", "nat", "mangle", "raw"):
+            if f"*{table}" not in rules:
+                for flag in ("-F", "-X"):
+                    subprocess.run([name, "-t", table, flag], check=False, timeout=10, capture_output=True)
+        if "*filter" not in rules:
+            subprocess.run([name, "-P", "FORWARD", "ACCEPT"], check=False, timeout=10, capture_output=True)
+        if rules.strip():
+            subprocess.run([f"{name}-restore"], input=rules, text=True, check=True, timeout=10)
+
+    def _unmount(self) -> None:
+        """dockerd leaves the file that names the host's network namespace mounted."""
+        with open("/proc/self/mounts", encoding="utf-8") as file:
+            mounted = [line.split()[1] for line in file if line.split()[1].startswith(self.directory + "/")]
+        for path in reversed(mounted):
+            subprocess.run(["umount", path], check=False, timeout=10, capture_output=True)
+
+
+def _run(*argv: str) -> str:
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=10).stdout
+
+
+def _stop(running: Process | None, timeout: float) -> None:
+    """SIGTERM, and SIGKILL past *timeout*."""
+    if running is None or not running.running():
+        return
+    running.popen.terminate()
+    try:
+        running.popen.wait(timeout)
+    except subprocess.TimeoutExpired:
+        running.kill()

@@ -1,0 +1,52 @@
+"""One dockerd for all of these tests; after each, its containers are removed and the host must be as it was."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from framework.docker import Dockerd, missing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from framework.host import Host
+    from framework.runtime import Runtime
+
+
+@pytest.fixture(scope="session")
+def docker(runtime: Runtime, scratch: str, template: str) -> Iterator[Dockerd]:
+    """A running dockerd whose default runtime is the one under test."""
+    if name := missing():
+        pytest.skip(f"{name} isn't installed: apt-get install docker.io")
+    daemon = Dockerd(f"{scratch}/docker", runtime, template)
+    try:
+        daemon.open()
+        yield daemon
+    finally:
+        daemon.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(docker: Dockerd, host: Host) -> Iterator[None]:
+    """The containers of a test are removed, and with them every process, mount, interface and cgroup they had."""
+    before = docker.containers()
+    host.mark()
+    yield
+    if made := docker.containers() - before:
+        docker.ok("rm", "--force", "--volumes", *made)
+    docker.ok("network", "prune", "--force")
+    docker.ok("volume", "prune", "--force")
+    assert host.leaks(settle=10) == set()
+
+
+@pytest.fixture
+def grants_all(runtime: Runtime) -> None:
+    """A container can have every capability: always in a VM, else where this host's root has them all."""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        bounding = next(line.split()[1] for line in file if line.startswith("CapBnd"))
+    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+        last = int(file.read())
+    if not runtime.is_vm and int(bounding, 16) != (1 << last + 1) - 1:
+        pytest.skip("this host's root lacks capabilities, so its containers do")
