@@ -359,16 +359,12 @@ class Runtime:
         """Start a helper with the given descriptors as 0, 1, 2; *ended(status)* is called when it has been reaped."""
         actions: list[tuple[Any, ...]] = []
         if stdio is None:
-            for number in range(3):
-                actions.append((os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0))
+            actions.extend((os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in range(3))
         else:
             # first out of the way of 0, 1 and 2, which they may be themselves
-            for number, fd in enumerate(stdio):
-                actions.append((os.POSIX_SPAWN_DUP2, fd, 200 + number))
-            for number in range(3):
-                actions.append((os.POSIX_SPAWN_DUP2, 200 + number, number))
-            for number in range(3):
-                actions.append((os.POSIX_SPAWN_CLOSE, 200 + number))
+            actions.extend((os.POSIX_SPAWN_DUP2, fd, 200 + number) for number, fd in enumerate(stdio))
+            actions.extend((os.POSIX_SPAWN_DUP2, 200 + number, number) for number in range(3))
+            actions.extend((os.POSIX_SPAWN_CLOSE, 200 + number) for number in range(3))
         pid = os.posix_spawn(
             argv[0],
             argv,

@@ -109,7 +109,7 @@ def agent() -> Agent:
         with open(os.path.join(base, path), "rb") as file:
             tree = ast.parse(file.read(), path)
         package = name if path.endswith("__init__.py") else parent
-        for imported in imports(tree, package):
+        for imported in imported_by(tree, package):
             if imported.split(".")[0] == "runvm":
                 todo.append(imported)
             else:
@@ -134,7 +134,8 @@ def _source(base: str, name: str) -> str | None:
     return None
 
 
-def imports(tree: ast.AST, package: str) -> Iterator[str]:
+def imported_by(tree: ast.AST, package: str) -> Iterator[str]:
+    """The modules that a syntax tree imports, by absolute names."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -98,9 +98,9 @@ def fork(child: Callable[[], None]) -> int:
     """Fork; *child* runs in the new process, which ends with 0 after it, or with 1 and a line on stderr at an
     exception."""
     pid = os.fork()
-    if pid:
-        return pid
-    _run_and_exit(child)
+    if not pid:
+        _run_and_exit(child)
+    return pid
 
 
 def _run_and_exit(child: Callable[[], None]) -> NoReturn:

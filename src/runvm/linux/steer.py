@@ -105,4 +105,4 @@ def _program(table: int, address: str, port: int) -> bytes:
     ]
     return b"".join(
         struct.pack("=BBhi", code, to | source << 4, offset, value) for code, to, source, offset, value in lines
-    )  # noqa: E501
+    )

@@ -66,6 +66,7 @@ def test_exec_at_a_terminal(docker: Dockerd) -> None:
         session.terminal.expect(b"$ ", timeout=docker.runtime.timeout)
         session.terminal.send(b'sh -c \'while [ "$(stty size)" != "41 99" ]; do sleep 0.1; done; echo si""zed\'\n')
         session.terminal.expect(b"sized\r\n")
+        session.terminal.expect(b"$ ")  # not before the shell reads: typed ahead, ctrl-D gets lost
         session.terminal.send(b"\x04")
         assert session.wait(30) == 0
     finally:

@@ -187,8 +187,7 @@ def test_five_containers_start_at_once(docker: Dockerd) -> None:
 
 
 def test_process_settings_of_the_command_line_hold(docker: Dockerd) -> None:
-    """--user, --group-add, --workdir, --env, --cap-*, --ulimit, --sysctl, --hostname, --add-host, --shm-size,
-    --init…"""
+    """--user, --workdir, --env, --cap-*, --ulimit, --sysctl, --hostname, --add-host, --shm-size, --init and more."""
     script = """
     id -u; id -g; id -G; pwd; echo "$ONE"; grep CapBnd /proc/self/status; grep 'open files' /proc/self/limits
     cat /proc/sys/net/ipv4/ip_unprivileged_port_start; hostname; grep other /etc/hosts; df -k /dev/shm | tail -1

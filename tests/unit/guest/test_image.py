@@ -79,7 +79,7 @@ def test_an_image_is_chosen_by_name_or_path(config: Config) -> None:
 
 
 def test_an_image_that_is_not_there_is_named(config: Config) -> None:
-    with pytest.raises(ConfigError, match="image: there is no guest image .*/gone"):
+    with pytest.raises(ConfigError, match=r"image: there is no guest image .*/gone"):
         image.resolve(config._replace(image="gone"))
 
 
