@@ -147,9 +147,9 @@ def imported_by(tree: ast.AST, package: str) -> Iterator[str]:
                 yield from (f"{module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             for other in node.orelse:
-                yield from imports(other, package)
+                yield from imported_by(other, package)
         else:
-            yield from imports(node, package)
+            yield from imported_by(node, package)
 
 
 def interpreter(root: Root) -> str:

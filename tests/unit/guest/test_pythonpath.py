@@ -27,7 +27,7 @@ def late():
 
 
 def test_imports_are_found_at_any_depth_and_not_for_types_alone() -> None:
-    found = set(pythonpath.imports(ast.parse(SOURCE), "runvm.agent"))
+    found = set(pythonpath.imported_by(ast.parse(SOURCE), "runvm.agent"))
     assert {"os.path", "json", "typing", "array", "zlib", "uuid"} <= found
     assert {"runvm.agent", "runvm.agent.sibling", "runvm.linux.syscalls", "runvm.protocol.frames"} <= found
     assert "decimal" not in found
