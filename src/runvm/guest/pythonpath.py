@@ -146,8 +146,7 @@ def imported_by(tree: ast.AST, package: str) -> Iterator[str]:
             if module.split(".")[0] == "runvm":
                 yield from (f"{module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            for other in node.orelse:
-                yield from imported_by(other, package)
+            yield from imported_by(ast.Module(node.orelse, []), package)
         else:
             yield from imported_by(node, package)
 
