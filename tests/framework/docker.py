@@ -201,7 +201,8 @@ class Dockerd:
         return [name for name in bridges if name.startswith(("rvtbr", "br-"))]
 
     def _restore(self, name: str, rules: str) -> None:
-        """The rules of before; a table that wasn't there is emptied. Beside another dockerd only what names our networks."""
+        """The rules of before; a table that wasn't there is emptied. Beside another dockerd only what names our
+        networks."""
         if any(process.command_line(pid).split(" ")[0].endswith("dockerd") for pid in process.all_pids()):
             table = ""
             for line in _run(f"{name}-save").splitlines():

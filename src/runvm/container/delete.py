@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -40,7 +39,7 @@ def delete(ctx: Context, cid: str, *, force: bool) -> None:
             if not force:
                 raise
             log.warning(str(error))
-            shutil.rmtree(state.directory(ctx, cid), ignore_errors=True)
+            _remove(ctx, cid)
             return
         if record.status not in ("stopped", "created" if force else "stopped") and not force:
             raise StateError(f"cannot delete container {cid} that is not stopped: {record.status}")
@@ -57,7 +56,7 @@ def clear(ctx: Context, cid: str) -> None:
     try:
         record = state.load(ctx, cid)
     except RunvmError:
-        shutil.rmtree(state.directory(ctx, cid), ignore_errors=True)
+        _remove(ctx, cid)
         return
     if record.sandbox:
         _leave_sandbox(ctx, record)
@@ -65,6 +64,12 @@ def clear(ctx: Context, cid: str) -> None:
     process.wait_gone(record.shim, deadline=time.monotonic() + 5)
     cgroup = resources.Cgroup(record.cgroups)
     cgroup.remove()
+    _remove(ctx, cid)
+
+
+def _remove(ctx: Context, cid: str) -> None:
+    import shutil
+
     shutil.rmtree(state.directory(ctx, cid), ignore_errors=True)
 
 

@@ -123,21 +123,10 @@ def test_network_none_has_loopback_only(docker: Dockerd) -> None:
 
 def test_namespaces_of_another_container(docker: Dockerd, runtime: Runtime) -> None:
     """--network, --pid and --ipc container:x: one network with its ports, each other's processes, one /dev/shm."""
-    docker.detached(
-        "--name", "first", "--ipc", "shareable", IMAGE, "sh", "-c", "httpd -p 127.0.0.1:8000 -h /etc; sleep 1001"
-    )
-    docker.detached(
-        "--name",
-        "second",
-        "--network",
-        "container:first",
-        "--pid",
-        "container:first",
-        "--ipc",
-        "container:first",
-        IMAGE,
-        *SLEEP,
-    )
+    serve = "httpd -p 127.0.0.1:8000 -h /etc; sleep 1001"
+    docker.detached("--name", "first", "--ipc", "shareable", IMAGE, "sh", "-c", serve)
+    joined = [word for kind in ("network", "pid", "ipc") for word in (f"--{kind}", "container:first")]
+    docker.detached("--name", "second", *joined, IMAGE, *SLEEP)
     assert docker.ok("exec", "second", "hostname") == docker.ok("exec", "first", "hostname")
     assert docker.ok("exec", "second", "ip", "-o", "-4", "addr") == docker.ok("exec", "first", "ip", "-o", "-4", "addr")
     assert "root:" in docker.ok("exec", "second", "wget", "-q", "-O", "-", "http://127.0.0.1:8000/passwd")
