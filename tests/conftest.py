@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
 
 from framework import process, rootfs
-from framework.host import Host
+from framework.host import Host, remove_cgroups
 from framework.runtime import Box, Runtime
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """The marks by which a test says that runtimes differ."""
+    # A run that SIGTERM stops (a job's time limit) takes its daemons, containers and interfaces away all the same
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.addinivalue_line("markers", "only(runtime, why): what is so by design of one runtime; skipped on others")
     config.addinivalue_line("markers", "differs(runtime, why): what this runtime does otherwise; skipped on it")
 
@@ -83,7 +86,7 @@ def template(scratch: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def runtime(request: pytest.FixtureRequest, scratch: str, template: str) -> Runtime:
+def runtime(request: pytest.FixtureRequest, scratch: str, template: str) -> Iterator[Runtime]:
     """The runtime under test, proved to work by one container: where it doesn't, every test says so at once."""
     process.become_subreaper()
     found = Runtime(str(request.config.getoption("--runtime")), scratch)
@@ -96,7 +99,8 @@ def runtime(request: pytest.FixtureRequest, scratch: str, template: str) -> Runt
     if result.code != 0 or result.stdout != b"hello\n":
         why = f"{found.name} doesn't run a container, so nothing here can pass\n{result.describe()}"
         pytest.fail(why, pytrace=False)
-    return found
+    yield found
+    remove_cgroups()
 
 
 @pytest.fixture(scope="session")

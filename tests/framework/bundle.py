@@ -11,8 +11,8 @@ from framework import rootfs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Where every container of the tests has its cgroup, so that one left behind is known for ours
-CGROUP_PARENT = "/runvm-test"
+# Where every container of this run has its cgroup, so that one left behind is known for ours
+CGROUP_PARENT = f"/runvm-test-{os.getpid()}"
 
 # What Docker grants by default
 CAPABILITIES = [

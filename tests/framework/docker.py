@@ -10,6 +10,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 from framework import process
+from framework.bundle import CGROUP_PARENT
 from framework.process import Process, Result, call, wait_until
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 IMAGE = "busybox:test"
 RUNTIME = "under-test"
-CGROUP_PARENT = "/runvm-test-docker"
 # Newer clients than the daemon may lie elsewhere on PATH: Debian's pair belongs together
 CLIENT = "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
 
@@ -49,7 +49,7 @@ class Containerd:
                 f"[grpc]\naddress = {json.dumps(self.address)}\n"
             )
         with open(f"{self.directory}/containerd.log", "ab") as log:
-            self._process = Process(["containerd", "--config", config], stdout=log, stderr=log)
+            self._process = Process(["containerd", "--config", config], stdout=log, stderr=log, die_with_us=True)
         wait_until(lambda: os.path.exists(self.address), timeout=30, what="containerd's socket")
 
     def stop(self) -> None:
@@ -89,7 +89,7 @@ class Dockerd:
             "pidfile": f"{self.directory}/docker.pid",
             "hosts": [f"unix://{self.socket}"],
             "containerd": self.containerd.address,
-            "cgroup-parent": CGROUP_PARENT,
+            "cgroup-parent": f"{CGROUP_PARENT}/docker",
             "default-address-pools": [{"base": "10.214.0.0/16", "size": 24}],
             "runtimes": {RUNTIME: {"path": self.runtime.path}},
             "default-runtime": RUNTIME,
@@ -108,7 +108,7 @@ class Dockerd:
         """Start dockerd and wait until it answers."""
         with open(f"{self.directory}/dockerd.log", "ab") as log:
             argv = ["dockerd", "--config-file", f"{self.directory}/daemon.json"]
-            self._process = Process(argv, stdout=log, stderr=log)
+            self._process = Process(argv, stdout=log, stderr=log, die_with_us=True)
         wait_until(self._answers, timeout=60, what="dockerd's answer")
 
     def _answers(self) -> bool:
@@ -191,10 +191,6 @@ class Dockerd:
                 with open("/proc/sys/net/ipv4/ip_forward", "w", encoding="ascii") as file:
                     file.write(self._forward)
             self._unmount()
-            for controller in os.listdir("/sys/fs/cgroup"):
-                path = f"/sys/fs/cgroup/{controller}{CGROUP_PARENT}"
-                if os.path.isdir(path):
-                    os.rmdir(path)
 
     def _bridges(self) -> list[str]:
         bridges = (name for name in os.listdir("/sys/class/net") if os.path.isdir(f"/sys/class/net/{name}/bridge"))

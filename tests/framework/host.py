@@ -16,7 +16,11 @@ from framework.bundle import CGROUP_PARENT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-KEPT_CGROUPS = (CGROUP_PARENT.strip("/"), "runvm")  # the parents of all containers stay
+KEPT_CGROUPS = (
+    CGROUP_PARENT,
+    f"{CGROUP_PARENT}/docker",
+    f"{CGROUP_PARENT}/podman",
+)  # the parents of all containers stay
 SETTLE_S = 3.0  # what ends a moment after the command that ended it is no leak
 
 
@@ -31,7 +35,7 @@ class Host:
 
     def __init__(self, watched: tuple[str, ...], marks: tuple[str, ...]) -> None:
         self.watched = watched
-        self.marks = (*marks, *watched, "runvm", CGROUP_PARENT.strip("/"))
+        self.marks = (*marks, *watched, CGROUP_PARENT)
         self.start = self.snapshot()
 
     def snapshot(self) -> Snapshot:
@@ -87,13 +91,23 @@ class Host:
 
     def _cgroups(self) -> Iterator[str]:
         for directory, names, _ in os.walk("/sys/fs/cgroup"):
-            if self._marked(directory) and os.path.basename(directory) not in KEPT_CGROUPS:
+            if self._marked(directory) and not directory.endswith(KEPT_CGROUPS):
                 yield directory
             if directory.count("/") > 9:
                 names.clear()
 
     def _marked(self, text: str) -> bool:
         return any(mark in text for mark in self.marks)
+
+
+def remove_cgroups() -> None:
+    """The parents of the containers' cgroups, at the end of all tests."""
+    for directory, _, _ in os.walk("/sys/fs/cgroup", topdown=False):
+        if CGROUP_PARENT in directory:
+            try:
+                os.rmdir(directory)
+            except OSError:
+                pass  # something lives in it: a test has said so
 
 
 def _process(pid: int) -> str:

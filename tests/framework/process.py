@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 T = TypeVar("T")
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 _popen_pids: set[int] = set()
 
@@ -77,7 +78,7 @@ class Process:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         pass_fds: Sequence[int] = (),
-        new_session: bool = False,
+        die_with_us: bool = False,
     ) -> None:
         self.argv = tuple(argv)
         self._input = stdin if isinstance(stdin, bytes) else None
@@ -90,7 +91,7 @@ class Process:
             env=env,
             cwd=cwd,
             pass_fds=tuple(pass_fds),
-            start_new_session=new_session,
+            preexec_fn=_die_with_parent if die_with_us else None,
         )
         self.pid = self.popen.pid
         _popen_pids.add(self.pid)
@@ -165,6 +166,10 @@ def wait_until(condition: Callable[[], T], *, timeout: float, what: str, interva
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s: {what}")
         time.sleep(interval)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def become_subreaper() -> None:

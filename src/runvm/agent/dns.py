@@ -113,8 +113,7 @@ def _bind(address: str, port: int) -> tuple[socket.socket, socket.socket]:
 
 
 def _datagram(source: str, message: bytes, peer: tuple[str, int]) -> bytes:
-    """An IPv4 packet; the kernel fills in length, id and checksum (raw(7)), and UDP's checksum is optional (RFC
-    768)."""
+    """An IPv4 packet; the kernel fills in length, id and checksum (raw(7)), and UDP may go without (RFC 768)."""
     ip = struct.pack(">BxHHHBBH4s4s", 0x45, 0, 0, 0, 64, socket.IPPROTO_UDP, 0,
                      socket.inet_aton(source), socket.inet_aton(peer[0]))  # fmt: skip
     return ip + struct.pack(">HHHH", PORT, peer[1], 8 + len(message), 0) + message

@@ -83,7 +83,7 @@ def _create(
     record = ContainerRecord(
         id=cid, status="creating", pid=0, bundle=spec.bundle, rootfs=spec.root_path, created=_now(), owner="", annotations=spec.annotations,  # noqa: E501
         oci_version=spec.oci_version, sandbox=sandbox.name, shim=Identity(0, 0), started=False, paused=False, config_path=spec.config_path,  # noqa: E501
-        terminal=spec.process.terminal, cgroups=cgroup.directories, namespaces={}, uses_host_cgroup=False,
+        terminal=spec.process.terminal, cgroups=cgroup.directories, namespaces={}, complete=False,
     )  # fmt: skip
     state.save(ctx, record)  # what outlives us is written down before it is made
     cgroup.limit(spec.resources, overhead_mib=config.overhead_mib + 256)
@@ -114,6 +114,7 @@ def _create(
     if shim_identity is None:
         raise HostError("the container's process on the host ended at once")
     record = record._replace(shim=shim_identity)
+    state.save(ctx, record)
     report = -1
     if fresh and listener is not None:
         report = _launch(ctx, config, sandbox, spec, listener, started.pid if network else -1, cgroup)
@@ -136,7 +137,7 @@ def _create(
         else:
             terminal.send(options.console_socket, master)
             os.close(master)
-    state.save(ctx, record)
+    state.save(ctx, record._replace(complete=True))
     if options.pid_file:
         write_pid_file(options.pid_file, started.pid)
 

@@ -41,7 +41,7 @@ def delete(ctx: Context, cid: str, *, force: bool) -> None:
             log.warning(str(error))
             _remove(ctx, cid)
             return
-        if record.status not in ("stopped", "created" if force else "stopped") and not force:
+        if record.status not in ("stopped", "created") and not force:
             raise StateError(f"cannot delete container {cid} that is not stopped: {record.status}")
         clear(ctx, cid)
     if record.config_path:
@@ -63,6 +63,8 @@ def clear(ctx: Context, cid: str) -> None:
     process.kill(record.shim, signal.SIGKILL)
     process.wait_gone(record.shim, deadline=time.monotonic() + 5)
     cgroup = resources.Cgroup(record.cgroups)
+    if not (record.sandbox and placement.others(registry.locate(ctx.config.state_dir, record.sandbox), cid)):
+        cgroup.kill()
     cgroup.remove()
     _remove(ctx, cid)
 

@@ -46,7 +46,7 @@ class ContainerRecord(NamedTuple):
     terminal: bool
     cgroups: tuple[str, ...]
     namespaces: dict[str, int]
-    uses_host_cgroup: bool
+    complete: bool
 
 
 class Lock:
@@ -138,8 +138,12 @@ def load(ctx: Context, cid: str) -> ContainerRecord:
         raise RunvmError(
             f"the state of container {cid} can't be read: {error}", do=f"runvm delete --force {cid}"
         ) from error
+    if not record.shim.pid:
+        return record._replace(status="creating")
     if not process.alive(record.shim):
         return record
+    if not record.complete:
+        return record._replace(status="creating")
     status = "paused" if record.paused else "running" if record.started else "created"
     return record._replace(status=status, pid=record.shim.pid)
 
@@ -162,5 +166,5 @@ def load_all(ctx: Context) -> list[ContainerRecord]:
 def _unfinished(cid: str) -> ContainerRecord:
     """A create is under way, or was killed before it had written anything."""
     return ContainerRecord(
-        cid, "creating", 0, "", "", "0001-01-01T00:00:00Z", "root", {}, "", "", Identity(0, 0), False, False, "", False, (), {}, True,  # noqa: E501
+        cid, "creating", 0, "", "", "0001-01-01T00:00:00Z", "root", {}, "", "", Identity(0, 0), False, False, "", False, (), {}, False,  # noqa: E501
     )  # fmt: skip

@@ -8,6 +8,7 @@ cgroup that cgroupsPath names, by the shim's pid.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,15 @@ class Cgroup:
                 except OSError:
                     continue
         return sorted(found)
+
+    def kill(self) -> None:
+        """SIGKILL to whatever a crash has left in it, this process never."""
+        for pid in self.processes():
+            if pid != os.getpid():
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
 
     def remove(self, *, timeout: float = 5.0) -> None:
         """Remove the directories, and those of ours above that are empty; waits for processes that are just ending."""

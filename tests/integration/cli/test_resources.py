@@ -11,6 +11,7 @@ import pytest
 
 from framework import host as books
 from framework import process
+from framework.bundle import CGROUP_PARENT
 from framework.process import wait_until
 from framework.runtime import facts
 
@@ -179,9 +180,9 @@ def test_the_pid_is_in_the_hosts_cgroup_with_the_limits(running: Container, runt
 def test_a_bad_cgroups_path_is_refused_or_confined(box: Box, runtime: Runtime) -> None:
     """A cgroupsPath with dots can't leave the cgroup file system."""
     container = box("true")
-    container.bundle.linux["cgroupsPath"] = f"/../../../../runvm-test/{container.id}"
+    container.bundle.linux["cgroupsPath"] = f"/../../../..{CGROUP_PARENT}/{container.id}"
     container.run()
-    assert not os.path.exists("/runvm-test")
+    assert not os.path.exists(CGROUP_PARENT)
     assert container.id not in runtime.ids()
 
 
@@ -190,7 +191,7 @@ def test_systemd_cgroup_without_systemd_is_a_clear_error(box: Box, runtime: Runt
     if os.path.isdir("/run/systemd/system"):
         pytest.skip("systemd runs here")
     container = box("true")
-    container.bundle.linux["cgroupsPath"] = f"system.slice:runvm-test:{container.id}"
+    container.bundle.linux["cgroupsPath"] = f"system.slice:rvt:{container.id}"
     container.bundle.save()
     command = [
         runtime.path,
