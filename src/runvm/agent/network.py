@@ -29,11 +29,15 @@ _STABLE_PRIVACY = 2  # IN6_ADDR_GEN_MODE_STABLE_PRIVACY
 
 
 class _Namespace:
-    """One network namespace: what it was last told to have, and its cards by their interface's index on the host."""
+    """One network namespace: what it was last told to have, and its cards by their interface's index on the host.
+
+    *waiting* has cards, by MAC, that were moved here before anyone knew what for.
+    """
 
     def __init__(self) -> None:
         self.network = Network()
         self.cards: dict[int, int] = {}
+        self.waiting: dict[str, int] = {}
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             unshare(CLONE_NEWNET)
@@ -55,9 +59,20 @@ _namespaces: dict[str, _Namespace] = {}
 _spare: list[_Namespace] = []
 
 
-def prepare() -> None:
-    """Make a namespace in advance, so that the next make_namespace() finds it done: before a template is taken."""
-    _spare.append(_Namespace())
+def prepare(cards: tuple[str, ...] = ()) -> None:
+    """Make a namespace in advance, before a template is taken: the next make_namespace() finds it done. Raises OSError.
+
+    Those of *cards* (MACs) that the VM has are moved in: that takes longer than all that configure() does with them. So
+    configure() has to follow then, even with an empty Network, which takes them out again.
+    """
+    namespace = _Namespace()
+    _spare.append(namespace)
+    with Socket() as sock:
+        for link in links.links(sock):
+            if _mac(link) in cards:
+                # most likely the right name
+                name = f"eth{len(namespace.waiting)}"
+                namespace.waiting[_mac(link)] = _move(namespace, link, name)
 
 
 def path(name: str) -> str:
@@ -91,6 +106,7 @@ def remove_namespace(name: str) -> None:
         return
     for interface in namespace.network.interfaces:
         _give_back(namespace, interface)
+    _empty(namespace, set())
     unmount(path(name), MNT_DETACH)
     os.unlink(path(name))
     namespace.close()
@@ -112,12 +128,17 @@ def configure(name: str, network: Network, *, deadline: float) -> list[str]:
     notes = list(network.notes)
     for interface in difference.removed:
         _give_back(namespace, interface)
+    _empty(namespace, {interface.nic for interface in network.interfaces})
+    for interface in difference.added:
+        if interface.nic in namespace.waiting:
+            ifindex = namespace.cards[interface.ifindex] = namespace.waiting.pop(interface.nic)
+            links.set_link(namespace.sock, ifindex, name=interface.name)
     in_namespace(namespace.fd, lambda: _set_namespace_settings(namespace.network, network))
     cards = _find_cards([item for item in difference.added if item.ifindex not in namespace.cards], deadline)
     fresh = []
     for interface in difference.added:
         if interface.ifindex in cards:
-            _move(namespace, interface, cards[interface.ifindex])
+            namespace.cards[interface.ifindex] = _move(namespace, cards[interface.ifindex], interface.name)
         _set_up(namespace, interface, None, notes)
         fresh.append(interface.name)
     for old, new in difference.changed:
@@ -141,7 +162,7 @@ def _find_cards(interfaces: Iterable[Interface], deadline: float) -> dict[int, L
     with Socket(netlink.GROUP_LINK) as monitor, Socket() as sock:
         while True:
             for link in links.links(sock):
-                interface = wanted.get(link.permanent_mac or link.mac)
+                interface = wanted.get(_mac(link))
                 if interface is not None:
                     found[interface.ifindex] = link
             missing = [interface for interface in wanted.values() if interface.ifindex not in found]
@@ -158,26 +179,39 @@ def _find_cards(interfaces: Iterable[Interface], deadline: float) -> dict[int, L
                 pass
 
 
-def _move(namespace: _Namespace, interface: Interface, card: Link) -> None:
+def _mac(card: Link) -> str:
+    """The MAC that a card was made with, whatever it has got since."""
+    return card.permanent_mac or card.mac
+
+
+def _move(namespace: _Namespace, card: Link, name: str) -> int:
+    """Move a card in under its new name: its index there."""
     with Socket() as sock:
         if card.up:
             links.set_link(sock, card.ifindex, up=False)
-        links.set_link(sock, card.ifindex, namespace=namespace.fd, name=interface.name)
-    namespace.cards[interface.ifindex] = links.link(namespace.sock, interface.name).ifindex
+        links.set_link(sock, card.ifindex, namespace=namespace.fd, name=name)
+    return links.link(namespace.sock, name).ifindex
 
 
 def _give_back(namespace: _Namespace, interface: Interface) -> None:
-    """Move a card back to the agent's namespace, as it was before; that it has been pulled out already is no error."""
     ifindex = namespace.cards.pop(interface.ifindex, None)
-    if ifindex is None:
-        return
+    if ifindex is not None:
+        _move_out(namespace, ifindex, interface.nic)
+
+
+def _empty(namespace: _Namespace, wanted: set[str]) -> None:
+    """Give back the cards that wait for nothing."""
+    for mac in [mac for mac in namespace.waiting if mac not in wanted]:
+        _move_out(namespace, namespace.waiting.pop(mac), mac)
+
+
+def _move_out(namespace: _Namespace, ifindex: int, mac: str) -> None:
+    """Move a card back to the agent's namespace, as it was before; that it has been pulled out already is no error."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         links.set_link(namespace.sock, ifindex, up=False)
-        links.set_link(namespace.sock, ifindex, mac=interface.nic)
-        links.set_link(
-            namespace.sock, ifindex, namespace=home, name=f"{_FREE_NAME}{interface.nic.replace(':', '')[-6:]}"
-        )
+        links.set_link(namespace.sock, ifindex, mac=mac)
+        links.set_link(namespace.sock, ifindex, namespace=home, name=f"{_FREE_NAME}{mac.replace(':', '')[-6:]}")
     except NetlinkError as error:
         if error.errno != errno.ENODEV:
             raise

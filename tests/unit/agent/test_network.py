@@ -13,7 +13,7 @@ import pytest
 from runvm.agent import network as guest
 from runvm.errors import DeadlineError
 from runvm.network import scan
-from runvm.protocol.interfaces import Network, from_json, to_json
+from runvm.protocol.interfaces import Interface, Network, from_json, to_json
 from unit.network.namespaces import Namespace, veth
 
 pytestmark = [
@@ -58,7 +58,7 @@ class Pair:
     def assert_alike(self) -> None:
         """A scan of the guest's namespace finds what a scan of the host's does."""
         here, there = self.inner.run(scan.scan), self.box.run(scan.scan)
-        assert [stripped(item) for item in here.interfaces] == [stripped(item) for item in there.interfaces]
+        assert stripped(here) == stripped(there)
         assert sorted(here.routes) == sorted(there.routes)
         assert here[2:5] == there[2:5]
 
@@ -69,8 +69,10 @@ class Pair:
             namespace.close()
 
 
-def stripped(item: object) -> object:
-    return item._replace(ifindex=0, nic="", addresses=sorted(item.addresses))  # type: ignore[attr-defined]
+def stripped(network: Network) -> list[Interface]:
+    """Its interfaces by name, without what differs by nature."""
+    made = [item._replace(ifindex=0, addresses=tuple(sorted(item.addresses))) for item in network.interfaces]
+    return sorted(made, key=lambda item: item.name)
 
 
 @pytest.fixture
@@ -114,6 +116,36 @@ def test_a_namespace_made_in_advance_is_used(tmp_path: object, monkeypatch: pyte
     guest.make_namespace("one")
     assert os.stat(guest.path("one")).st_ino == spare
     guest.remove_namespace("one")
+
+
+@pytest.fixture
+def prepared(pair: Pair) -> Pair:
+    """As a VM from a template starts: the first card is in the namespace already."""
+    pair.vm.run(lambda: guest.remove_namespace("c1"))
+    os.close(pair.fd)
+    pair.vm.run(lambda: guest.prepare((CARD, SECOND)))
+    pair.vm.run(lambda: guest.make_namespace("c1"))
+    pair.fd = pair.inner.fd = guest.open_namespace("c1")
+    return pair
+
+
+def test_a_card_moved_in_advance_is_used(prepared: Pair) -> None:
+    """Whatever its interface is called, and beside one that another interface of its name needs."""
+    assert prepared.inner.names() == {"lo", "eth0"}
+    veth(prepared.outside, "out1", prepared.box, "eth1")
+    prepared.plug(SECOND)
+    prepared.box.ip("link set eth0 up", "addr add 172.17.0.2/16 dev eth0", "addr add 172.18.0.2/16 dev eth1")
+    prepared.configure({"eth1": CARD, "eth0": SECOND})
+    prepared.assert_alike()
+
+
+def test_a_card_moved_in_advance_goes_where_it_is_not_wanted(prepared: Pair) -> None:
+    """A container without a network sees lo only, and the card is there for a later one."""
+    prepared.vm.run(lambda: guest.configure("c1", Network(), deadline=time.monotonic() + 1))
+    assert prepared.inner.names() == {"lo"}
+    assert prepared.vm.names() == {"lo", "rvcard000000"}
+    prepared.configure({"eth0": CARD})
+    prepared.assert_alike()
 
 
 def test_the_guest_gets_what_the_host_has(pair: Pair) -> None:
