@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
 from framework import process
 from framework.bundle import CGROUP_PARENT
+from framework.firewall import Firewall
 from framework.process import Process, Result, call, wait_until
 
 if TYPE_CHECKING:
@@ -70,15 +70,10 @@ class Dockerd:
         self.containerd = Containerd(f"{directory}/ctd")
         self._process: Process | None = None
         self._template = template
-        self._rules: dict[str, str] = {}
-        self._forward = ""
+        self._firewall = Firewall()
 
     def open(self) -> None:
         """Make the bridge, start both, import the image, and run one container."""
-        for name in ("iptables", "ip6tables"):
-            self._rules[name] = _run(f"{name}-save")
-        with open("/proc/sys/net/ipv4/ip_forward", encoding="ascii") as file:
-            self._forward = file.read()
         _run("ip", "link", "add", self.bridge, "type", "bridge")
         _run("ip", "address", "add", f"{self.gateway}/24", "dev", self.bridge)
         _run("ip", "link", "set", self.bridge, "up")
@@ -185,36 +180,12 @@ class Dockerd:
             process.reap_orphans()
             for name in self._bridges():
                 subprocess.run(["ip", "link", "delete", name], check=False, timeout=10, capture_output=True)
-            for name, rules in self._rules.items():
-                self._restore(name, rules)
-            if self._forward:
-                with open("/proc/sys/net/ipv4/ip_forward", "w", encoding="ascii") as file:
-                    file.write(self._forward)
+            self._firewall.restore((self.bridge, "10.213.", "10.214."))
             self._unmount()
 
     def _bridges(self) -> list[str]:
         bridges = (name for name in os.listdir("/sys/class/net") if os.path.isdir(f"/sys/class/net/{name}/bridge"))
         return [name for name in bridges if name.startswith(("rvtbr", "br-"))]
-
-    def _restore(self, name: str, rules: str) -> None:
-        """The rules of before; a table that wasn't there is emptied. Beside another dockerd only what names our
-        networks."""
-        if any(process.command_line(pid).split(" ")[0].endswith("dockerd") for pid in process.all_pids()):
-            table = ""
-            for line in _run(f"{name}-save").splitlines():
-                table = line[1:] if line.startswith("*") else table
-                if line.startswith("-A") and any(mark in line for mark in (self.bridge, "10.213.", "10.214.")):
-                    argv = [name, "-t", table, "-D", *shlex.split(line)[1:]]
-                    subprocess.run(argv, check=False, timeout=10, capture_output=True)
-            return
-        for table in ("filter", "nat", "mangle", "raw"):
-            if f"*{table}" not in rules:
-                for flag in ("-F", "-X"):
-                    subprocess.run([name, "-t", table, flag], check=False, timeout=10, capture_output=True)
-        if "*filter" not in rules:
-            subprocess.run([name, "-P", "FORWARD", "ACCEPT"], check=False, timeout=10, capture_output=True)
-        if rules.strip():
-            subprocess.run([f"{name}-restore"], input=rules, text=True, check=True, timeout=10)
 
     def _unmount(self) -> None:
         """dockerd leaves the file that names the host's network namespace mounted."""

@@ -1,0 +1,135 @@
+"""Podman with storage, state and networks of its own, calling the tested runtime through conmon."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from framework import process
+from framework.bundle import CGROUP_PARENT
+from framework.firewall import Firewall
+from framework.process import Process, Result, call, wait_until
+
+if TYPE_CHECKING:
+    from framework.runtime import Runtime
+
+IMAGE = "localhost/busybox:test"
+PARENT = f"{CGROUP_PARENT}/podman"
+
+# What Podman asks for (NOFILE 1048576) a runtime on the host can't give where root lacks CAP_SYS_RESOURCE; a VM can
+_CONTAINERS = """
+[containers]
+{ulimits}
+log_driver = "k8s-file"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "none"
+stop_timeout = 2
+static_dir = "{directory}/static"
+tmp_dir = "{directory}/tmp"
+volume_path = "{directory}/volumes"
+[network]
+network_config_dir = "{directory}/networks"
+default_subnet = "10.215.0.0/24"
+default_subnet_pools = [{{"base" = "10.216.0.0/16", "size" = 24}}]
+"""
+
+
+def missing() -> str:
+    """Which program isn't there, '' when all are."""
+    return next((name for name in ("podman", "conmon") if shutil.which(name) is None), "")
+
+
+class Podman:
+    """`call` runs podman. `close` takes all away."""
+
+    def __init__(self, directory: str, runtime: Runtime, template: str) -> None:
+        self.directory = directory
+        self.runtime = runtime
+        self._template = template
+        self._firewall = Firewall()
+        os.makedirs(directory)
+        ulimits = "" if runtime.is_vm else 'default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]'
+        with open(f"{directory}/containers.conf", "w", encoding="utf-8") as file:
+            file.write(_CONTAINERS.format(directory=directory, ulimits=ulimits))
+
+    def open(self) -> None:
+        """Import the image, and run one container."""
+        tar = subprocess.run(["tar", "-C", self._template, "-c", "."], check=True, capture_output=True, timeout=60)
+        change = ["--change", 'CMD ["sh"]', "--change", "ENV PATH=/bin:/usr/bin"]
+        self.ok("import", *change, "-", IMAGE, stdin=tar.stdout)
+        self.run(IMAGE, "true").expect(0)
+
+    def argv(self, *args: str) -> list[str]:
+        """The command: `env` sets the configuration, for a terminal session too."""
+        flags = [
+            "--root",
+            f"{self.directory}/root",
+            "--runroot",
+            f"{self.directory}/run",
+            "--storage-driver",
+            "overlay",
+        ]
+        config = f"CONTAINERS_CONF={self.directory}/containers.conf"
+        return ["env", config, "podman", *flags, "--runtime", self.runtime.path, *args]
+
+    def call(self, *args: str, stdin: bytes | int = b"", timeout: float | None = None) -> Result:
+        """A command to its end."""
+        return call(self.argv(*args), stdin=stdin, timeout=timeout or self.runtime.timeout + 30)
+
+    def ok(self, *args: str, stdin: bytes | int = b"", timeout: float | None = None) -> str:
+        """The output of a command that must succeed."""
+        return self.call(*args, stdin=stdin, timeout=timeout).expect(0).text
+
+    def start_client(self, *args: str) -> Process:
+        """A command without waiting."""
+        return Process(self.argv(*args))
+
+    def run(self, *args: str, stdin: bytes | int = b"") -> Result:
+        """`podman run --rm …` in the foreground."""
+        return self.call("run", "--rm", "--cgroup-parent", PARENT, *args, stdin=stdin)
+
+    def detached(self, *args: str) -> str:
+        """`podman run --detach …`: the id. conmon holds no stream of ours."""
+        return self.ok("run", "--detach", "--cgroup-parent", PARENT, *args)
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        """What `podman inspect` says."""
+        found: list[dict[str, Any]] = json.loads(self.ok("inspect", container))
+        return found[0]
+
+    def containers(self) -> set[str]:
+        """All ids, stopped ones too."""
+        return set(self.ok("ps", "--all", "--quiet", "--no-trunc").split())
+
+    def wait_log(self, container: str, wanted: str, timeout: float = 30) -> str:
+        """Until *wanted* is in the container's logs."""
+
+        def there() -> str:
+            result = self.call("logs", container)
+            text = (result.stdout + result.stderr).decode(errors="replace")
+            return text if wanted in text else ""
+
+        return wait_until(there, timeout=timeout, what=f"{wanted!r} in the logs of {container}", interval=0.2)
+
+    def remove_all(self) -> None:
+        """Every pod and container, running or not."""
+        self.ok("pod", "rm", "--force", "--all", "--time", "0")
+        self.ok("rm", "--force", "--all", "--volumes", "--time", "0")
+
+    def close(self) -> None:
+        """Remove all containers, networks and mounts, and undo the packet filter's rules."""
+        try:
+            self.remove_all()
+            self.call("network", "prune", "--force")
+        finally:
+            process.reap_orphans()
+            subprocess.run(["ip", "link", "delete", "podman0"], check=False, timeout=10, capture_output=True)
+            self._firewall.restore(("10.215.", "10.216."))
+            with open("/proc/self/mounts", encoding="utf-8") as file:
+                mounted = [line.split()[1] for line in file if line.split()[1].startswith(self.directory + "/")]
+            for path in reversed(mounted):
+                subprocess.run(["umount", path], check=False, timeout=10, capture_output=True)
