@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +20,22 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a container's start n
 
 def runvm(*argv: str, data: bytes = b"", timeout: float = 120) -> subprocess.CompletedProcess[bytes]:
     """One command of the checkout's runvm, by the distribution's Python."""
-    return subprocess.run(
-        ["/usr/bin/python3", "-m", "runvm", *argv],
-        input=data,
-        capture_output=True,
-        timeout=timeout,
-        env={**os.environ, "PYTHONPATH": os.fspath(_SOURCE)},
-        check=False,
-    )
+    # files, not pipes: a created container keeps its streams, and a pipe's end would not come
+    with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        stdin.write(data)
+        stdin.seek(0)
+        done = subprocess.run(
+            ["/usr/bin/python3", "-m", "runvm", *argv],
+            stdin=stdin,
+            stdout=out,
+            stderr=err,
+            timeout=timeout,
+            env={**os.environ, "PYTHONPATH": os.fspath(_SOURCE)},
+            check=False,
+        )
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(done.args, done.returncode, out.read(), err.read())
 
 
 @pytest.fixture
