@@ -239,7 +239,8 @@ def _set_up(namespace: _Namespace, interface: Interface, old: Interface | None, 
         ifindex,
         mac=interface.mac if interface.mac != link.mac else "",
         mtu=interface.mtu if interface.mtu != link.mtu else 0,
-        queue=interface.queue if interface.queue != link.queue else -1,
+        # 0, as Docker gives its veths, would leave a real card without a queue: what its ring can't take would be lost
+        queue=interface.queue if interface.queue not in (0, link.queue) else -1,
         ipv4=settings,
         # the host's link-local address comes with the others: the kernel's own would be tried for duplicates first
         address_mode=links.MODE_NONE if link.ipv6 and fresh else -1,

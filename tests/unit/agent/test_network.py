@@ -181,6 +181,13 @@ def test_the_guest_gets_what_the_host_has(pair: Pair) -> None:
     assert "tentative" not in pair.inner.ip("-6 addr show")
 
 
+def test_a_card_keeps_its_queue(pair: Pair) -> None:
+    """Docker's veths have none; a card without one drops what its ring can't take."""
+    pair.box.ip("link set eth0 txqueuelen 0", "link set eth0 up")
+    pair.configure({"eth0": CARD})
+    assert "qlen 1000" in pair.inner.ip("link show eth0")
+
+
 def test_ipv6_switched_off_on_the_host_is_off_in_the_guest(pair: Pair) -> None:
     """Docker does that for networks without IPv6."""
     pair.box.call("sysctl", "-w", "net.ipv6.conf.all.disable_ipv6=1")
