@@ -6,6 +6,7 @@ cgroups and sockets those are taken that bear a mark of the tests or of the runt
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +16,8 @@ from framework.bundle import CGROUP_PARENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from framework.runtime import Container
 
 KEPT_CGROUPS = (
     CGROUP_PARENT,
@@ -128,3 +131,15 @@ def cgroups_of(pid: int) -> dict[str, str]:
 def namespace(pid: int | str, kind: str) -> str:
     """The identity of a process's namespace, such as net:[4026531840]."""
     return os.readlink(f"/proc/{pid}/ns/{kind}")
+
+
+def processes_of(container: Container) -> dict[str, int]:
+    """A container's processes by role: `shim` (its pid), and of a VM `supervisor`, `vmm`, `virtiofsd`."""
+    runtime = container.runtime
+    found = {"shim": container.init_pid}
+    if runtime.is_vm:
+        with open(f"{runtime.root}/{container.id}/state.json", encoding="utf-8") as file:
+            sandbox = json.load(file)["sandbox"]
+        with open(f"{runtime.state_dir}/sandboxes/{sandbox}/processes.json", encoding="utf-8") as file:
+            found |= {role: identity[0] for role, identity in json.load(file).items()}
+    return found

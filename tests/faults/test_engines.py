@@ -1,0 +1,80 @@
+"""An engine's daemon that is killed: containers go on, or are cleaned up, as Docker promises it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from framework import process
+from framework.docker import IMAGE, Dockerd, missing
+from framework.process import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from framework.host import Host
+    from framework.runtime import Runtime
+
+SLEEP = ("sh", "-c", "trap 'exit 0' TERM; echo begun; while :; do sleep 1; done")
+
+
+@pytest.fixture(scope="module")
+def docker(runtime: Runtime, scratch: str, template: str) -> Iterator[Dockerd]:
+    """A dockerd of this file's own, since it gets killed."""
+    if name := missing():
+        pytest.skip(f"{name} isn't installed: apt-get install docker.io")
+    daemon = Dockerd(f"{scratch}/killed", runtime, template)
+    try:
+        daemon.open()
+        yield daemon
+    finally:
+        daemon.close()
+
+
+def test_containers_live_on_when_dockerd_is_killed(docker: Dockerd, host: Host) -> None:
+    """live-restore and kill -9 of dockerd: the container runs on, and the next dockerd execs in it and stops it."""
+    docker.detached("--name", "survivor", IMAGE, *SLEEP)
+    pid = docker.inspect("survivor")["State"]["Pid"]
+    docker.kill()
+    assert process.alive(pid)
+    docker.start()
+    assert docker.inspect("survivor")["State"]["Pid"] == pid
+    assert docker.ok("exec", "survivor", "echo", "alive") == "alive"
+    docker.ok("stop", "survivor")
+    assert docker.inspect("survivor")["State"]["ExitCode"] == 0
+    docker.ok("rm", "survivor")
+    host.mark()  # the new dockerd is no leak
+
+
+def test_a_killed_containerd_shim_ends_its_container(docker: Dockerd) -> None:
+    """kill -9 of containerd's shim: containerd calls `delete --force`, and the container shows as exited."""
+    docker.detached("--name", "orphan", IMAGE, *SLEEP)
+    pid = docker.inspect("orphan")["State"]["Pid"]
+    shim = process.parent(pid)
+    assert "containerd-shim" in process.command_line(shim)
+    os.kill(shim, signal.SIGKILL)
+    wait_until(
+        lambda: docker.inspect("orphan")["State"]["Status"] == "exited", timeout=30, what="its end", interval=0.2
+    )
+    assert not process.alive(pid)
+    docker.ok("start", "orphan")
+    assert docker.ok("exec", "orphan", "echo", "again") == "again"
+    docker.ok("rm", "--force", "orphan")
+
+
+@pytest.mark.only("runvm", "there is a virtual machine")
+@pytest.mark.parametrize("program", ["qemu-system", "virtiofsd"])
+def test_a_killed_vm_shows_as_an_exited_container(docker: Dockerd, program: str) -> None:
+    """kill -9 of the VMM or of its file server: inspect says exited, with a code that isn't 0; it starts again."""
+    docker.detached("--name", "vm", IMAGE, *SLEEP)
+    below = process.descendants(os.getpid())
+    victim = next(pid for pid in below if program in process.command_line(pid).split(" ")[0])
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: docker.inspect("vm")["State"]["Status"] == "exited", timeout=30, what="its end", interval=0.2)
+    assert docker.inspect("vm")["State"]["ExitCode"] != 0
+    docker.ok("start", "vm")
+    assert docker.ok("exec", "vm", "echo", "again") == "again"
+    docker.ok("rm", "--force", "vm")

@@ -1,0 +1,105 @@
+"""A command that is killed half-way, at several moments: what it leaves can be deleted, and its id used again."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from framework import process
+
+if TYPE_CHECKING:
+    from framework.runtime import Box, Container
+
+# Seconds after its start at which a command is killed: while it reads its config, makes its state, starts its VM, waits
+# for the guest, talks to the caller
+MOMENTS = [0.01, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6]
+
+pytestmark = pytest.mark.only("runvm", "runc may leave its half-made init and cgroup behind")
+
+
+def known(container: Container) -> str:
+    """The status, '' where there's no such container; whatever state the killed command left, this ends at once."""
+    result = container.runtime.call("state", container.id, timeout=15)
+    if result.code != 0:
+        assert result.error == "container does not exist", result.describe()
+        return ""
+    return str(result.json()["status"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["KILL", "TERM"])
+def test_create_killed_half_way_can_be_deleted_and_done_again(box: Box, number: int) -> None:
+    """create, ended at several moments: `delete --force` clears what is there; then the id works."""
+    for moment in MOMENTS:
+        container = box.idle()
+        command = container.begin()
+        time.sleep(moment)
+        command.signal(number)
+        container.created(command)
+        known(container)
+        container.delete("--force")
+        assert known(container) == ""
+    container.launch()
+    assert container.sh("echo works") == "works"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["KILL", "TERM"])
+def test_run_killed_half_way_leaves_nothing_after_delete(box: Box, number: int) -> None:
+    """run --detach, likewise; where it got far enough to be running, the container is whole."""
+    for moment in MOMENTS:
+        container = box.idle()
+        command = container.begin("--detach", command="run")
+        time.sleep(moment)
+        command.signal(number)
+        container.created(command)
+        if known(container) == "running":
+            assert container.sh("echo works") == "works"
+        container.delete("--force")
+        assert known(container) == ""
+
+
+def test_start_killed_half_way(box: Box) -> None:
+    """start: the container is created, running or stopped after it, and a second start or delete works."""
+    for moment in (0.01, 0.05, 0.1, 0.3):
+        container = box.idle()
+        container.create()
+        command = container.runtime.start("start", container.id)
+        time.sleep(moment)
+        command.signal(signal.SIGKILL)
+        command.wait(30)
+        status = known(container)
+        assert status in ("created", "running", "stopped")
+        if status == "created":
+            container.start()
+            assert known(container) == "running"
+        container.delete("--force")
+
+
+def test_exec_killed_half_way_leaves_the_container_well(box: Box) -> None:
+    """exec, killed at several moments: the container runs on, its process list doesn't grow, further execs work."""
+    container = box.sleeper()
+    for moment in (0.01, 0.05, 0.1, 0.2, 0.4, 0.8):
+        command = container.runtime.start("exec", container.id, "sleep", "1001")
+        time.sleep(moment)
+        command.kill()
+    assert container.sh("echo works") == "works"
+    process.wait_until(
+        lambda: "sleep 1001" not in container.sh("ps -o args | grep -v 'ps -o'"),
+        timeout=20,
+        what="the execs' end",
+        interval=0.5,
+    )
+
+
+def test_delete_killed_half_way_can_be_done_again(box: Box) -> None:
+    """delete --force, killed at several moments: a second one finishes the work."""
+    for moment in (0.01, 0.05, 0.1, 0.2, 0.4):
+        container = box.sleeper()
+        command = container.runtime.start("delete", "--force", container.id)
+        time.sleep(moment)
+        command.signal(signal.SIGKILL)
+        command.wait(30)
+        container.delete("--force")
+        assert known(container) == ""
