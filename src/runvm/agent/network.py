@@ -19,7 +19,16 @@ from runvm.linux.netlink import NetlinkError, Socket
 from runvm.linux.netns import in_namespace
 from runvm.linux.routing import Address, Route
 from runvm.linux.syscalls import CLONE_NEWNET, MNT_DETACH, MS_BIND, mount, setns, unmount, unshare
-from runvm.protocol.interfaces import IPV6_SETTINGS, NAMESPACE_SETTINGS, Changes, Interface, Network, changes
+from runvm.protocol.interfaces import (
+    IPV6_SETTINGS,
+    NAMESPACE_SETTINGS,
+    Changes,
+    Interface,
+    Network,
+    changes,
+    from_json,
+    to_json,
+)
 
 DIRECTORY = "/run/netns"
 """Where `ip netns` has them, too; crun joins them by path."""
@@ -31,7 +40,7 @@ _STABLE_PRIVACY = 2  # IN6_ADDR_GEN_MODE_STABLE_PRIVACY
 class _Namespace:
     """One network namespace: what it was last told to have, and its cards by their interface's index on the host.
 
-    *waiting* has cards, by MAC, that were moved here before anyone knew what for.
+    *waiting* has cards, by MAC, that were moved here before anyone knew what for; *settings* the NAMESPACE_SETTINGS.
     """
 
     def __init__(self) -> None:
@@ -44,6 +53,7 @@ class _Namespace:
             try:
                 self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
                 self.sock = Socket()
+                self.settings = {name: _read_setting(name) for name in NAMESPACE_SETTINGS}
             finally:
                 setns(home, CLONE_NEWNET)
         finally:
@@ -59,20 +69,23 @@ _namespaces: dict[str, _Namespace] = {}
 _spare: list[_Namespace] = []
 
 
-def prepare(cards: tuple[str, ...] = ()) -> None:
+def prepare(cards: tuple[str, ...] = ()) -> int:
     """Make a namespace in advance, before a template is taken: the next make_namespace() finds it done. Raises OSError.
 
     Those of *cards* (MACs) that the VM has are moved in: that takes longer than all that configure() does with them. So
-    configure() has to follow then, even with an empty Network, which takes them out again.
+    configure() has to follow then, even with an empty Network, which takes them out again. The descriptor returned, for
+    sockets that are to wait there too, remains this module's.
     """
     namespace = _Namespace()
     _spare.append(namespace)
+    from_json(to_json(Network()))  # makes its decoders
     with Socket() as sock:
         for link in links.links(sock):
             if _mac(link) in cards:
                 # most likely the right name
                 name = f"eth{len(namespace.waiting)}"
                 namespace.waiting[_mac(link)] = _move(namespace, link, name)
+    return namespace.fd
 
 
 def path(name: str) -> str:
@@ -133,7 +146,7 @@ def configure(name: str, network: Network, *, deadline: float) -> list[str]:
         if interface.nic in namespace.waiting:
             ifindex = namespace.cards[interface.ifindex] = namespace.waiting.pop(interface.nic)
             links.set_link(namespace.sock, ifindex, name=interface.name)
-    in_namespace(namespace.fd, lambda: _set_namespace_settings(namespace.network, network))
+    in_namespace(namespace.fd, lambda: _set_namespace_settings(namespace, network))
     cards = _find_cards([item for item in difference.added if item.ifindex not in namespace.cards], deadline)
     fresh = []
     for interface in difference.added:
@@ -287,11 +300,27 @@ def _set_ipv6_settings(interface: Interface, link: Link) -> None:
 # --- the namespace
 
 
-def _set_namespace_settings(old: Network, new: Network) -> None:
-    wanted = dict(new.settings)
+def _set_namespace_settings(namespace: _Namespace, network: Network) -> None:
+    wanted = dict(network.settings)
+    written = False
     for name in NAMESPACE_SETTINGS:
-        if name in wanted and (name, wanted[name]) not in old.settings:
+        # one may change those after it: conf/all/disable_ipv6 goes for the default and for lo as well
+        if name in wanted and (written or namespace.settings.get(name) != wanted[name]):
             _write_setting(name, wanted[name])
+            written = True
+    namespace.settings.update(wanted)
+
+
+def _read_setting(name: str) -> str:
+    """A file below /proc/sys/net; '' where the kernel has none of that name."""
+    try:
+        fd = os.open(f"/proc/sys/net/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        return os.read(fd, 256).decode().strip()
+    finally:
+        os.close(fd)
 
 
 def _write_setting(name: str, value: str) -> None:

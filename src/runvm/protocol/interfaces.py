@@ -5,6 +5,7 @@ On the wire it is JSON; from_json() checks each field, so that netlink in the gu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from runvm.linux.routing import Address, Neighbour, Route, Rule
@@ -45,7 +46,7 @@ IPV6_SETTINGS = {
 }
 """DEVCONF_* (linux/ipv6.h) copied with an interface, and their files."""
 
-_BYTES = frozenset({"prefix", "scope", "kind", "protocol", "preference", "tos", "action", "address_mode", "weight"})
+_BYTES = frozenset({"prefix", "scope", "kind", "protocol", "preference", "tos", "action", "address_mode"})
 
 
 class NetworkError(Exception):
@@ -122,7 +123,10 @@ def to_json(value: Any) -> Any:
 
 def from_json(value: object) -> Network:
     """The Network that to_json() wrote. Raises NetworkError, which names the bad field."""
-    network: Network = _decode("network", value, Network)
+    try:
+        network: Network = _decoder(Network)(value)
+    except _BadError as error:
+        raise NetworkError(f"network{error.path} {error.text}") from None
     return network
 
 
@@ -133,52 +137,102 @@ def valid_name(name: str) -> bool:
     return not any(c in "/:" or c.isspace() or not c.isprintable() for c in name)
 
 
-_hints: dict[Any, dict[str, Any]] = {}
+# --- the decoders, a function for each type and field, made at the first use: an emulated guest is slow otherwise
+
+_Decoder = Callable[[object], Any]
+_decoders: dict[Any, _Decoder] = {}
 
 
-def _decode(where: str, value: object, hint: Any) -> Any:
+class _BadError(Exception):
+    def __init__(self, path: str, text: str) -> None:
+        super().__init__(path, text)
+        self.path, self.text = path, text
+
+
+def _decoder(hint: Any, field: str = "") -> _Decoder:
+    if hint is bool:
+        return _decode_bool
+    if hint is str:
+        return _decode_name if field == "name" else _decode_text
     if hint is int:
-        _check_number(where, value)
-    elif hint is bool:
-        if type(value) is not bool:
-            raise NetworkError(f"{where} should be true or false")
-    elif hint is str:
-        _check_text(where, value)
-    elif hasattr(hint, "_fields"):
-        if hint not in _hints:
-            _hints[hint] = get_type_hints(hint)
-        hints = _hints[hint]
-        if not isinstance(value, dict) or value.keys() != hints.keys():
-            raise NetworkError(f"{where} should have the fields {', '.join(hints)}")
-        return hint(**{field: _decode(f"{where}.{field}", value[field], kind) for field, kind in hints.items()})
-    else:
-        return _decode_tuple(where, value, get_args(hint))
-    return value
+        return _number_decoder(field)
+    if hint not in _decoders:
+        _decoders[hint] = _record_decoder(hint) if hasattr(hint, "_fields") else _tuple_decoder(get_args(hint))
+    return _decoders[hint]
 
 
-def _decode_tuple(where: str, value: object, kinds: tuple[Any, ...]) -> Any:
-    if not isinstance(value, list) or len(value) > MAX_ITEMS:
-        raise NetworkError(f"{where} should be a list of at most {MAX_ITEMS}")
-    if kinds[-1] is Ellipsis:
-        kinds = (kinds[0],) * len(value)
-    if len(value) != len(kinds):
-        raise NetworkError(f"{where} should have {len(kinds)} items")
-    return tuple(_decode(f"{where}[{i}]", item, kind) for i, (item, kind) in enumerate(zip(value, kinds, strict=True)))
+def _decode_bool(value: object) -> bool:
+    if type(value) is bool:
+        return value
+    raise _BadError("", "should be true or false")
 
 
-def _check_number(where: str, value: object) -> None:
-    field = where.rpartition(".")[2]
-    low = -1 if field == "unless_prefix" or field.endswith("]") else 1 if field == "weight" else 0
-    high = 255 + (field == "weight") if field in _BYTES else 0xFFFFFFFF
-    if type(value) is not int or not low <= value <= high:
-        raise NetworkError(f"{where} should be a number from {low} to {high}")
-    if field == "family" and value not in (2, 10):
-        raise NetworkError(f"{where} should be 2 or 10")
+def _decode_text(value: object) -> str:
+    if isinstance(value, str) and len(value) <= _MAX_TEXT and "\0" not in value:
+        return value
+    raise _BadError("", f"should be a string of at most {_MAX_TEXT} characters")
 
 
-def _check_text(where: str, value: object) -> None:
-    if not isinstance(value, str) or len(value) > _MAX_TEXT or "\0" in value:
-        raise NetworkError(f"{where} should be a string of at most {_MAX_TEXT} characters")
-    field = where.rpartition(".")[2]
-    if field == "name" and not valid_name(value):
-        raise NetworkError(f"{where} is no name for an interface")
+def _decode_name(value: object) -> str:
+    if isinstance(value, str) and valid_name(value):
+        return value
+    raise _BadError("", "is no name for an interface")
+
+
+def _number_decoder(field: str) -> _Decoder:
+    if field == "family":
+        return _decode_family
+    low = 1 if field == "weight" else -1 if field in ("", "unless_prefix") else 0
+    high = 256 if field == "weight" else 255 if field in _BYTES else 0xFFFFFFFF
+
+    def decode(value: object) -> int:
+        if type(value) is int and low <= value <= high:
+            return value
+        raise _BadError("", f"should be a number from {low} to {high}")
+
+    return decode
+
+
+def _decode_family(value: object) -> int:
+    if type(value) is int and value in (2, 10):
+        return value
+    raise _BadError("", "should be 2 or 10")
+
+
+def _record_decoder(kind: Any) -> _Decoder:
+    fields = [(field, _decoder(hint, field)) for field, hint in get_type_hints(kind).items()]
+    names = {field for field, _ in fields}
+
+    def decode(value: object) -> Any:
+        if not isinstance(value, dict) or value.keys() != names:
+            raise _BadError("", f"should have the fields {', '.join(field for field, _ in fields)}")
+        decoded = []
+        field = ""
+        try:
+            for field, decode_field in fields:
+                decoded.append(decode_field(value[field]))
+        except _BadError as error:
+            raise _BadError(f".{field}{error.path}", error.text) from None
+        return kind._make(decoded)
+
+    return decode
+
+
+def _tuple_decoder(kinds: tuple[Any, ...]) -> _Decoder:
+    endless = kinds[-1] is Ellipsis
+    decoders = [_decoder(kind) for kind in kinds if kind is not Ellipsis]
+
+    def decode(value: object) -> tuple[Any, ...]:
+        if not isinstance(value, list) or len(value) > MAX_ITEMS:
+            raise _BadError("", f"should be a list of at most {MAX_ITEMS}")
+        if not endless and len(value) != len(decoders):
+            raise _BadError("", f"should have {len(decoders)} items")
+        decoded = []
+        try:
+            for item, decode_item in zip(value, decoders * len(value) if endless else decoders, strict=True):
+                decoded.append(decode_item(item))
+        except _BadError as error:
+            raise _BadError(f"[{len(decoded)}]{error.path}", error.text) from None
+        return tuple(decoded)
+
+    return decode

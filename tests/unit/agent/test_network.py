@@ -111,8 +111,7 @@ def test_the_namespace_is_bound_by_name_and_goes_with_it(tmp_path: object, monke
 
 def test_a_namespace_made_in_advance_is_used(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest, "DIRECTORY", str(tmp_path))
-    guest.prepare()
-    spare = os.fstat(guest._spare[-1].fd).st_ino
+    spare = os.fstat(guest.prepare()).st_ino
     guest.make_namespace("one")
     assert os.stat(guest.path("one")).st_ino == spare
     guest.remove_namespace("one")
