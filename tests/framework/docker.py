@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from framework import process
 from framework.bundle import CGROUP_PARENT
+from framework.containerd import Containerd
 from framework.firewall import Firewall
-from framework.process import Process, Result, call, wait_until
+from framework.process import Process, Result, call, stop, wait_until
 
 if TYPE_CHECKING:
     from framework.runtime import Runtime
@@ -26,36 +27,6 @@ def missing() -> str:
     """Which program isn't there, '' when all are."""
     wanted = (CLIENT, "dockerd", "containerd", "containerd-shim-runc-v2", "iptables")
     return next((name for name in wanted if shutil.which(name) is None), "")
-
-
-class Containerd:
-    """containerd below *directory*, without CRI."""
-
-    def __init__(self, directory: str) -> None:
-        self.directory = directory
-        self.address = f"{directory}/containerd.sock"
-        self._process: Process | None = None
-        os.makedirs(directory, exist_ok=True)
-
-    def start(self) -> None:
-        """Start it and wait for its socket."""
-        config = f"{self.directory}/containerd.toml"
-        with open(config, "w", encoding="utf-8") as file:
-            file.write(
-                "version = 2\n"
-                f"root = {json.dumps(self.directory + '/root')}\n"
-                f"state = {json.dumps(self.directory + '/state')}\n"
-                'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-                f"[grpc]\naddress = {json.dumps(self.address)}\n"
-            )
-        with open(f"{self.directory}/containerd.log", "ab") as log:
-            self._process = Process(["containerd", "--config", config], stdout=log, stderr=log, die_with_us=True)
-        wait_until(lambda: os.path.exists(self.address), timeout=30, what="containerd's socket")
-
-    def stop(self) -> None:
-        """End it; the shims of containers go on."""
-        _stop(self._process, 15)
-        self._process = None
 
 
 class Dockerd:
@@ -175,7 +146,7 @@ class Dockerd:
                 if ids:
                     self.call("rm", "--force", "--volumes", *ids)
         finally:
-            _stop(self._process, 30)
+            stop(self._process, 30)
             self.containerd.stop()
             process.reap_orphans()
             for name in self._bridges():
@@ -197,14 +168,3 @@ class Dockerd:
 
 def _run(*argv: str) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=10).stdout
-
-
-def _stop(running: Process | None, timeout: float) -> None:
-    """SIGTERM, and SIGKILL past *timeout*."""
-    if running is None or not running.running():
-        return
-    running.popen.terminate()
-    try:
-        running.popen.wait(timeout)
-    except subprocess.TimeoutExpired:
-        running.kill()

@@ -156,6 +156,17 @@ def call(
     return Process(argv, stdin=stdin, env=env, cwd=cwd, pass_fds=pass_fds).wait(timeout)
 
 
+def stop(running: Process | None, timeout: float) -> None:
+    """SIGTERM, and SIGKILL past *timeout*."""
+    if running is None or not running.running():
+        return
+    running.popen.terminate()
+    try:
+        running.popen.wait(timeout)
+    except subprocess.TimeoutExpired:
+        running.kill()
+
+
 def wait_until(condition: Callable[[], T], *, timeout: float, what: str, interval: float = 0.05) -> T:
     """Ask *condition* until it is true and give what it gave. Raises AssertionError naming *what* was waited for."""
     deadline = time.monotonic() + timeout

@@ -1,0 +1,91 @@
+"""ctr run and ctr task: containerd's own client, with `--runc-binary`, on containers of every length of life."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from framework import host as books
+from framework import process
+from framework.process import wait_until
+
+if TYPE_CHECKING:
+    from framework.containerd import Containerd
+    from framework.runtime import Runtime
+
+SLEEP = ["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 1; done"]
+
+
+def test_run_passes_streams_and_codes(containerd: Containerd, runtime: Runtime, template: str) -> None:
+    """`ctr run --rm`: stdin and stdout by FIFOs (ctr doesn't pass the end of its own), stderr apart, the code."""
+    script = "head -n 1; uname -r; echo problem >&2; exit 6"
+    result = containerd.run(
+        runtime, "--rm", rootfs=template, name="streams", argv=["sh", "-c", script], stdin=b"input\n"
+    )
+    assert result.code == 6, result.describe()
+    echoed, release = result.text.splitlines()
+    assert echoed == "input"
+    assert (release != os.uname().release) == runtime.is_vm
+    assert result.stderr.endswith(b"problem\n")
+
+
+def test_a_task_is_looked_at_paused_killed_and_deleted(containerd: Containerd, runtime: Runtime, template: str) -> None:
+    """run -d, task ls, ps, exec, metrics, pause, resume, kill, delete: what containerd's shim asks of a runtime."""
+    containerd.run(runtime, "--detach", rootfs=template, name="task", argv=SLEEP).expect(0)
+    listed = containerd.ctr("tasks", "list").expect(0).text.splitlines()[1].split()
+    assert (listed[0], listed[2]) == ("task", "RUNNING")
+    pid = int(listed[1])
+    assert "sh -c trap" in process.command_line(pid)
+    assert str(pid) in containerd.ctr("tasks", "ps", "task").expect(0).text
+    executed = containerd.ctr("tasks", "exec", "--exec-id", "one", "task", "sh", "-c", "echo in it; exit 4")
+    assert (executed.code, executed.text) == (4, "in it")
+    metrics = json.loads(containerd.ctr("tasks", "metrics", "--format", "json", "task").expect(0).stdout)
+    assert metrics
+    containerd.ctr("tasks", "pause", "task").expect(0)
+    assert "PAUSED" in containerd.ctr("tasks", "list").text
+    containerd.ctr("tasks", "resume", "task").expect(0)
+    assert "RUNNING" in containerd.ctr("tasks", "list").text
+    containerd.ctr("tasks", "kill", "--signal", "SIGTERM", "task").expect(0)
+    wait_until(lambda: "STOPPED" in containerd.ctr("tasks", "list").text, timeout=20, what="its end")
+    assert b"non-zero exit code 3" in containerd.ctr("tasks", "delete", "task").expect(0).stderr
+    containerd.ctr("containers", "delete", "task").expect(0)
+
+
+def test_a_killed_task_is_137(containerd: Containerd, runtime: Runtime, template: str) -> None:
+    """SIGKILL by containerd."""
+    containerd.run(runtime, "--detach", rootfs=template, name="killed", argv=SLEEP).expect(0)
+    containerd.ctr("tasks", "kill", "--signal", "SIGKILL", "killed").expect(0)
+    wait_until(lambda: "STOPPED" in containerd.ctr("tasks", "list").text, timeout=20, what="its end")
+    assert b"non-zero exit code 137" in containerd.ctr("tasks", "delete", "killed").expect(0).stderr
+
+
+def test_namespaces_are_joined_by_the_pid_of_another_task(
+    containerd: Containerd, runtime: Runtime, template: str
+) -> None:
+    """As a CRI pod's containers: network, ipc and uts of the first one's pid; both see one kernel, one network."""
+    first = ["sh", "-c", "httpd -p 127.0.0.1:8000 -h /etc; sleep 1001"]
+    containerd.run(runtime, "--detach", rootfs=template, name="sandbox", argv=first).expect(0)
+    pid = int(containerd.ctr("tasks", "list").text.splitlines()[1].split()[1])
+    joined = [word for kind in ("network", "ipc", "uts") for word in ("--with-ns", f"{kind}:/proc/{pid}/ns/{kind[:3]}")]
+    containerd.run(runtime, "--detach", *joined, rootfs=template, name="member", argv=SLEEP).expect(0)
+    fetch = ("tasks", "exec", "--exec-id", "fetch", "member", "wget", "-q", "-O", "-", "http://127.0.0.1:8000/passwd")
+    assert "root:" in containerd.ctr(*fetch).expect(0).text
+    tasks = {line.split()[0]: int(line.split()[1]) for line in containerd.ctr("tasks", "list").text.splitlines()[1:]}
+    for kind in ("net", "ipc", "uts"):
+        assert books.namespace(tasks["member"], kind) == books.namespace(tasks["sandbox"], kind)
+    assert books.namespace(tasks["member"], "pid") != books.namespace(tasks["sandbox"], "pid")
+    containerd.ctr("tasks", "delete", "--force", "member")
+    assert "sandbox" in containerd.ctr("tasks", "list").text
+
+
+@pytest.mark.only("runvm", "a VM can't be checkpointed by CRIU")
+def test_checkpoint_is_refused_clearly(containerd: Containerd, runtime: Runtime, template: str) -> None:
+    """`ctr tasks checkpoint` fails and says that it isn't supported; the task runs on."""
+    containerd.run(runtime, "--detach", rootfs=template, name="stays", argv=SLEEP).expect(0)
+    result = containerd.ctr("tasks", "checkpoint", "stays")
+    assert result.code != 0
+    assert b"support" in result.stderr
+    assert "RUNNING" in containerd.ctr("tasks", "list").text
