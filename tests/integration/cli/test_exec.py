@@ -144,14 +144,15 @@ def test_many_execs_at_once(running: Container) -> None:
 
 def test_exec_of_a_missing_program_says_so(running: Container) -> None:
     """255, with the texts that docker turns into 127 and 126, whether detached or not."""
+    missing = ("no such file or directory", "executable file not found")
     for argv, wanted in (
-        (["no-such-program"], "executable file not found"),
-        (["/no/such/program"], "no such file or directory"),
-        (["/etc/passwd"], "permission denied"),
+        (["no-such-program"], missing[1:]),
+        (["/no/such/program"], missing),
+        (["/etc/passwd"], ("permission denied",)),
     ):
         result = running.exec(*argv)
         assert result.code == 255, result.describe()
-        assert wanted in result.error, result.describe()
+        assert any(words in result.error for words in wanted), result.describe()
         assert argv[0] in result.error
     detached = running.exec("no-such-program", flags=("--detach",))
     assert detached.code == 255

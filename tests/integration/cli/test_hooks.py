@@ -134,6 +134,20 @@ def test_container_hooks_run_in_the_container(box: Box) -> None:
     assert state["status"] in ("created", "creating")
 
 
+def test_a_create_container_hook_runs_during_create(box: Box) -> None:
+    """createContainer: after createRuntime, before create returns, with the state on stdin and a live pid."""
+    container = box.idle()
+    path = recorder(container)
+    for kind in ("createRuntime", "createContainer"):
+        container.bundle.hook(kind, path, ["record", kind], env=["PATH=" + os.environ["PATH"]])
+    container.create()
+    assert order(container) == ["createRuntime", "createContainer"]
+    state = json.loads(read(f"{container.bundle.path}/state-createContainer"))
+    assert state["id"] == container.id
+    assert state["status"] in ("creating", "created")
+
+
+@pytest.mark.differs("runvm", "the hook runs on the host: what it mounts for itself isn't in the guest")
 def test_a_create_container_hook_runs_in_the_container_namespaces(box: Box) -> None:
     """createContainer runs in the mount namespace of the container, before pivot_root: it may mount into the root."""
     container = box.sh("cat /tmp/mounted/file")

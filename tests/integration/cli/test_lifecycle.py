@@ -291,16 +291,17 @@ def wait_for_text(path: str, wanted: str, timeout: float) -> None:
 
 def test_a_missing_program_fails_at_create(box: Box, runtime: Runtime) -> None:
     """create (not start) fails with the texts that docker turns into 127 and 126; nothing is left."""
+    missing = ("no such file or directory", "executable file not found in $path")
     for command, wanted in (
-        ("/bin/no-such-program", "no such file or directory"),
-        ("no-such-program", "executable file not found in $PATH"),
-        ("/etc/passwd", "permission denied"),
-        ("/etc", "permission denied"),
+        ("/bin/no-such-program", missing),
+        ("no-such-program", missing[1:]),
+        ("/etc/passwd", ("permission denied",)),
+        ("/etc", ("permission denied",)),
     ):
         container = box(command)
         result = container.try_create()
         assert result.code == 1, result.describe()
-        assert wanted in result.error.lower().replace("$path", "$PATH"), result.describe()
+        assert any(words in result.error.lower() for words in wanted), result.describe()
         assert command in result.error
         assert runtime.call("state", container.id).error == "container does not exist"
     assert runtime.ids() == []

@@ -203,7 +203,7 @@ def test_the_namespace_is_as_before_when_the_container_is_gone(box: Box) -> None
         looks = (("-o", "link"), ("-o", "address"), ("route",))
 
         def look() -> list[str]:
-            shown = [re.sub(r"state \w+|qdisc \w+|qlen \d+|<.*?>", "", near.ip(*args)) for args in looks]
+            shown = [re.sub(r"tentative|state \w+|qdisc \w+|qlen \d+|<.*?>", "", near.ip(*args)) for args in looks]
             return [
                 *shown,
                 near.call("tc", "qdisc", "show").text,
@@ -240,7 +240,7 @@ def test_the_hosts_network_is_refused(box: Box, runtime: Runtime) -> None:
         if change == "absent":
             container.bundle.without_namespace("network")
         else:
-            container.bundle.namespace("network", "/proc/1/ns/net")
+            container.bundle.namespace("network", f"/proc/{os.getpid()}/ns/net")
         result = container.try_create()
         assert result.code == 1
         assert "host" in result.error
