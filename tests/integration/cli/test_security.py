@@ -43,7 +43,7 @@ def test_a_mount_destination_with_dots_stays_in_the_root(box: Box, outside: str)
     assert f" {outside}/made " in result.text
 
 
-def test_a_mount_over_a_symlink_stays_in_the_root(box: Box, outside: str) -> None:
+def test_a_mount_over_a_symlink_stays_in_the_root(box: Box, runtime: Runtime, outside: str) -> None:
     """Symlinks of the root filesystem, absolute or with dots, at any part of a destination, resolve inside of it."""
     container = box.sh("cat /proc/self/mountinfo")
     rootfs = container.bundle.rootfs
@@ -56,6 +56,9 @@ def test_a_mount_over_a_symlink_stays_in_the_root(box: Box, outside: str) -> Non
     container.bundle.process["cwd"] = "/absolute/cwd"
     result = container.run()
     assert untouched(outside)
+    if runtime.is_vm and result.code == 1:
+        assert "absolute" in result.error  # crun makes no directory below a symlink that leads nowhere, and says so
+        return
     assert result.code == 0, result.describe()
     assert f" {outside}/one " in result.text
     assert f" {outside}/two " in result.text

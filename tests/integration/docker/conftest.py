@@ -38,7 +38,9 @@ def nothing_left(docker: Dockerd, host: Host) -> Iterator[None]:
         docker.ok("rm", "--force", "--volumes", *made)
     docker.ok("network", "prune", "--force")
     docker.ok("volume", "prune", "--force")
-    assert host.leaks(settle=10) == set()
+    # dockerd mounts the host's network namespace there when --network host is first asked for, and leaves it
+    left = host.leaks(settle=10)
+    assert {entry for entry in left if "/exec/netns/default " not in entry} == set()
 
 
 @pytest.fixture

@@ -91,13 +91,17 @@ def test_top_shows_the_containers_command(docker: Dockerd) -> None:
 
 
 def test_stats_has_figures(docker: Dockerd) -> None:
-    """`docker stats --no-stream`: memory of the container with its limit, and some processes."""
+    """`docker stats --no-stream`: some memory in use, and some processes."""
     line = docker.ok("stats", "--no-stream", "--format", "{{json .}}", NAME)
     figures = json.loads(line)
-    used, limit = figures["MemUsage"].split(" / ")
-    assert limit == "256MiB"
-    assert used != "0B"
+    assert not figures["MemUsage"].startswith("0B")
     assert int(figures["PIDs"]) >= 1
+
+
+@pytest.mark.differs("runvm", "the host's cgroup, which docker stats reads, holds the whole VM and its overhead")
+def test_stats_has_the_containers_limit(docker: Dockerd) -> None:
+    """The limit that was asked for."""
+    assert docker.ok("stats", "--no-stream", "--format", "{{.MemUsage}}", NAME).endswith(" / 256MiB")
 
 
 def test_pause_and_unpause(docker: Dockerd) -> None:
