@@ -75,6 +75,7 @@ def test_a_foreground_run_ends_when_a_process_is_killed(box: Box, role: str) -> 
     arguments = ("run", "--bundle", container.bundle.path, "--pid-file", container.pid_file, container.id)
     command = container.runtime.start(*arguments)
     wait_for_output(command, b"up\n")
+    process.wait_until(lambda: os.path.exists(container.pid_file), timeout=10, what="the pid-file")
     container.init_pid = container.read_pid_file()
     os.kill(processes_of(container)[role], signal.SIGKILL)
     assert command.wait(GONE_WITHIN_S).code != 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from framework.runtime import Runtime
 
 IMAGE = "busybox:test"
+_numbers = itertools.count(1)
 RUNTIME = "under-test"
 # Newer clients than the daemon may lie elsewhere on PATH: Debian's pair belongs together
 CLIENT = "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
@@ -36,8 +38,9 @@ class Dockerd:
         self.directory = directory
         self.runtime = runtime
         self.socket = f"{directory}/docker.sock"
-        self.bridge = "rvtbr0"
-        self.gateway = "10.213.0.1"
+        self._number = next(_numbers)
+        self.bridge = f"rvtbr{self._number}"
+        self.gateway = f"10.213.{self._number}.1"
         self.containerd = Containerd(f"{directory}/ctd")
         self._process: Process | None = None
         self._template = template
@@ -56,7 +59,7 @@ class Dockerd:
             "hosts": [f"unix://{self.socket}"],
             "containerd": self.containerd.address,
             "cgroup-parent": f"{CGROUP_PARENT}/docker",
-            "default-address-pools": [{"base": "10.214.0.0/16", "size": 24}],
+            "default-address-pools": [{"base": f"10.214.{self._number}.0/24", "size": 28}],
             "runtimes": {RUNTIME: {"path": self.runtime.path}},
             "default-runtime": RUNTIME,
             "live-restore": True,
@@ -145,18 +148,14 @@ class Dockerd:
                 ids = self.containers()
                 if ids:
                     self.call("rm", "--force", "--volumes", *ids)
+                self.call("network", "prune", "--force")
         finally:
             stop(self._process, 30)
             self.containerd.stop()
             process.reap_orphans()
-            for name in self._bridges():
-                subprocess.run(["ip", "link", "delete", name], check=False, timeout=10, capture_output=True)
-            self._firewall.restore((self.bridge, "10.213.", "10.214."))
+            subprocess.run(["ip", "link", "delete", self.bridge], check=False, timeout=10, capture_output=True)
+            self._firewall.restore((self.bridge, f"10.213.{self._number}.", f"10.214.{self._number}."))
             self._unmount()
-
-    def _bridges(self) -> list[str]:
-        bridges = (name for name in os.listdir("/sys/class/net") if os.path.isdir(f"/sys/class/net/{name}/bridge"))
-        return [name for name in bridges if name.startswith(("rvtbr", "br-"))]
 
     def _unmount(self) -> None:
         """dockerd leaves the file that names the host's network namespace mounted."""
