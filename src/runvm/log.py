@@ -1,8 +1,7 @@
 """--log, --log-format, --debug: the log file that engines parse, warnings on stderr, step timings, progress for people.
 
 The JSON lines are those that containerd's go-runc and conmon parse (`level`, `msg`, `time`). The standard library's
-logging
-module costs 8 ms to import and is on every start path, hence these few lines.
+logging module costs 8 ms to import and is on every start path, hence these few lines.
 """
 
 from __future__ import annotations

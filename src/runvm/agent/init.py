@@ -2,8 +2,7 @@
 until the end.
 
 What runs before the first `Wake` is in the memory template that later VMs start from, so nothing there may have an
-identity: no host name,
-no random state that outlives the reseeding, no clock, no mounts of a share.
+identity: no host name, no random state that outlives the reseeding, no clock, no mounts of a share.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ from runvm.protocol.messages import (
     Signal,
     Start,
     Stats,
-    Sync,
     Update,
     Wake,
 )
@@ -69,7 +67,7 @@ class Agent:
     def __init__(self, port: int) -> None:
         self.loop = Loop()
         self.connection = Connection(self.loop, port, on_frame=self._frame, on_close=self._closed)
-        self.runtime = Runtime(self.loop, self.connection.send, self._event, SHARE)
+        self.runtime = Runtime(self.loop, self.connection.send, self._event)
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -144,9 +142,6 @@ class Agent:
             return self.runtime.remove(request.container)
         if isinstance(request, Plug):
             self._network(request.network, request.interfaces)
-            return {}
-        if isinstance(request, Sync):
-            os.sync()
             return {}
         raise AgentError(f"the guest's agent doesn't serve {type(request).__name__}")
 

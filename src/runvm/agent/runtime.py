@@ -1,26 +1,24 @@
 """Containers in the guest: crun does the OCI work, the agent keeps their processes, streams and namespaces.
 
-Called by agent.init for each request of the host. Everything that crun can do is left to crun; `start` writes to
-crun's exec fifo itself,
-since one more crun costs 0.1 s under emulation.
+Called by agent.init for each request of the host. Everything that crun can do is left to crun; `start` writes to crun's
+exec fifo itself, since one more crun costs 0.1 s under emulation.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import select
 import signal
 import socket
-import struct
-import termios
 from collections.abc import Callable
 from typing import Any
 
 from runvm.agent import network
 from runvm.linux.loop import Loop
 from runvm.linux.netns import in_namespace
+from runvm.linux.process import namespace_name
+from runvm.linux.terminal import set_size
 from runvm.protocol import frames
 from runvm.protocol.frames import Frame
 from runvm.protocol.messages import Create, Exec, Exited, Json, OutOfMemory, Signal
@@ -30,15 +28,6 @@ CRUN = "/usr/bin/crun"
 _STATE = "/run/crun"
 _BUNDLES = "/run/runvm/bundles"
 _CGROUP = "/sys/fs/cgroup"
-_NAMESPACES = {
-    "pid": "pid",
-    "ipc": "ipc",
-    "uts": "uts",
-    "mount": "mnt",
-    "user": "user",
-    "cgroup": "cgroup",
-    "network": "net",
-}
 _STOP_WAIT = 0.2
 """Seconds that output which others still hold open is waited for once a process has ended."""
 
@@ -53,7 +42,6 @@ class Process:
     def __init__(self, container: Container, channel: int) -> None:
         self.container = container
         self.channel = channel
-        self.program = ""
         self.pid = 0
         self.status: int | None = None
         self.stdin: Sink | None = None
@@ -78,13 +66,10 @@ class Container:
 class Runtime:
     """All containers of this VM. *send* queues a frame to the host, *event* a message."""
 
-    def __init__(
-        self, loop: Loop, send: Callable[[int, int, bytes], None], event: Callable[[Any], None], share: str
-    ) -> None:
+    def __init__(self, loop: Loop, send: Callable[[int, int, bytes], None], event: Callable[[Any], None]) -> None:
         self._loop = loop
         self._send = send
         self._event = event
-        self._share = share
         self.containers: dict[str, Container] = {}
         self._channels: dict[int, Process] = {}
         self._by_pid: dict[int, Process] = {}
@@ -105,7 +90,7 @@ class Runtime:
             if joined is not None:
                 namespace["path"] = self._namespace_path(joined, namespace["type"])
             elif namespace["type"] == "network" and request.network:
-                namespace["path"] = f"/run/netns/{request.network}"
+                namespace["path"] = network.path(request.network)
         with open(f"{bundle}/config.json", "w") as file:
             json.dump(spec, file)
         process = Process(container, request.channel)
@@ -119,9 +104,7 @@ class Runtime:
             else:
                 done({"pid": process.pid})
 
-        process.program = str((spec["process"].get("args") or [""])[0])
-        self._crun(process, options, [request.container], f"{bundle}/pid", bool(spec["process"].get("terminal")),
-                   (request.rows, request.columns), finished)  # fmt: skip
+        self._crun(process, options, f"{bundle}/pid", spec["process"], (request.rows, request.columns), finished)
 
     def start(self, name: str, done: Callable[[Json | AgentError], None]) -> None:
         """Let the container's init go on to its program: what `crun start` does, without another crun."""
@@ -154,15 +137,11 @@ class Runtime:
             for suffix in ("json", "pid"):
                 _unlink(f"{base}.{suffix}")
             if error is not None:
-                self._channels.pop(request.channel, None)
-                container.processes.pop(request.channel, None)
                 done(error)
             else:
                 done({"pid": process.pid})
 
-        process.program = str((request.process.get("args") or [""])[0])
-        self._crun(process, options, [request.container], f"{base}.pid", bool(request.process.get("terminal")),
-                   (request.rows, request.columns), finished)  # fmt: skip
+        self._crun(process, options, f"{base}.pid", request.process, (request.rows, request.columns), finished)
 
     def signal(self, request: Signal) -> Json:
         """A signal to one process, or to every one in the container's cgroup."""
@@ -250,7 +229,7 @@ class Runtime:
         """The terminal of *channel* has another size."""
         process = self._channels.get(channel)
         if process is not None and process.terminal >= 0:
-            _set_size(process.terminal, rows, columns)
+            set_size(process.terminal, rows, columns)
 
     def reap(self) -> None:
         """Collect every child that has ended: crun's own runs, containers' processes, orphans of the VM."""
@@ -286,27 +265,30 @@ class Runtime:
     def _namespace_path(self, container: str, kind: str) -> str:
         owner = self._container(container)
         if kind == "network" and owner.network:
-            return f"/run/netns/{owner.network}"
+            return network.path(owner.network)
         if owner.init is None or not owner.init.pid:
             raise AgentError(f"container {container}, whose {kind} namespace is to be joined, isn't running")
-        return f"/proc/{owner.init.pid}/ns/{_NAMESPACES[kind]}"
+        return f"/proc/{owner.init.pid}/ns/{namespace_name(kind)}"
 
     def _crun(
         self,
         process: Process,
         options: list[str],
-        names: list[str],
         pid_file: str,
-        terminal: bool,
+        described: Json,
         size: tuple[int, int],
         finished: Callable[[AgentError | None], None],
     ) -> None:
-        """Run crun with the process's streams; it leaves the process behind and its pid in *pid_file*."""
+        """Run crun with the streams of *process*, which *described* (an OCI process object) tells of.
+
+        crun leaves the process behind and its pid in *pid_file*.
+        """
         container = process.container
+        program = str((described.get("args") or [""])[0])
         container.processes[process.channel] = process
         self._channels[process.channel] = process
         listener: socket.socket | None = None
-        if terminal:
+        if described.get("terminal"):
             path = f"{container.bundle}/console-{process.channel}"
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             listener.bind(path)
@@ -340,7 +322,7 @@ class Runtime:
                 _unlink(f"{container.bundle}/console-{process.channel}")
             if status != 0:
                 self._close(process)
-                finished(AgentError(as_runc_says(self._crun_error(container.bundle, options[0]), process.program)))
+                finished(AgentError(as_runc_says(self._crun_error(container.bundle, options[0]), program)))
                 return
             finished(None)
             early = self._unclaimed.pop(process.pid, None)
@@ -350,7 +332,7 @@ class Runtime:
                 process.status = early
                 self._finish(process)
 
-        argv = [CRUN, f"--root={_STATE}", *_log(container.bundle), *options, *names]
+        argv = [CRUN, f"--root={_STATE}", *_log(container.bundle), *options, container.name]
         self._spawn(argv, ended, child)
         for fd in set(child):
             os.close(fd)
@@ -409,7 +391,7 @@ class Runtime:
         master = fds[0]
         process.terminal = master
         if size[0] and size[1]:
-            _set_size(master, *size)
+            set_size(master, *size)
         os.set_blocking(master, False)
         process.stdin = Sink(self._loop, os.dup(master), frames.STDIN, process.channel, self._send, keep=True)
         self._source(process, frames.STDOUT, os.dup(master))
@@ -553,10 +535,6 @@ def _kill(pid: int, number: int) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         pass
-
-
-def _set_size(fd: int, rows: int, columns: int) -> None:
-    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0))
 
 
 def _write(path: str, text: str) -> None:

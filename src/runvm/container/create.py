@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runvm.container import guest_spec, shim, state, terminal
 from runvm.container.state import ContainerRecord
@@ -18,6 +17,9 @@ from runvm.protocol import frames, messages
 from runvm.sandbox import placement, registry, resources
 
 if TYPE_CHECKING:
+    import socket
+
+    from runvm.config import Config
     from runvm.container.context import Context
     from runvm.container.options import CreateOptions
     from runvm.oci.spec import Spec
@@ -45,10 +47,7 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
         log.info(f"devices of the host that are not in the virtual machine: {', '.join(plan.notes)}")
     place = placement.place(ctx.config, spec)
     network = _network(ctx, spec)
-    with ExitStack() as undo:
-        lock = undo.enter_context(state.claim(ctx, cid))
-        del lock
-        failed = undo.enter_context(ExitStack())
+    with state.claim(ctx, cid), ExitStack() as failed:
         failed.callback(_clear, ctx, cid)
         _create(ctx, cid, spec, plan, place, network, options, terminal_master)
         failed.pop_all()
@@ -78,20 +77,31 @@ def _create(
         systemd=ctx.systemd_cgroup or ctx.cgroup_manager == "systemd",
         disabled=ctx.cgroup_manager == "disabled",
     )
-    fresh = place.sandbox is None
     sandbox = place.sandbox or registry.new(ctx.config.state_dir)
     record = ContainerRecord(
-        id=cid, status="creating", pid=0, bundle=spec.bundle, rootfs=spec.root_path, created=_now(), owner="", annotations=spec.annotations,  # noqa: E501
-        oci_version=spec.oci_version, sandbox=sandbox.name, shim=Identity(0, 0), started=False, paused=False, config_path=spec.config_path,  # noqa: E501
-        terminal=spec.process.terminal, cgroups=cgroup.directories, namespaces={}, complete=False,
-    )  # fmt: skip
+        id=cid,
+        status="creating",
+        pid=0,
+        bundle=spec.bundle,
+        rootfs=spec.root_path,
+        created=_now(),
+        owner="",
+        annotations=spec.annotations,
+        oci_version=spec.oci_version,
+        sandbox=sandbox.name,
+        shim=Identity(0, 0),
+        started=False,
+        paused=False,
+        config_path=spec.config_path,
+        terminal=spec.process.terminal,
+        cgroups=cgroup.directories,
+        namespaces={},
+        complete=False,
+    )
     state.save(ctx, record)  # what outlives us is written down before it is made
-    cgroup.limit(spec.resources, overhead_mib=config.overhead_mib + 256)
-    listener = registry.listen(sandbox) if fresh else None
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) if fresh else registry.connect(sandbox)
-    if fresh:
-        connection.close()
-        connection = registry.connect(sandbox)
+    cgroup.limit(spec.resources, overhead_mib=config.overhead_mib)
+    listener = registry.listen(sandbox) if place.sandbox is None else None
+    connection = registry.connect(sandbox)
     connection.sendall(frames.encode(frames.MESSAGE, 0, messages.encode(messages.Attach(cid, "init"))))
     slave, master = -1, -1
     if spec.process.terminal:
@@ -116,8 +126,8 @@ def _create(
     record = record._replace(shim=shim_identity)
     state.save(ctx, record)
     report = -1
-    if fresh and listener is not None:
-        report = _launch(ctx, config, sandbox, spec, listener, started.pid if network else -1, cgroup)
+    if listener is not None:
+        report = _launch(config, sandbox, spec, listener, started.pid if network else -1, cgroup)
         listener.close()
     placement.enlist(sandbox, cid, started.pid, tuple(kind for kind in placement.JOINED if kind in spec.namespaces))
     _hooks(spec, cid, started.pid)
@@ -125,8 +135,15 @@ def _create(
         _await_launch(report)
     rows, columns = spec.process.console_size
     build = messages.Build(
-        cid, plan.spec, {name: share._asdict() for name, share in plan.shares.items()}, place.joins, network, started.pid, rows, columns,  # noqa: E501
-    )  # fmt: skip
+        cid,
+        plan.spec,
+        {name: share._asdict() for name, share in plan.shares.items()},
+        place.joins,
+        network,
+        started.pid,
+        rows,
+        columns,
+    )
     registry.call(sandbox, build)
     shim.release(started)
     if slave >= 0:
@@ -155,9 +172,7 @@ def write_pid_file(path: str, pid: int) -> None:
 
 def _check_terminal(spec: Spec, options: CreateOptions, own: bool) -> None:
     if spec.process.terminal and not options.console_socket and not own:
-        raise UnsupportedError(
-            "cannot allocate tty if runc will detach without setting console socket".replace("runc", "runvm")
-        )
+        raise UnsupportedError("cannot allocate tty if runvm will detach without setting console socket")
     if options.console_socket and not spec.process.terminal:
         raise UnsupportedError("cannot use console socket if runvm will not detach or allocate tty")
 
@@ -199,8 +214,7 @@ def _namespaces(spec: Spec) -> tuple[shim.Namespaces, list[int]]:
 
 
 def _launch(
-    ctx: Context,
-    config: Any,
+    config: Config,
     sandbox: registry.Sandbox,
     spec: Spec,
     listener: socket.socket,
@@ -213,9 +227,11 @@ def _launch(
     from runvm.sandbox import supervisor
 
     chosen = driver.load(config)
+    guest = image.resolve(config)
     machine = boot.machine_for(
         config,
         chosen,
+        guest,
         vcpus=resources.vcpus(config, spec.resources),
         memory_mib=resources.memory_mib(config, spec.resources),
     )
@@ -228,8 +244,14 @@ def _launch(
     namespace = os.open(f"/proc/{shim_pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC) if shim_pid > 0 else -1
     reader, writer = os.pipe2(os.O_CLOEXEC)
     plan = supervisor.Plan(
-        config, chosen, machine, directory, sandbox, image.resolve(config).modules, namespace, list(cgroup.directories),
-    )  # fmt: skip
+        config,
+        chosen,
+        machine,
+        directory,
+        sandbox,
+        guest.modules,
+        namespace,
+    )
 
     def run() -> None:
         cgroup.join()

@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from runvm.container import shim, state, terminal
+from runvm.container import guest_spec, shim, state, terminal
 from runvm.container.create import write_pid_file
 from runvm.errors import RunvmError, StateError
 from runvm.linux import syscalls
@@ -39,9 +39,7 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions) -> int:
         raise StateError("cannot exec in a stopped container")
     if record.status == "paused" and not options.ignore_paused:
         raise StateError("cannot exec in a paused container")
-    described: dict[str, Any] = {
-        key: value for key, value in options.process.items() if key not in ("apparmorProfile", "selinuxLabel")
-    }
+    described = guest_spec.without_labels(options.process)
     wants_terminal = bool(described.get("terminal"))
     if not options.detach:
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)

@@ -1,8 +1,8 @@
 """The guest's config.json, made from the caller's: a pure function, apart from looking at what is mounted.
 
 crun in the guest carries the rest of the OCI spec out. What changes: sources of files become places in the share,
-namespaces of the host
-become the guest's, and what only means something on the host (labels, its devices, its cgroup) is left out.
+namespaces of the host become the guest's, and what only means something on the host (labels, its devices, its cgroup)
+is left out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.errors import UnsupportedError
+from runvm.linux import process
 
 if TYPE_CHECKING:
     from runvm.oci.spec import Spec
@@ -64,10 +65,7 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     raw["annotations"] = {
         key: value for key, value in spec.annotations.items() if key.startswith("run.oci.") and key != "run.oci.handler"
     }
-    process = dict(raw["process"])
-    for label in ("apparmorProfile", "selinuxLabel"):
-        process.pop(label, None)
-    raw["process"] = process
+    raw["process"] = without_labels(raw["process"])
     linux = dict(raw.get("linux", {}))
     for key in ("mountLabel", "intelRdt"):
         linux.pop(key, None)
@@ -81,6 +79,11 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     linux["devices"] = _devices(spec, notes)
     raw["linux"] = linux
     return GuestPlan(raw, shares, notes)
+
+
+def without_labels(process_object: dict[str, Any]) -> dict[str, Any]:
+    """A process object without the host's AppArmor and SELinux labels: the virtual machine confines instead."""
+    return {key: value for key, value in process_object.items() if key not in ("apparmorProfile", "selinuxLabel")}
 
 
 def resources(given: dict[str, Any]) -> dict[str, Any]:
@@ -121,12 +124,7 @@ def _is_hosts(spec: Spec, kind: str) -> bool:
     """Whether a namespace path is just another name of the host's own namespace, as Docker's --network host gives
     it."""
     path = spec.namespaces.get(kind, "")
-    return bool(path) and same_namespace(path, f"/proc/self/ns/{proc_name(kind)}")
-
-
-def proc_name(kind: str) -> str:
-    """The name in /proc/<pid>/ns of an OCI namespace type."""
-    return {"network": "net", "mount": "mnt"}.get(kind, kind)
+    return bool(path) and same_namespace(path, f"/proc/self/ns/{process.namespace_name(kind)}")
 
 
 def same_namespace(first: str, second: str) -> bool:

@@ -1,8 +1,7 @@
 """The process that callers wait for, signal and reap: its pid is the container's (or the exec's) pid on the host.
 
 Forked, not executed anew, from the command. It sits in the container's namespaces and cgroup on the host, has the
-standard streams or the
-terminal, sends signals on to the process in the guest, and ends with that process's exit code.
+standard streams or the terminal, sends signals on to the process in the guest, and ends with that process's exit code.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import gc
 import os
 import signal
 import stat
-import struct
 import termios
 import time
 import tty
@@ -21,6 +19,7 @@ from typing import NamedTuple
 
 from runvm.linux import process, syscalls
 from runvm.linux.loop import IN, Loop
+from runvm.linux.terminal import get_size
 from runvm.protocol import frames, messages
 from runvm.protocol.connection import Connection
 from runvm.protocol.frames import Frame
@@ -227,8 +226,6 @@ class Shim:
                 self._source.close(silent=True)
         elif frame.kind in self._sinks:
             self._sinks[frame.kind].write(frame.payload)
-            if self._code is not None:
-                self._finish()
 
     def _finish(self) -> None:
         """End now if all output is out, else look again soon, until a deadline."""
@@ -245,7 +242,7 @@ class Shim:
     def _lost(self) -> None:
         if self._code is None:
             self._code = LOST
-        self._finish()
+            self._finish()
 
     def _signal(self, events: int) -> None:
         for number in os.read(self._signals[0], 256):
@@ -256,7 +253,7 @@ class Shim:
 
     def _resize(self) -> None:
         if self._terminal >= 0:
-            rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(self._terminal, termios.TIOCGWINSZ, bytes(8)))
+            rows, columns = get_size(self._terminal)
             if rows and columns:
                 self._send(messages.Resize(0, rows, columns))
 

@@ -6,14 +6,13 @@ The file is replaced atomically, by whoever holds the lock; reading takes no loc
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.errors import ContainerExistsError, ContainerNotFoundError, DeadlineError, RunvmError
-from runvm.linux import process
+from runvm.linux import locking, process
 from runvm.linux.process import Identity
 
 if TYPE_CHECKING:
@@ -86,24 +85,19 @@ def lock(ctx: Context, cid: str, *, timeout: float = LOCK_SECONDS) -> Lock:
     except OSError:
         raise ContainerNotFoundError() from None
     deadline = time.monotonic() + timeout
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(fd)
-                raise DeadlineError(
-                    f"timed out after {timeout:.0f} s waiting for another command on container {cid}"
-                ) from None
-            time.sleep(0.01)
+    late = f"timed out after {timeout:.0f} s waiting for another command on container {cid}"
+    try:
+        locking.lock(fd, deadline=deadline, timeout_message=late)
+    except DeadlineError:
+        os.close(fd)
+        raise
     # whoever held it may have deleted the container, and another one may have made one of the same name
     try:
         current = os.stat(path)
     except FileNotFoundError:
         os.close(fd)
         raise ContainerNotFoundError() from None
-    if (current.st_dev, current.st_ino) != (lambda own: (own.st_dev, own.st_ino))(os.fstat(fd)):
+    if not os.path.samestat(current, os.fstat(fd)):
         os.close(fd)
         return lock(ctx, cid, timeout=max(0.0, deadline - time.monotonic()))
     return Lock(fd)

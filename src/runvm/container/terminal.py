@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
 import termios
 
 from runvm.errors import HostError
+from runvm.linux.terminal import set_size
 
 
 def open_pair(rows: int, columns: int) -> tuple[int, int]:
@@ -17,7 +17,7 @@ def open_pair(rows: int, columns: int) -> tuple[int, int]:
     for fd in (master, slave):
         os.set_inheritable(fd, False)
     if rows and columns:
-        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        set_size(master, rows, columns)
     return master, slave
 
 

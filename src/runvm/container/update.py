@@ -23,4 +23,4 @@ def update(ctx: Context, cid: str, resources: dict[str, Any]) -> None:
         guests = guest_spec.resources(resources)
         guests.pop("devices", None)
         registry.call(registry.locate(ctx.config.state_dir, record.sandbox), messages.Update(cid, guests))
-        Cgroup(record.cgroups).limit(resources, overhead_mib=ctx.config.overhead_mib + 256)
+        Cgroup(record.cgroups).limit(resources, overhead_mib=ctx.config.overhead_mib)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from runvm.errors import DeadlineError
+from runvm.linux import locking
 
 LOCK_TIMEOUT = 900.0
 TEMPORARY = ".build-"
@@ -22,19 +22,13 @@ def locked(base: str, progress: Callable[[str], None]) -> Iterator[None]:
     """Keep other builds and prunes out of *base*; what killed ones left there is removed. Raises DeadlineError."""
     fd = os.open(os.path.join(base, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        deadline = time.monotonic() + LOCK_TIMEOUT
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise DeadlineError(f"another build has held {base}/.lock for {LOCK_TIMEOUT:.0f} s") from None
-                if not waiting:
-                    progress("waiting for another build to end")
-                    waiting = True
-                time.sleep(0.2)
+        locking.lock(
+            fd,
+            deadline=time.monotonic() + LOCK_TIMEOUT,
+            timeout_message=f"another build has held {base}/.lock for {LOCK_TIMEOUT:.0f} s",
+            interval=0.2,
+            waiting=lambda: progress("waiting for another build to end"),
+        )
         for name in os.listdir(base):
             if name.startswith(TEMPORARY):
                 path = os.path.join(base, name)

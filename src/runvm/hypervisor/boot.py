@@ -17,6 +17,7 @@ from runvm.protocol import frames, messages
 
 if TYPE_CHECKING:
     from runvm.config import Config
+    from runvm.guest.image import Image
 
 CONSOLE_KEPT = 16 << 10
 """Bytes of the guest's console that are kept for error messages; the guest may write as much as it likes."""
@@ -87,17 +88,16 @@ class Guest:
         self.console.close()
 
 
-def machine_for(config: Config, driver: Driver, *, vcpus: int, memory_mib: int, accelerator: str = "") -> Machine:
-    """The machine that a configuration gives, its guest image resolved. Raises HostError where there is no image."""
-    from runvm.guest import image
-
-    found = image.resolve(config)
+def machine_for(
+    config: Config, driver: Driver, guest: Image, *, vcpus: int, memory_mib: int, accelerator: str = ""
+) -> Machine:
+    """The machine that a configuration gives for the guest image *guest*."""
     accelerator = accelerator or driver.accelerator()
     # nothing of the guest's code runs on the processor itself under emulation, so its flaws aren't there to be
     # mitigated
     extra = " mitigations=off" if accelerator == "tcg" else ""
     cmdline = f"{BASE_CMDLINE}{extra} {config.kernel_args}".strip()
-    return Machine(accelerator, vcpus, memory_mib, found.kernel, found.initramfs, found.key, cmdline)
+    return Machine(accelerator, vcpus, memory_mib, guest.kernel, guest.initramfs, guest.key, cmdline)
 
 
 def start(driver: Driver, machine: Machine, *, directory: str, tap: int, template: str = "", deadline: float) -> Guest:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import time
 from typing import TYPE_CHECKING
 
-from runvm.errors import DeadlineError, HostError, VmmError
+from runvm.errors import HostError, VmmError
 from runvm.hypervisor import jail
 from runvm.hypervisor.driver import DEFAULT_MAC, Endpoints, Machine
 from runvm.hypervisor.qmp import Qmp
@@ -138,10 +136,7 @@ def _spawn(argv: list[str], fds: tuple[int, ...], machine: Machine, *, directory
 
     def child() -> None:
         os.setsid()
-        null = os.open("/dev/null", os.O_RDWR)
-        os.dup2(null, 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        process.redirect(log)
         for fd in fds:
             os.set_inheritable(fd, True)
         process.close_above(2, fds)
@@ -230,10 +225,5 @@ class QemuVm:
 
     def kill(self) -> None:
         """See Vm.kill. Raises DeadlineError if even SIGKILL doesn't end it within 10 s."""
-        try:
-            os.kill(self.pid, signal.SIGKILL)
-            if process.wait_child(self.pid, deadline=time.monotonic() + 10) is None:
-                raise DeadlineError(f"timed out waiting for the end of QEMU (pid {self.pid})")
-        except (ProcessLookupError, ChildProcessError):
-            pass
+        process.end_child(self.pid, "QEMU")
         self.qmp.sock.close()

@@ -1,27 +1,25 @@
 """Templates: a guest booted once and kept as RAM and device state, from which later VMs start.
 
-A template is named by the hash of all that it depends on, written under a temporary name, fsynced and renamed. It
-holds no container, mount,
-network or identity: the agent hasn't been woken yet (see agent.init). Two first starts at once make one, since the
-directory is locked.
+A template is named by the hash of all that it depends on, written under a temporary name, fsynced and renamed. It holds
+no container, mount, network or identity: the agent hasn't been woken yet (see agent.init). Two first starts at once
+make one, since the directory is locked.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import select
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm import __version__
 from runvm.errors import DeadlineError, GuestError, RunvmError
+from runvm.guest import image
 from runvm.hypervisor import boot
 from runvm.hypervisor import driver as drivers
-from runvm.linux import process, syscalls
+from runvm.linux import locking, process, syscalls
 from runvm.log import log, progress
 
 if TYPE_CHECKING:
@@ -62,7 +60,12 @@ def ensure(config: Config, driver: Driver, machine: Machine) -> str:
     os.makedirs(_base(config), mode=0o700, exist_ok=True)
     lock = os.open(f"{_base(config)}/.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        _lock(lock, time.monotonic() + 2 * config.boot_timeout_s)
+        locking.lock(
+            lock,
+            deadline=time.monotonic() + 2 * config.boot_timeout_s,
+            timeout_message="timed out waiting for another process that makes a template",
+            interval=0.05,
+        )
         if not os.path.exists(f"{directory}/meta.json"):
             progress("booting a guest to make a template of it; later starts are spared this")
             temporary = f"{_base(config)}/.{name}.{os.getpid()}"
@@ -88,7 +91,7 @@ def prove(config: Config, accelerator: str, *, timeout: float) -> None:
     """Boot the guest to its agent's answer with *accelerator* within *timeout* seconds. Raises RunvmError with what
     went wrong."""
     driver = drivers.load(config)
-    machine = boot.machine_for(config, driver, vcpus=1, memory_mib=256, accelerator=accelerator)
+    machine = boot.machine_for(config, driver, image.resolve(config), vcpus=1, memory_mib=256, accelerator=accelerator)
     directory = f"{config.state_dir}/prove-{os.getpid()}"
     deadline = time.monotonic() + timeout
 
@@ -113,7 +116,11 @@ def build(config: Config) -> Template:
 
     driver = drivers.load(config)
     machine = boot.machine_for(
-        config, driver, vcpus=resources.vcpus(config, {}), memory_mib=resources.memory_mib(config, {})
+        config,
+        driver,
+        image.resolve(config),
+        vcpus=resources.vcpus(config, {}),
+        memory_mib=resources.memory_mib(config, {}),
     )
     return _read(ensure(config, driver, machine))
 
@@ -235,30 +242,17 @@ def _in_private_mounts(action: Callable[[], None], timeout: float) -> None:
     pid = process.fork(child)
     os.close(writer)
     try:
-        poll = select.poll()
         status = process.wait_child(pid, deadline=time.monotonic() + timeout)
         if status is None:
             os.kill(pid, 9)
             os.waitpid(pid, 0)
             raise DeadlineError("timed out waiting for a guest to boot")
         if status:
-            poll.register(reader, select.POLLIN)
-            data = os.read(reader, 65536) if poll.poll(0) else b""
+            data = os.read(reader, 65536)  # its only writer has ended
             message, details = json.loads(data) if data else (f"the booting process ended with status {status}", "")
             raise GuestError(message, details=details)
     finally:
         os.close(reader)
-
-
-def _lock(fd: int, deadline: float) -> None:
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise DeadlineError("timed out waiting for another process that makes a template") from None
-            time.sleep(0.05)
 
 
 def _read(directory: str) -> Template:

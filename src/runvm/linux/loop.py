@@ -1,8 +1,7 @@
 """A small event loop on poll(2) for the shim, the supervisor and the agent: descriptors, timers, nothing else.
 
-asyncio costs 60 ms to import, on the path of every start. poll(2), not epoll(7), because a container's stdio may be
-a regular file,
-which epoll refuses and poll reports as ready.
+asyncio costs 60 ms to import, on the path of every start. poll(2), not epoll(7), because a container's stdio may be a
+regular file, which epoll refuses and poll reports as ready.
 """
 
 from __future__ import annotations

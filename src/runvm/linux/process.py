@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
+from runvm.errors import DeadlineError
 from runvm.linux import syscalls
 
 _SIGNALS = [number for number in range(1, signal.NSIG) if number not in (signal.SIGKILL, signal.SIGSTOP)]
@@ -20,6 +21,11 @@ class Identity(NamedTuple):
 
     pid: int
     start: int
+
+
+def namespace_name(kind: str) -> str:
+    """The name in /proc/<pid>/ns of an OCI namespace type (namespaces(7))."""
+    return {"network": "net", "mount": "mnt"}.get(kind, kind)
 
 
 def identity(pid: int) -> Identity | None:
@@ -87,6 +93,23 @@ def wait_child(pid: int, *, deadline: float) -> int | None:
         return os.waitpid(pid, 0)[1]
     finally:
         os.close(fd)
+
+
+def end_child(pid: int, what: str, *, timeout: float = 10.0) -> None:
+    """SIGKILL to a child, and reap it; one that has gone is no error. Raises DeadlineError naming *what* it was."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        if wait_child(pid, deadline=time.monotonic() + timeout) is None:
+            raise DeadlineError(f"timed out waiting for the end of {what} (pid {pid})")
+    except (ProcessLookupError, ChildProcessError):
+        pass
+
+
+def redirect(output: int) -> None:
+    """Standard input from /dev/null, standard output and error to *output*: for a process that stays behind."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number, fd in enumerate((null, output, output)):
+        os.dup2(fd, number)
 
 
 def exit_code(status: int) -> int:

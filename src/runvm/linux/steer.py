@@ -2,10 +2,9 @@
 127.0.0.11:53.
 
 To bind port 53 there would keep the container from binding 0.0.0.0:53, as DNS servers do; Docker avoids that by NAT,
-which would cost
-the guest connection tracking of all its traffic. BPF_PROG_TYPE_SK_LOOKUP (Linux 5.9; kernel docs,
-bpf/prog_sk_lookup) chooses the
-socket before the usual look-up does; it belongs to one network namespace and ends with its link's descriptor.
+which would cost the guest connection tracking of all its traffic. BPF_PROG_TYPE_SK_LOOKUP (Linux 5.9; kernel docs,
+bpf/prog_sk_lookup) chooses the socket before the usual look-up does; it belongs to one network namespace and ends with
+its link's descriptor.
 """
 
 from __future__ import annotations

@@ -131,9 +131,8 @@ def set_title(title: str) -> None:
     """What ps shows of this process: *title* written over argv and, where that is short, over the environment after it.
 
     The kernel takes a title that runs past the old argv from there (proc(5), /proc/pid/cmdline). prctl's
-    PR_SET_MM_ARG_START would
-    need CAP_SYS_RESOURCE. os.environ has its own copy of the strings, getenv(3) hasn't: for processes that exec
-    nothing after.
+    PR_SET_MM_ARG_START would need CAP_SYS_RESOURCE. os.environ has its own copy of the strings, getenv(3) hasn't: for
+    processes that exec nothing after.
     """
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rsplit(b")", 1)[1].split()

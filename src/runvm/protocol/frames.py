@@ -1,11 +1,9 @@
 """The framing on the agent's port and on the sandbox's sockets: length-prefixed, refused by size before anything is
 allocated.
 
-A frame is a header (payload length, kind, channel; big endian) and its payload. A channel is one process (a
-container's init or an exec);
-channel 0 is the sandbox itself. Streams carry at most WINDOW bytes that the receiver hasn't credited yet, so neither
-side ever has to
-hold more than that for a slow reader.
+A frame is a header (payload length, kind, channel; big endian) and its payload. A channel is one process (a container's
+init or an exec); channel 0 is the sandbox itself. Streams carry at most WINDOW bytes that the receiver hasn't credited
+yet, so neither side ever has to hold more than that for a slow reader.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Every request, reply and event, typed, each field bounded: host ↔ guest on the agent's port, command and shim ↔
 supervisor on its socket.
 
-On the wire a message is one JSON object: `t` the type's name, `n` the number that a reply repeats (0 for events),
-and the fields.
-decode() checks each against its annotation, since what comes from the guest is not trusted.
+On the wire a message is one JSON object: `t` the type's name, `n` the number that a reply repeats (0 for events), and
+the fields. decode() checks each against its annotation, since what comes from the guest is not trusted.
 """
 
 from __future__ import annotations
@@ -139,10 +138,6 @@ class Resize(NamedTuple):
     columns: int
 
 
-class Sync(NamedTuple):
-    """Write out what the shares have dirty. Result: {}."""
-
-
 # --- guest → host
 
 
@@ -220,7 +215,7 @@ class Status(NamedTuple):
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Stats, Remove, Plug, Resize, Sync, Hello, Exited, OutOfMemory,  # noqa: E501
+        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Stats, Remove, Plug, Resize, Hello, Exited, OutOfMemory,  # noqa: E501
         Attach, Build, Enter, Drop, Status,
     )
 }  # fmt: skip

@@ -1,9 +1,8 @@
 """A process's standard streams over frames, the same code at both ends: the shim on the host, the agent in the guest.
 
 A Source reads a descriptor and sends what it gets, as far as the receiver has credited; a Sink writes what comes and
-gives credit for
-what it has written. An empty payload in a stream's own direction is its end of file; against it, it says that nobody
-reads any more.
+gives credit for what it has written. An empty payload in a stream's own direction is its end of file; against it, it
+says that nobody reads any more.
 """
 
 from __future__ import annotations

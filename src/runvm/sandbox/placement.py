@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from runvm.container.guest_spec import proc_name, same_namespace
+from runvm.container.guest_spec import same_namespace
 from runvm.errors import SpecError, UnsupportedError
 from runvm.linux import process
 from runvm.linux.process import Identity
@@ -50,7 +50,7 @@ def place(config: Config, spec: Spec) -> Placement:
     joins: dict[str, str] = {}
     chosen: Sandbox | None = None
     for kind, path in paths.items():
-        if same_namespace(path, f"/proc/self/ns/{proc_name(kind)}"):
+        if same_namespace(path, f"/proc/self/ns/{process.namespace_name(kind)}"):
             continue
         try:
             inode = os.stat(path).st_ino
@@ -74,7 +74,7 @@ def place(config: Config, spec: Spec) -> Placement:
 
 def enlist(sandbox: Sandbox, container: str, shim: int, kinds: tuple[str, ...]) -> None:
     """Record a container of *sandbox*, with those namespaces of its shim which are its own."""
-    namespaces = {kind: os.stat(f"/proc/{shim}/ns/{proc_name(kind)}").st_ino for kind in kinds}
+    namespaces = {kind: os.stat(f"/proc/{shim}/ns/{process.namespace_name(kind)}").st_ino for kind in kinds}
     directory = f"{sandbox.directory}/members"
     os.makedirs(directory, mode=0o700, exist_ok=True)
     temporary = f"{directory}/.{os.getpid()}"

@@ -1,8 +1,7 @@
 """Sizes of a VM from its container's limits, and the host cgroup around its processes.
 
-The limits hold in the guest (its crun, its cgroups) and again around the VMM on the host. Engines read `stats` and
-OOM events off the host
-cgroup that cgroupsPath names, by the shim's pid.
+The limits hold in the guest (its crun, its cgroups) and again around the VMM on the host. Engines read `stats` and OOM
+events off the host cgroup that cgroupsPath names, by the shim's pid.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 _ROOT = "/sys/fs/cgroup"
 _UNLIMITED = 1 << 50
 """Memory limits beyond this mean none (engines write the largest page-aligned number)."""
+_VMM_MIB = 256
+"""What the processes around the guest's RAM may take: VMM, virtiofsd, supervisor and shims."""
 _STEP_MIB = 128
 """Memory is rounded up to this, so that containers of about the same limits share a template."""
 
@@ -77,12 +78,13 @@ class Cgroup:
                 file.write("0")
 
     def limit(self, resources: dict[str, Any], *, overhead_mib: int) -> None:
-        """Put the limits around the VM's processes; memory gets *overhead_mib* on top, for the VMM itself."""
+        """Put the limits around the VM's processes; memory gets *overhead_mib* (the guest's) and
+        _VMM_MIB on top."""
         memory = resources.get("memory", {}).get("limit") or 0
         cpu = resources.get("cpu", {})
         v2 = len(self.directories) == 1
         if 0 < memory < _UNLIMITED:
-            total = memory + (overhead_mib << 20)
+            total = memory + ((overhead_mib + _VMM_MIB) << 20)
             self._write("memory", "memory.max" if v2 else "memory.limit_in_bytes", str(total))
         quota, period = cpu.get("quota") or 0, cpu.get("period") or 100_000
         if quota > 0 and v2:

@@ -2,8 +2,7 @@
 control socket.
 
 Forked by `create`, it outlives the command and ends with the VM's last container. When it dies, what it started dies
-with it
-(PR_SET_PDEATHSIG), and each shim sees its connection close.
+with it (PR_SET_PDEATHSIG), and each shim sees its connection close.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from runvm.linux.loop import IN, Loop
 from runvm.log import log
 from runvm.protocol import frames, messages
 from runvm.protocol.connection import Connection
-from runvm.protocol.frames import CREDIT_KIND, HEADER, MESSAGE, STDIN, Frame, FrameError
+from runvm.protocol.frames import CREDIT_KIND, MESSAGE, STDIN, Frame, FrameError
 from runvm.protocol.messages import (
     Attach,
     Build,
@@ -65,7 +64,6 @@ class Plan(NamedTuple):
     sandbox: Sandbox
     modules: str
     namespace: int
-    cgroups: list[str]
 
 
 class Task:
@@ -213,15 +211,12 @@ class Supervisor:
             # a shim numbers nothing: its own process is all that it can talk to
             if frame.kind == MESSAGE:
                 self._shim_message(client.task, frame)
-            elif client.task.running or frame.kind != STDIN or not client.task.ended:
-                self.agent.send_raw(HEADER.pack(len(frame.payload), frame.kind, client.task.channel) + frame.payload)
+            elif frame.kind != STDIN or not client.task.ended:
+                self.agent.send(frame.kind, client.task.channel, frame.payload)
             return
         if frame.kind != MESSAGE:
             raise FrameError("a stream before its Attach")
-        try:
-            number, request = messages.decode(frame.payload)
-        except messages.MessageError as error:
-            raise FrameError(str(error)) from error
+        number, request = messages.decode(frame.payload)
         try:
             self._serve(client, number, request)
         except (RunvmError, OSError) as error:
@@ -471,10 +466,7 @@ class Supervisor:
 
     def _from_guest(self, frame: Frame) -> None:
         if frame.kind == MESSAGE:
-            try:
-                number, message = messages.decode(frame.payload, messages.FROM_GUEST)
-            except messages.MessageError as error:
-                raise FrameError(str(error)) from error
+            number, message = messages.decode(frame.payload, messages.FROM_GUEST)
             self._guest_message(number, message)
             return
         task = self._tasks.get(frame.channel)
@@ -572,14 +564,10 @@ def main(plan: Plan, listener: socket.socket, report: int) -> None:
     text that it doesn't."""
     os.setsid()
     syscalls.set_name("runvm-sandbox")
-    for number in range(1, signal.NSIG):
-        if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_IGN)  # an engine's stop of a whole process group isn't meant for the VM
-    null = os.open("/dev/null", os.O_RDWR)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)  # an engine's stop of a whole process group isn't meant for the VM
     out = os.open(f"{plan.sandbox.directory}/supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(null, 0)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
+    process.redirect(out)
     keep = [listener.fileno(), report] + ([plan.namespace] if plan.namespace >= 0 else [])
     process.close_above(2, tuple(keep))
     log.path = ""

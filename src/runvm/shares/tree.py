@@ -1,10 +1,9 @@
 """The directory that a VM's virtiofsd serves: binds of what its containers need, in the supervisor's own mount
 namespace.
 
-Nothing of it shows in the host's mount table, and it goes when the supervisor goes. The tree is a shared mount, so
-that virtiofsd, in a
-namespace below, sees binds that come later; what it binds stay slaves of the host, so that the host's later mounts
-come through as well.
+Nothing of it shows in the host's mount table, and it goes when the supervisor goes. The tree is a shared mount, so that
+virtiofsd, in a namespace below, sees binds that come later; what it binds stay slaves of the host, so that the host's
+later mounts come through as well.
 """
 
 from __future__ import annotations

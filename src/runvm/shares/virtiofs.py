@@ -7,12 +7,10 @@ Two programs go by that name: QEMU's own in C (up to 7.2) and the one in Rust, a
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import time
 from typing import TYPE_CHECKING
 
-from runvm.errors import DeadlineError, HostError
+from runvm.errors import HostError
 from runvm.linux import process
 
 if TYPE_CHECKING:
@@ -77,12 +75,7 @@ class Daemon:
     def kill(self) -> None:
         """End it and reap it."""
         self.socket.close()
-        try:
-            os.kill(self.pid, signal.SIGKILL)
-            if process.wait_child(self.pid, deadline=time.monotonic() + 10) is None:
-                raise DeadlineError(f"timed out waiting for the end of virtiofsd (pid {self.pid})")
-        except (ProcessLookupError, ChildProcessError):
-            pass
+        process.end_child(self.pid, "virtiofsd")
 
 
 def serve(config: Config, directory: str, *, log: str) -> Daemon:
@@ -102,10 +95,7 @@ def serve(config: Config, directory: str, *, log: str) -> Daemon:
         def child() -> None:
             os.setsid()
             out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            null = os.open("/dev/null", os.O_RDWR)
-            os.dup2(null, 0)
-            os.dup2(out, 1)
-            os.dup2(out, 2)
+            process.redirect(out)
             os.dup2(listener.fileno(), 3)
             process.close_above(3)
             os.set_inheritable(3, True)
