@@ -10,6 +10,7 @@ import pytest
 
 from framework import process
 from framework.docker import IMAGE, Dockerd, missing
+from framework.engine import opened
 from framework.process import wait_until
 
 if TYPE_CHECKING:
@@ -26,12 +27,8 @@ def docker(runtime: Runtime, scratch: str, template: str) -> Iterator[Dockerd]:
     """A dockerd of this file's own, since it gets killed."""
     if name := missing():
         pytest.skip(f"{name} isn't installed: apt-get install docker.io")
-    daemon = Dockerd(f"{scratch}/killed", runtime, template)
-    try:
-        daemon.open()
+    with opened(Dockerd(f"{scratch}/killed", runtime, template)) as daemon:
         yield daemon
-    finally:
-        daemon.close()
 
 
 def test_containers_live_on_when_dockerd_is_killed(docker: Dockerd, host: Host) -> None:

@@ -7,11 +7,12 @@ import json
 import os
 import shutil
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from framework import process
 from framework.bundle import CGROUP_PARENT
 from framework.containerd import Containerd
+from framework.engine import Engine
 from framework.firewall import Firewall
 from framework.process import Process, Result, call, stop, wait_until
 
@@ -31,7 +32,7 @@ def missing() -> str:
     return next((name for name in wanted if shutil.which(name) is None), "")
 
 
-class Dockerd:
+class Dockerd(Engine):
     """containerd and dockerd; `call` runs the client. `close` ends both and leaves the host as it was."""
 
     def __init__(self, directory: str, runtime: Runtime, template: str) -> None:
@@ -112,29 +113,6 @@ class Dockerd:
     def detached(self, *args: str) -> str:
         """`docker run --detach …`: the id."""
         return self.ok("run", "--detach", *args)
-
-    def start_client(self, *args: str) -> Process:
-        """A client's command without waiting."""
-        return Process(self.argv(*args))
-
-    def inspect(self, container: str) -> dict[str, Any]:
-        """What `docker inspect` says."""
-        found: list[dict[str, Any]] = json.loads(self.ok("inspect", container))
-        return found[0]
-
-    def containers(self) -> set[str]:
-        """All ids, stopped ones too."""
-        return set(self.ok("ps", "--all", "--quiet", "--no-trunc").split())
-
-    def wait_log(self, container: str, wanted: str, timeout: float = 30) -> str:
-        """Until *wanted* is in the container's logs."""
-
-        def there() -> str:
-            result = self.call("logs", container)
-            text = (result.stdout + result.stderr).decode(errors="replace")
-            return text if wanted in text else ""
-
-        return wait_until(there, timeout=timeout, what=f"{wanted!r} in the logs of {container}", interval=0.2)
 
     def log_tail(self) -> str:
         """The end of dockerd's log."""

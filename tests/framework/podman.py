@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from framework import process
 from framework.bundle import CGROUP_PARENT
+from framework.engine import Engine
 from framework.firewall import Firewall
-from framework.process import Process, Result, call, wait_until
+from framework.process import Result, call
 
 if TYPE_CHECKING:
     from framework.runtime import Runtime
@@ -43,7 +43,7 @@ def missing() -> str:
     return next((name for name in ("podman", "conmon") if shutil.which(name) is None), "")
 
 
-class Podman:
+class Podman(Engine):
     """`call` runs podman. `close` takes all away."""
 
     def __init__(self, directory: str, runtime: Runtime, template: str) -> None:
@@ -84,10 +84,6 @@ class Podman:
         """The output of a command that must succeed."""
         return self.call(*args, stdin=stdin, timeout=timeout).expect(0).text
 
-    def start_client(self, *args: str) -> Process:
-        """A command without waiting."""
-        return Process(self.argv(*args))
-
     def run(self, *args: str, stdin: bytes | int = b"") -> Result:
         """`podman run --rm …` in the foreground."""
         return self.call("run", "--rm", "--cgroup-parent", PARENT, *args, stdin=stdin)
@@ -95,25 +91,6 @@ class Podman:
     def detached(self, *args: str) -> str:
         """`podman run --detach …`: the id. conmon holds no stream of ours."""
         return self.ok("run", "--detach", "--cgroup-parent", PARENT, *args)
-
-    def inspect(self, container: str) -> dict[str, Any]:
-        """What `podman inspect` says."""
-        found: list[dict[str, Any]] = json.loads(self.ok("inspect", container))
-        return found[0]
-
-    def containers(self) -> set[str]:
-        """All ids, stopped ones too."""
-        return set(self.ok("ps", "--all", "--quiet", "--no-trunc").split())
-
-    def wait_log(self, container: str, wanted: str, timeout: float = 30) -> str:
-        """Until *wanted* is in the container's logs."""
-
-        def there() -> str:
-            result = self.call("logs", container)
-            text = (result.stdout + result.stderr).decode(errors="replace")
-            return text if wanted in text else ""
-
-        return wait_until(there, timeout=timeout, what=f"{wanted!r} in the logs of {container}", interval=0.2)
 
     def remove_all(self) -> None:
         """Every pod and container, running or not."""

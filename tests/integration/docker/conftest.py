@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from framework.docker import Dockerd, missing
+from framework.engine import opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,12 +21,8 @@ def docker(runtime: Runtime, scratch: str, template: str) -> Iterator[Dockerd]:
     """A running dockerd whose default runtime is the one under test."""
     if name := missing():
         pytest.skip(f"{name} isn't installed: apt-get install docker.io")
-    daemon = Dockerd(f"{scratch}/docker", runtime, template)
-    try:
-        daemon.open()
+    with opened(Dockerd(f"{scratch}/docker", runtime, template)) as daemon:
         yield daemon
-    finally:
-        daemon.close()
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import pytest
 
 from framework import process
 from framework.docker import IMAGE, RUNTIME
+from framework.engine import use_terminal
 from framework.process import wait_until
 from framework.terminal import Session
 
@@ -64,19 +65,7 @@ def test_a_terminal_has_size_echo_and_ctrl_c(docker: Dockerd) -> None:
     session = Session(docker.argv("run", "--rm", "-it", "--env", "PS1=$ ", IMAGE, "sh"), rows=37, columns=111)
     try:
         before = session.settings()
-        terminal = session.terminal
-        terminal.expect(b"$ ", timeout=docker.runtime.timeout)
-        # The client sets the size a moment after the start
-        terminal.send(b'sh -c \'while [ "$(stty size)" != "37 111" ]; do sleep 0.1; done; echo si""zed\'\n')
-        terminal.expect(b"sized\r\n")
-        terminal.send(b'sh -c \'trap "stty size" WINCH; echo se""t; while :; do sleep 0.05; done\'\n')
-        terminal.expect(b"set\r\n")
-        terminal.resize(rows=50, columns=140)
-        terminal.expect(b"50 140\r\n")
-        terminal.send(b"\x03")
-        terminal.send(b"echo co''de $?\n")
-        terminal.expect(b"code 130\r\n")
-        terminal.send(b"exit 6\n")
+        use_terminal(session.terminal, timeout=docker.runtime.timeout)
         assert session.wait(60) == 6
         assert session.settings() == before
     finally:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from framework.engine import opened
 from framework.podman import Podman, missing
 
 if TYPE_CHECKING:
@@ -24,12 +25,8 @@ def podman(runtime: Runtime, scratch: str, template: str) -> Iterator[Podman]:
     """A Podman that calls the runtime under test."""
     if name := missing():
         pytest.skip(f"{name} isn't installed: apt-get install podman")
-    made = Podman(f"{scratch}/podman", runtime, template)
-    try:
-        made.open()
+    with opened(Podman(f"{scratch}/podman", runtime, template)) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import pytest
 
 from framework import host as books
 from framework import process
+from framework.engine import use_terminal
 from framework.podman import IMAGE
 from framework.process import wait_until
 from framework.terminal import Session
@@ -100,18 +101,7 @@ def test_a_terminal(podman: Podman) -> None:
     command = podman.argv("run", "--rm", "-it", "--env", "PS1=$ ", IMAGE, "sh")
     session = Session(command, rows=37, columns=111)
     try:
-        terminal = session.terminal
-        terminal.expect(b"$ ", timeout=podman.runtime.timeout)
-        terminal.send(b'sh -c \'while [ "$(stty size)" != "37 111" ]; do sleep 0.1; done; echo si""zed\'\n')
-        terminal.expect(b"sized\r\n")
-        terminal.send(b'sh -c \'trap "stty size" WINCH; echo se""t; while :; do sleep 0.05; done\'\n')
-        terminal.expect(b"set\r\n")
-        terminal.resize(rows=50, columns=140)
-        terminal.expect(b"50 140\r\n")
-        terminal.send(b"\x03")
-        terminal.send(b"echo co''de $?\n")
-        terminal.expect(b"code 130\r\n")
-        terminal.send(b"exit 6\n")
+        use_terminal(session.terminal, timeout=podman.runtime.timeout)
         assert session.wait(30) == 6
     finally:
         session.close()
