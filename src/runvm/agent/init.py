@@ -7,6 +7,7 @@ identity: no host name, no random state that outlives the reseeding, no clock, n
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import os
@@ -18,7 +19,8 @@ from typing import Any
 
 from runvm import __version__
 from runvm.agent import network
-from runvm.agent.runtime import AgentError, Runtime
+from runvm.agent.errors import AgentError
+from runvm.agent.runtime import Runtime
 from runvm.linux import syscalls
 from runvm.linux.loop import IN, Loop
 from runvm.protocol import frames, messages
@@ -82,7 +84,7 @@ class Agent:
 
     def _child(self, fd: int) -> None:
         os.read(fd, 4096)
-        self.runtime.reap()
+        self.runtime.children.reap()
 
     def _closed(self, reason: str) -> None:
         # the supervisor is gone, and with it the virtual machine's purpose
@@ -97,7 +99,7 @@ class Agent:
 
     def _frame(self, frame: Frame) -> None:
         if frame.kind != frames.MESSAGE:
-            self.runtime.stream(frame)
+            self.runtime.processes.frame(frame)
             return
         number, request = messages.decode(frame.payload)
 
@@ -115,7 +117,7 @@ class Agent:
     def _serve(self, request: Any, done: Any) -> messages.Json | None:
         """Carry out one request; None where *done* is called later or no reply is due."""
         if isinstance(request, Resize):
-            self.runtime.resize(request.channel, request.rows, request.columns)
+            self.runtime.processes.resize(request.channel, request.rows, request.columns)
             return None
         if isinstance(request, Wake):
             return self._wake(request)
@@ -139,7 +141,8 @@ class Agent:
         if isinstance(request, Stats):
             return self.runtime.stats(request.container)
         if isinstance(request, Remove):
-            return self.runtime.remove(request.container)
+            self.runtime.remove(request.container, done)
+            return None
         if isinstance(request, Plug):
             self._network(request.network, request.interfaces)
             return {}
@@ -181,12 +184,17 @@ def _mount_share(tag: str) -> None:
     """Mount the virtiofs share once its device has been plugged in, and put its module tree where modprobe looks."""
     deadline = time.monotonic() + 20
     os.makedirs(SHARE, exist_ok=True)
-    drivers = "/sys/bus/virtio/drivers/virtiofs"
-    while not any(name.startswith("virtio") for name in os.listdir(drivers)):
-        if time.monotonic() > deadline:
-            raise AgentError("the virtiofs device didn't appear in the guest within 20 s")
+    while True:
+        try:
+            syscalls.mount(tag, SHARE, "virtiofs")
+            break
+        except OSError as error:
+            # EINVAL: no device of that tag (kernel's virtio_fs_get_tree), or not yet
+            if error.errno != errno.EINVAL:
+                raise
+            if time.monotonic() > deadline:
+                raise AgentError("the virtiofs device didn't appear in the guest within 20 s") from None
         time.sleep(0.002)
-    syscalls.mount(tag, SHARE, "virtiofs")
     modules = f"{SHARE}/modules"
     if os.path.isdir(modules):
         syscalls.mount(modules, f"/lib/modules/{os.uname().release}", "", syscalls.MS_BIND)

@@ -224,7 +224,8 @@ def _launch(
     """Fork the supervisor of a new VM; the descriptor on which it reports."""
     from runvm.guest import image
     from runvm.hypervisor import boot, driver, template
-    from runvm.sandbox import supervisor
+    from runvm.sandbox import launch
+    from runvm.sandbox.supervisor import Plan
 
     chosen = driver.load(config)
     guest = image.resolve(config)
@@ -243,7 +244,7 @@ def _launch(
             log.warning(f"no template could be made, booting instead: {error}")
     namespace = os.open(f"/proc/{shim_pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC) if shim_pid > 0 else -1
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    plan = supervisor.Plan(
+    plan = Plan(
         config,
         chosen,
         machine,
@@ -255,7 +256,7 @@ def _launch(
 
     def run() -> None:
         cgroup.join()
-        supervisor.main(plan, listener, writer)
+        launch.main(plan, listener, writer)
 
     process.orphan(run)
     os.close(writer)

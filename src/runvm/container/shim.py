@@ -107,6 +107,9 @@ def _main(plan: Plan, gate: object) -> None:
 
     assert isinstance(gate, socket.socket)
     os.setsid()
+    # first of all the sandbox's listener: held here it would let commands connect to a supervisor that has gone
+    terminal = (plan.terminal,) if plan.terminal >= 0 else ()
+    process.close_above(2, (plan.connection, gate.fileno(), *plan.namespaces.join, *terminal))
     try:
         for path in plan.cgroup_procs:
             with open(path, "w") as file:

@@ -16,11 +16,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.errors import RunvmError
-from runvm.hypervisor import boot, template
-from runvm.linux import process, syscalls
 from runvm.linux.loop import IN, Loop
 from runvm.log import log
-from runvm.protocol import frames, messages
+from runvm.protocol import messages
 from runvm.protocol.connection import Connection
 from runvm.protocol.frames import CREDIT_KIND, MESSAGE, STDIN, Frame, FrameError
 from runvm.protocol.messages import (
@@ -37,21 +35,22 @@ from runvm.protocol.messages import (
     Signal,
     Status,
 )
-from runvm.sandbox import registry
-from runvm.sandbox.networks import Networks
-from runvm.shares import tree, virtiofs
+from runvm.sandbox.guest_link import GuestLink
+from runvm.sandbox.members import Client, Member, Task
+from runvm.shares import virtiofs
 
 if TYPE_CHECKING:
     from runvm.config import Config
+    from runvm.hypervisor import boot
     from runvm.hypervisor.driver import Driver, Machine
+    from runvm.sandbox.networks import Networks
     from runvm.sandbox.registry import Sandbox
+    from runvm.shares import tree
 
 _ATTACH_SECONDS = 10.0
 _KILL_SECONDS = 5.0
 """How long a killed container's end is waited for before the whole VM is ended, or the container given up."""
 _FLUSH_SECONDS = 10.0
-_REQUEST_SECONDS = 45.0
-"""How long the guest may take for one request; below what commands wait (registry.ANSWER_SECONDS)."""
 
 
 class Plan(NamedTuple):
@@ -66,112 +65,44 @@ class Plan(NamedTuple):
     namespace: int
 
 
-class Task:
-    """One process in the guest, by its channel: a container's init (key 'init') or an exec."""
-
-    def __init__(self, member: Member, key: str, channel: int) -> None:
-        self.member = member
-        self.key = key
-        self.channel = channel
-        self.shim: Connection | None = None
-        self.running = False
-        self.ended = False
-
-
-class Member:
-    """A container of this VM."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.tasks: dict[str, Task] = {}
-        self.built = False
-        self.dropping: list[Callable[[], None]] = []
-
-    @property
-    def alive(self) -> bool:
-        """Whether its init may still run, or is about to."""
-        init = self.tasks.get("init")
-        return init is not None and not init.ended
-
-
-class Client:
-    """A connection to the control socket: a command's, or after `Attach` a shim's."""
-
-    def __init__(self) -> None:
-        self.connection: Connection | None = None
-        self.task: Task | None = None
-        self.building = ""
-
-    def reply(self, number: int, answer: Done | Failed) -> None:
-        """Answer request *number*."""
-        if self.connection is not None:
-            self.connection.send(MESSAGE, 0, messages.encode(answer, number))
-
-
 class Supervisor:
     """The event loop of one VM."""
 
-    def __init__(self, plan: Plan, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        listener: socket.socket,
+        guest: boot.Guest,
+        daemon: virtiofs.Daemon,
+        share: tree.Tree,
+        networks: Networks,
+    ) -> None:
         self.plan = plan
         self.loop = Loop()
         self.members: dict[str, Member] = {}
         self._tasks: dict[int, Task] = {}
         self._waiting: dict[tuple[str, str], Callable[[], None]] = {}
-        self._requests: dict[int, Callable[[Done | Failed], None]] = {}
-        self._number = 0
         self._channel = 0
         self._listener = listener
         self._ending = False
-        self.tree = tree.Tree(f"{plan.sandbox.directory}/share")
-        if plan.modules:
-            self.tree.add(".", "modules", plan.modules, recursive=False, read_only=True)
-        self.daemon = virtiofs.serve(plan.config, self.tree.path, log=f"{plan.sandbox.directory}/virtiofsd.log")
-        self.networks = Networks()
-        tap = self.networks.first_tap(plan.namespace) if plan.namespace >= 0 else template.scratch_tap()
-        self.guest = self._launch(tap)
-        os.close(tap)
-        self.agent = Connection(
+        self.tree = share
+        self.daemon = daemon
+        self.networks = networks
+        self.guest = guest
+        self.agent = GuestLink(
             self.loop,
-            self.guest.agent.detach(),
-            on_frame=self._from_guest,
+            guest.agent.detach(),
+            on_event=self._guest_event,
+            on_frame=self._guest_frame,
             on_close=lambda reason: self._end(f"the guest has ended ({reason})"),
-            max_message=frames.MAX_GUEST_MESSAGE,
         )
-        registry.record(
-            plan.sandbox, {"supervisor": os.getpid(), "vmm": self.guest.vm.pid, "virtiofsd": self.daemon.pid}
-        )
-        self._watch_child(self.guest.vm.pid, "the VMM")
-        self._watch_child(self.daemon.pid, "virtiofsd")
-        self.loop.watch(self.guest.console.fileno(), IN, self._console)
+        self._watch_child(guest.vm.pid, "the VMM")
+        self._watch_child(daemon.pid, "virtiofsd")
+        self.loop.watch(guest.console.fileno(), IN, self._console)
         listener.setblocking(False)
         self.loop.watch(listener.fileno(), IN, self._accept)
         wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG)
-        self._ask(wake, self._woken)
-
-    def _launch(self, tap: int) -> boot.Guest:
-        """Start the VM from its template, or boot it where there is none or it fails; then plug the share in and let
-        it run."""
-        plan = self.plan
-        deadline = time.monotonic() + plan.config.boot_timeout_s
-        directory = plan.sandbox.directory
-        guest = None
-        if plan.template:
-            try:
-                guest = boot.start(
-                    plan.driver, plan.machine, directory=directory, tap=tap, template=plan.template, deadline=deadline
-                )
-            except (RunvmError, OSError) as error:
-                log.warning(f"starting from the template failed, booting instead: {error}")
-                template.drop(plan.config, plan.template)
-                syscalls.unmount(f"{directory}/jail", syscalls.MNT_DETACH)
-        cold = guest is None
-        if guest is None:
-            guest = boot.start(plan.driver, plan.machine, directory=directory, tap=tap, deadline=deadline)
-        guest.vm.plug_share(self.daemon.socket, virtiofs.TAG, deadline=deadline)
-        guest.vm.resume(deadline=deadline)
-        if cold:
-            guest.wait_hello(deadline=deadline)
-        return guest
+        self.agent.ask(wake, self._woken)
 
     def run(self) -> None:
         """Serve until the last container has gone."""
@@ -244,16 +175,16 @@ class Supervisor:
             self._start(client, number, request)
         elif isinstance(request, (messages.Freeze, messages.Update, messages.Stats)):
             self._member(request.container)
-            self._ask(request, lambda answer: client.reply(number, answer))
+            self.agent.ask(request, lambda answer: client.reply(number, answer))
         else:
             client.reply(number, Failed(f"the supervisor doesn't serve {type(request).__name__}"))
 
     def _shim_message(self, task: Task, frame: Frame) -> None:
         _, request = messages.decode(frame.payload)
         if isinstance(request, messages.Resize):
-            self._tell(messages.Resize(task.channel, request.rows, request.columns))
+            self.agent.tell(messages.Resize(task.channel, request.rows, request.columns))
         elif isinstance(request, Signal):
-            self._ask(Signal(task.member.name, task.channel, request.number, False), lambda answer: None)
+            self.agent.ask(Signal(task.member.name, task.channel, request.number, False), lambda answer: None)
 
     def _client_gone(self, client: Client) -> None:
         client.connection = None
@@ -264,7 +195,7 @@ class Supervisor:
                 self._forget(task)
             elif task.running:
                 # the host's process for it is dead (kill -9): so shall be the guest's
-                self._ask(Signal(task.member.name, task.channel, int(signal.SIGKILL), False), lambda answer: None)
+                self.agent.ask(Signal(task.member.name, task.channel, int(signal.SIGKILL), False), lambda answer: None)
                 if task.key == "init":
                     self._give_up_later(task.member)
             elif client.building == "":
@@ -340,15 +271,15 @@ class Supervisor:
             if isinstance(answer, Failed):
                 self._drop(member.name, lambda: None)
 
-        self._ask(create, built)
+        self.agent.ask(create, built)
 
     def _start(self, client: Client, number: int, request: messages.Start) -> None:
         member = self._member(request.container)
         # Podman fills a new network namespace between create and start where there is a user namespace
         change = self.networks.refresh(self.guest.vm, member.name)
         if change is not None:
-            self._ask(change, lambda answer: None)
-        self._ask(request, lambda answer: client.reply(number, answer))
+            self.agent.ask(change, lambda answer: None)
+        self.agent.ask(request, lambda answer: client.reply(number, answer))
 
     def _enter(self, client: Client, number: int, request: Enter, task: Task) -> None:
         member = self._member(request.container)
@@ -362,7 +293,7 @@ class Supervisor:
             if isinstance(answer, Failed):
                 self._forget(task)
 
-        self._ask(
+        self.agent.ask(
             Exec(member.name, task.channel, request.process, request.rows, request.columns, request.cgroup), entered
         )
 
@@ -370,7 +301,7 @@ class Supervisor:
         member = self._member(request.container)
         task = member.tasks.get("init")
         channel = task.channel if task is not None else 0
-        self._ask(
+        self.agent.ask(
             Signal(member.name, channel, request.number, request.every), lambda answer: client.reply(number, answer)
         )
 
@@ -386,7 +317,7 @@ class Supervisor:
         if not member.alive or not member.built or self._alone(member):
             self._dropped(member)
             return
-        self._ask(Signal(name, member.tasks["init"].channel, int(signal.SIGKILL), True), lambda answer: None)
+        self.agent.ask(Signal(name, member.tasks["init"].channel, int(signal.SIGKILL), True), lambda answer: None)
         self._give_up_later(member)
 
     def _give_up_later(self, member: Member) -> None:
@@ -410,7 +341,7 @@ class Supervisor:
                 task.shim.close()
         self.networks.leave(member.name)
         if self.members:
-            self._ask(messages.Remove(member.name), lambda answer: self._removed(member))
+            self.agent.ask(messages.Remove(member.name), lambda answer: self._removed(member))
             return
         # the VM ends, and everything with it: no need to take it apart
         self._end("its last container has gone")
@@ -446,43 +377,16 @@ class Supervisor:
 
     # --- the guest
 
-    def _tell(self, message: Any, number: int = 0) -> None:
-        self.agent.send(MESSAGE, 0, messages.encode(message, number))
-
-    def _ask(self, message: Any, answered: Callable[[Done | Failed], None]) -> None:
-        """A request to the guest; *answered* gets its answer, or after _REQUEST_SECONDS a failure that says what was
-        waited for."""
-        self._number = self._number % 0xFFFFFFFE + 1
-        number = self._number
-        self._requests[number] = answered
-        self._tell(message, number)
-
-        def late() -> None:
-            waiting = self._requests.pop(number, None)
-            if waiting is not None:
-                waiting(Failed(f"timed out waiting for the guest to answer {type(message).__name__}"))
-
-        self.loop.call_later(_REQUEST_SECONDS, late)
-
-    def _from_guest(self, frame: Frame) -> None:
-        if frame.kind == MESSAGE:
-            number, message = messages.decode(frame.payload, messages.FROM_GUEST)
-            self._guest_message(number, message)
-            return
+    def _guest_frame(self, frame: Frame) -> None:
         task = self._tasks.get(frame.channel)
         if task is None or task.shim is None:
             if frame.kind != CREDIT_KIND and frame.payload:
-                # nobody reads: credit all the same, else the guest's process stalls until it is killed
-                self.agent.send_raw(frames.encode_credit(frame.channel, frame.kind, len(frame.payload)))
+                self.agent.credit(frame)
             return
         task.shim.send(frame.kind, 0, frame.payload)
 
-    def _guest_message(self, number: int, message: Any) -> None:
-        if isinstance(message, (Done, Failed)):
-            answered = self._requests.pop(number, None)
-            if answered is not None:
-                answered(message)
-        elif isinstance(message, Exited):
+    def _guest_event(self, message: Any) -> None:
+        if isinstance(message, Exited):
             self._exited(message)
         elif isinstance(message, OutOfMemory):
             log.info(f"container {message.container}: a process was killed for the memory limit")
@@ -490,7 +394,7 @@ class Supervisor:
     def _woken(self, answer: Done | Failed) -> None:
         if isinstance(answer, Failed):
             log.error(f"the guest can't be set up: {answer.error}", self.guest.last_words())
-            self._end(answer.error)
+            self._end(answer.error, failed=f"the guest can't be set up: {answer.error}")
 
     def _exited(self, event: Exited) -> None:
         task = self._tasks.get(event.channel)
@@ -549,50 +453,10 @@ class Supervisor:
         with open(f"{self.plan.sandbox.directory}/console.log", "wb") as file:
             file.write(self.guest.console_tail)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, *, failed: str = "container not running") -> None:
+        """Stop; what is still asked for fails with the text *failed*."""
         if not self._ending:
             self._ending = True
             log.debug(f"sandbox {self.plan.sandbox.name} ends: {reason}")
-            for answered in list(self._requests.values()):
-                answered(Failed("container not running"))
-            self._requests.clear()
+            self.agent.fail(failed)
             self.loop.stop()
-
-
-def main(plan: Plan, listener: socket.socket, report: int) -> None:
-    """The life of a supervisor, in the forked process. One byte on *report* tells the command that the VM runs, a
-    text that it doesn't."""
-    os.setsid()
-    syscalls.set_name("runvm-sandbox")
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)  # an engine's stop of a whole process group isn't meant for the VM
-    out = os.open(f"{plan.sandbox.directory}/supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    process.redirect(out)
-    keep = [listener.fileno(), report] + ([plan.namespace] if plan.namespace >= 0 else [])
-    process.close_above(2, tuple(keep))
-    log.path = ""
-    registry.record(plan.sandbox, {"supervisor": os.getpid()})
-    syscalls.unshare(syscalls.CLONE_NEWNS)
-    syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
-    os.chdir("/")
-    supervisor = None
-    try:
-        supervisor = Supervisor(plan, listener)
-        os.write(report, b"\0")
-        os.close(report)
-        supervisor.run()
-    except (RunvmError, OSError, FrameError) as error:
-        details = getattr(error, "details", "")
-        log.error(str(error), details)
-        if supervisor is None:
-            os.write(report, b"\1" + "\n".join(part for part in (str(error), details) if part).encode()[:32768])
-    finally:
-        import shutil
-
-        if supervisor is None or not os.environ.get("RUNVM_KEEP"):
-            for name in ("jail", "share"):
-                try:
-                    syscalls.unmount(f"{plan.sandbox.directory}/{name}", syscalls.MNT_DETACH)
-                except OSError:
-                    continue
-            shutil.rmtree(plan.sandbox.directory, ignore_errors=True)

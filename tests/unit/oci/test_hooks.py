@@ -128,7 +128,9 @@ def test_signals_are_as_in_a_fresh_process(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
-    assert [int(line.split()[1], 16) for line in (tmp_path / "out").read_text().splitlines()] == [0, 0]
+    # 32 and 33 are the C library's own: no call of it can give them back once a parent ignores them
+    own = 1 << 31 | 1 << 32
+    assert [int(line.split()[1], 16) & ~own for line in (tmp_path / "out").read_text().splitlines()] == [0, 0]
 
 
 def test_it_works_where_the_callers_standard_descriptors_are_closed(tmp_path: Path) -> None:

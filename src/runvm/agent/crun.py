@@ -1,0 +1,68 @@
+"""crun in the guest: how it is called, and its errors in the words that callers know."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable
+
+from runvm.agent.children import Children
+
+_PROGRAM = "/usr/bin/crun"
+STATE = "/run/crun"
+# linux/fcntl.h
+_F_ADD_SEALS = 1033
+_ALL_SEALS = 0xF
+
+
+class Crun:
+    """Runs crun from a sealed copy in memory: it makes that copy itself at each call otherwise (CVE-2019-5736), which
+    takes longer than all the rest of a call."""
+
+    def __init__(self, children: Children) -> None:
+        self._children = children
+        fd = os.memfd_create("crun", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with open(_PROGRAM, "rb") as file:
+            while os.sendfile(fd, file.fileno(), None, 1 << 24):
+                pass
+        fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
+        self._path = f"/proc/self/fd/{fd}"
+
+    def run(
+        self, bundle: str, arguments: list[str], ended: Callable[[int], None], stdio: list[int] | None = None
+    ) -> None:
+        """Start it for the container of *bundle*; *ended* gets its status, error() then its words. Raises OSError."""
+        options = [f"--root={STATE}", f"--log={bundle}/crun.log", "--log-format=json", "--cgroup-manager=cgroupfs"]
+        self._children.spawn([self._path, *options, *arguments], ended, stdio)
+
+
+def error(bundle: str, what: str) -> str:
+    """crun's last words from its log, which is emptied."""
+    message = ""
+    try:
+        with open(f"{bundle}/crun.log", errors="replace") as file:
+            for line in file.read(1 << 16).splitlines():
+                try:
+                    message = str(json.loads(line).get("msg", "")) or message
+                except (ValueError, AttributeError):
+                    message = line or message
+        os.truncate(f"{bundle}/crun.log", 0)
+    except OSError:
+        pass
+    return message or f"crun {what} failed in the guest"
+
+
+def as_runc_says(message: str, program: str) -> str:
+    """crun's error in the words that docker turns into exit codes 126 and 127 (its cli's run.go), which are runc's
+    and Go's."""
+    start = "unable to start container process: exec: "
+    if "executable file" in message and "$PATH" in message:
+        return f'{start}"{program}": executable file not found in $PATH'
+    if "executable" in message and "o such file" in message:
+        return f'{start}"{program}": stat {program}: no such file or directory'
+    if "executable" in message and ("not permitted" in message or "ermission denied" in message):
+        return f'{start}"{program}": permission denied'
+    for text in ("No such file or directory", "Permission denied", "Operation not permitted", "Not a directory"):
+        message = message.replace(text, text.lower())
+    return message

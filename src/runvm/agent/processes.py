@@ -1,0 +1,243 @@
+"""The processes of containers, each on a channel of its own: their streams, their terminal, their end."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from runvm.agent import cgroups, crun
+from runvm.agent.children import Children
+from runvm.agent.crun import Crun
+from runvm.agent.errors import AgentError
+from runvm.linux.loop import Loop
+from runvm.linux.terminal import set_size
+from runvm.protocol import frames
+from runvm.protocol.frames import Frame
+from runvm.protocol.messages import Exited, Json
+from runvm.protocol.streams import Sink, Source
+
+_STOP_WAIT = 0.2
+"""Seconds that output which others still hold open is waited for once a process has ended."""
+
+
+class Container:
+    """A container of this VM."""
+
+    def __init__(self, name: str, bundle: str, network_name: str) -> None:
+        self.name = name
+        self.bundle = bundle
+        self.network = network_name
+        self.init: Process | None = None
+        self.processes: dict[int, Process] = {}
+        self.cgroup = cgroups.path(name)
+        self.oom_kills = 0
+
+
+class Process:
+    """One process of a container with its streams: its init (`crun create`), or a further one (`crun exec`)."""
+
+    def __init__(self, container: Container, channel: int) -> None:
+        self.container = container
+        self.channel = channel
+        self.pid = 0
+        self.status: int | None = None
+        self.stdin: Sink | None = None
+        self.sources: dict[int, Source] = {}
+        self.terminal = -1
+        self.reported = False
+
+
+class Processes:
+    """All processes of this VM's containers. *send* queues a frame to the host, *event* a message; *ending* is called
+    before the end of one is told."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        children: Children,
+        crun: Crun,
+        send: Callable[[int, int, bytes], None],
+        event: Callable[[Any], None],
+        ending: Callable[[Process], None],
+    ) -> None:
+        self._loop = loop
+        self._children = children
+        self._crun = crun
+        self._send = send
+        self._event = event
+        self._ending = ending
+        self._channels: dict[int, Process] = {}
+
+    def launch(
+        self,
+        process: Process,
+        arguments: list[str],
+        pid_file: str,
+        described: Json,
+        size: tuple[int, int],
+        finished: Callable[[AgentError | None], None],
+    ) -> None:
+        """Run crun with the streams of *process*, which *described* (an OCI process object) tells of.
+
+        crun leaves the process behind and its pid in *pid_file*.
+        """
+        container = process.container
+        program = str((described.get("args") or [""])[0])
+        container.processes[process.channel] = process
+        self._channels[process.channel] = process
+        listener: socket.socket | None = None
+        if described.get("terminal"):
+            path = f"{container.bundle}/console-{process.channel}"
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener.bind(path)
+            listener.listen(1)
+            arguments = [*arguments, f"--console-socket={path}"]
+            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            child = [null, null, null]
+        else:
+            child = self._pipes(process)
+
+        def ended(status: int) -> None:
+            if status == 0:
+                try:
+                    with open(pid_file) as file:
+                        process.pid = int(file.read())
+                    if listener is not None:
+                        self._take_terminal(process, listener, size)
+                except (OSError, ValueError, EOFError) as error:
+                    status = 1
+                    with open(f"{container.bundle}/crun.log", "w") as log:
+                        log.write(f"crun left no process: {error}")
+            if listener is not None:
+                listener.close()
+                os.unlink(f"{container.bundle}/console-{process.channel}")
+            if status != 0:
+                self.close(process)
+                finished(AgentError(crun.as_runc_says(crun.error(container.bundle, arguments[0]), program)))
+                return
+            finished(None)
+            self._children.adopt(process.pid, lambda status: self._ended(process, status))
+
+        try:
+            self._crun.run(container.bundle, [*arguments, container.name], ended, child)
+        finally:
+            for fd in set(child):
+                os.close(fd)
+
+    def frame(self, frame: Frame) -> None:
+        """A frame of a process's stream: input, credit, or word that nobody reads an output any more."""
+        process = self._channels.get(frame.channel)
+        if process is None:
+            return
+        if frame.kind == frames.STDIN:
+            if process.stdin is not None:
+                process.stdin.write(frame.payload)
+        elif frame.kind == frames.CREDIT_KIND:
+            stream, count = frames.decode_credit(frame)
+            source = process.sources.get(stream)
+            if source is not None:
+                source.credit(count)
+                if process.status is not None:
+                    self._finish(process)
+        elif not frame.payload:
+            source = process.sources.get(frame.kind)
+            if source is not None:
+                source.close(silent=True)
+
+    def resize(self, channel: int, rows: int, columns: int) -> None:
+        """The terminal of *channel* has another size."""
+        process = self._channels.get(channel)
+        if process is not None and process.terminal >= 0:
+            set_size(process.terminal, rows, columns)
+
+    def close(self, process: Process) -> None:
+        """Forget a process and its streams."""
+        self._channels.pop(process.channel, None)
+        process.container.processes.pop(process.channel, None)
+        process.reported = True
+        if process.stdin is not None:
+            process.stdin.close()
+        for source in list(process.sources.values()):
+            source.close(silent=True)
+        if process.terminal >= 0:
+            os.close(process.terminal)
+            process.terminal = -1
+
+    # --- streams
+
+    def _pipes(self, process: Process) -> list[int]:
+        stdin_read, stdin_write = os.pipe2(os.O_CLOEXEC)
+        stdout_read, stdout_write = os.pipe2(os.O_CLOEXEC)
+        stderr_read, stderr_write = os.pipe2(os.O_CLOEXEC)
+        for fd in (stdin_write, stdout_read, stderr_read):
+            os.set_blocking(fd, False)
+        process.stdin = Sink(self._loop, stdin_write, frames.STDIN, process.channel, self._send)
+        self._source(process, frames.STDOUT, stdout_read)
+        self._source(process, frames.STDERR, stderr_read)
+        return [stdin_read, stdout_write, stderr_write]
+
+    def _source(self, process: Process, kind: int, fd: int) -> None:
+        process.sources[kind] = Source(
+            self._loop, fd, kind, process.channel, self._send, lambda: self._stream_ended(process, kind)
+        )
+
+    def _stream_ended(self, process: Process, kind: int) -> None:
+        process.sources.pop(kind, None)
+        if process.status is not None:
+            self._finish(process)
+
+    def _take_terminal(self, process: Process, listener: socket.socket, size: tuple[int, int]) -> None:
+        listener.settimeout(5)
+        peer, _ = listener.accept()
+        with peer:
+            _, fds, _, _ = socket.recv_fds(peer, 4096, 1)
+        if not fds:
+            raise EOFError("no terminal on the console socket")
+        master = fds[0]
+        process.terminal = master
+        if size[0] and size[1]:
+            set_size(master, *size)
+        os.set_blocking(master, False)
+        process.stdin = Sink(self._loop, os.dup(master), frames.STDIN, process.channel, self._send, keep=True)
+        self._source(process, frames.STDOUT, os.dup(master))
+
+    # --- the end
+
+    def _ended(self, process: Process, status: int) -> None:
+        process.status = status
+        self._finish(process)
+
+    def _finish(self, process: Process) -> None:
+        """Report the end of a process once its output is sent; what others still hold open is waited for a moment
+        only."""
+        if process.reported or process.status is None:
+            return
+        for source in list(process.sources.values()):
+            source.drain()
+        if process.sources:
+            if any(source.blocked for source in process.sources.values()):
+                return  # the reader is slow: credit brings us back here
+            self._loop.call_later(_STOP_WAIT, lambda: self._give_up(process))
+            return
+        self._report(process)
+
+    def _give_up(self, process: Process) -> None:
+        if not process.reported:
+            for source in list(process.sources.values()):
+                source.drain()
+                if source.blocked:
+                    return
+                source.close()
+            self._report(process)
+
+    def _report(self, process: Process) -> None:
+        if process.reported or process.status is None:
+            return
+        process.reported = True
+        self._ending(process)
+        status = process.status
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        self._event(Exited(process.channel, 128 + number if number else os.WEXITSTATUS(status), number))
+        self.close(process)

@@ -1,0 +1,86 @@
+"""The supervisor's line to the agent: requests with answers, each under a deadline, and frames of streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from runvm.linux.loop import Loop
+from runvm.protocol import frames, messages
+from runvm.protocol.connection import Connection
+from runvm.protocol.frames import MESSAGE, Frame
+from runvm.protocol.messages import Done, Failed
+
+_REQUEST_SECONDS = 45.0
+"""How long the guest may take for one request; below what commands wait (registry.ANSWER_SECONDS)."""
+
+Answered = Callable[[Done | Failed], None]
+
+
+class GuestLink:
+    """Owns *fd*, the agent's port. *on_event* gets the guest's events, *on_frame* all frames but messages, *on_close*
+    the reason of the end."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        fd: int,
+        *,
+        on_event: Callable[[Any], None],
+        on_frame: Callable[[Frame], None],
+        on_close: Callable[[str], None],
+    ) -> None:
+        self._loop = loop
+        self._on_event = on_event
+        self._on_frame = on_frame
+        self._requests: dict[int, Answered] = {}
+        self._number = 0
+        self._connection = Connection(
+            loop, fd, on_frame=self._frame, on_close=on_close, max_message=frames.MAX_GUEST_MESSAGE
+        )
+
+    def send(self, kind: int, channel: int, payload: bytes) -> None:
+        """Queue one frame."""
+        self._connection.send(kind, channel, payload)
+
+    def credit(self, frame: Frame) -> None:
+        """Credit a stream's frame that goes nowhere, else the guest's process stalls until it is killed."""
+        self._connection.send_raw(frames.encode_credit(frame.channel, frame.kind, len(frame.payload)))
+
+    def tell(self, message: Any, number: int = 0) -> None:
+        """An event to the guest."""
+        self.send(MESSAGE, 0, messages.encode(message, number))
+
+    def ask(self, message: Any, answered: Answered) -> None:
+        """A request to the guest; *answered* gets its answer, or after _REQUEST_SECONDS a failure that says what was
+        waited for."""
+        self._number = self._number % 0xFFFFFFFE + 1
+        number = self._number
+        self._requests[number] = answered
+        self.tell(message, number)
+
+        def late() -> None:
+            waiting = self._requests.pop(number, None)
+            if waiting is not None:
+                waiting(Failed(f"timed out waiting for the guest to answer {type(message).__name__}"))
+
+        self._loop.call_later(_REQUEST_SECONDS, late)
+
+    def fail(self, reason: str) -> None:
+        """Answer all that is under way: the guest won't."""
+        waiting = list(self._requests.values())
+        self._requests.clear()
+        for answered in waiting:
+            answered(Failed(reason))
+
+    def _frame(self, frame: Frame) -> None:
+        if frame.kind != MESSAGE:
+            self._on_frame(frame)
+            return
+        number, message = messages.decode(frame.payload, messages.FROM_GUEST)
+        if isinstance(message, (Done, Failed)):
+            answered = self._requests.pop(number, None)
+            if answered is not None:
+                answered(message)
+        else:
+            self._on_event(message)
