@@ -18,15 +18,15 @@ import time
 from typing import Any
 
 from runvm import __version__
-from runvm.agent import network
 from runvm.agent.errors import AgentError
+from runvm.agent.networks import Networks
 from runvm.agent.runtime import Runtime
 from runvm.linux import syscalls
 from runvm.linux.loop import IN, Loop
 from runvm.protocol import frames, messages
 from runvm.protocol.connection import Connection
 from runvm.protocol.frames import Frame
-from runvm.protocol.interfaces import NetworkError, from_json
+from runvm.protocol.interfaces import NetworkError
 from runvm.protocol.messages import (
     Create,
     Done,
@@ -40,6 +40,7 @@ from runvm.protocol.messages import (
     Signal,
     Start,
     Stats,
+    Unplug,
     Update,
     Wake,
 )
@@ -69,6 +70,7 @@ class Agent:
     def __init__(self, port: int) -> None:
         self.loop = Loop()
         self.connection = Connection(self.loop, port, on_frame=self._frame, on_close=self._closed)
+        self.networks = Networks(self.loop, self.connection.send, _say)
         self.runtime = Runtime(self.loop, self.connection.send, self._event)
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -98,6 +100,9 @@ class Agent:
         self.connection.send(frames.MESSAGE, 0, messages.encode(message, number))
 
     def _frame(self, frame: Frame) -> None:
+        if frame.kind == frames.DNS:
+            self.networks.answer(frame)
+            return
         if frame.kind != frames.MESSAGE:
             self.runtime.processes.frame(frame)
             return
@@ -122,7 +127,7 @@ class Agent:
         if isinstance(request, Wake):
             return self._wake(request)
         if isinstance(request, Create):
-            self._network(request.network, request.interfaces)
+            self.networks.set(request.network, request.interfaces)
             self.runtime.create(request, done)
             return None
         if isinstance(request, Start):
@@ -144,7 +149,10 @@ class Agent:
             self.runtime.remove(request.container, done)
             return None
         if isinstance(request, Plug):
-            self._network(request.network, request.interfaces)
+            self.networks.set(request.network, request.interfaces)
+            return {}
+        if isinstance(request, Unplug):
+            self.networks.remove(request.network)
             return {}
         raise AgentError(f"the guest's agent doesn't serve {type(request).__name__}")
 
@@ -158,15 +166,6 @@ class Agent:
         if request.share:
             _mount_share(request.share)
         return {}
-
-    def _network(self, name: str, interfaces: messages.Json) -> None:
-        if not name:
-            return
-        if not os.path.exists(network.path(name)):
-            network.make_namespace(name)
-        if interfaces:
-            for note in network.configure(name, from_json(interfaces), deadline=time.monotonic() + 10):
-                _say(note)
 
 
 def _reseed(seed: bytes) -> None:
@@ -233,7 +232,6 @@ def _set_up() -> None:
             _say(f"controller {controller}: {error.strerror}")
     pid = os.posix_spawn("/sbin/modprobe", ["modprobe", "-a", *_MODULES], {"PATH": "/sbin"})
     os.waitpid(pid, 0)
-    network.prepare()
     os.makedirs("/run/runvm", mode=0o700, exist_ok=True)
     os.makedirs("/run/crun", mode=0o700, exist_ok=True)
 

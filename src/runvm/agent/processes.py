@@ -25,10 +25,10 @@ _STOP_WAIT = 0.2
 class Container:
     """A container of this VM."""
 
-    def __init__(self, name: str, bundle: str, network_name: str) -> None:
+    def __init__(self, name: str, bundle: str, network: int) -> None:
         self.name = name
         self.bundle = bundle
-        self.network = network_name
+        self.network = network
         self.init: Process | None = None
         self.processes: dict[int, Process] = {}
         self.cgroup = cgroups.path(name)

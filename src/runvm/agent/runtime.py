@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from runvm.agent import cgroups, crun, network
+from runvm.agent import cgroups, crun, network, networks
 from runvm.agent.children import Children
 from runvm.agent.crun import Crun
 from runvm.agent.errors import AgentError
@@ -51,7 +51,7 @@ class Runtime:
             if joined is not None:
                 namespace["path"] = self._namespace_path(joined, namespace["type"])
             elif namespace["type"] == "network" and request.network:
-                namespace["path"] = network.path(request.network)
+                namespace["path"] = network.path(networks.name(request.network))
         with open(f"{bundle}/config.json", "w") as file:
             json.dump(spec, file)
         process = Process(container, request.channel)
@@ -142,7 +142,7 @@ class Runtime:
         container = self._container(name)
         result = cgroups.files(container.cgroup)
         if container.network:
-            result["net/dev"] = _counters(container.network)
+            result["net/dev"] = _counters(networks.name(container.network))
         return result
 
     def remove(self, name: str, done: Callable[[Json | AgentError], None]) -> None:
@@ -173,7 +173,7 @@ class Runtime:
     def _namespace_path(self, container: str, kind: str) -> str:
         owner = self._container(container)
         if kind == "network" and owner.network:
-            return network.path(owner.network)
+            return network.path(networks.name(owner.network))
         if owner.init is None or not owner.init.pid:
             raise AgentError(f"container {container}, whose {kind} namespace is to be joined, isn't running")
         return f"/proc/{owner.init.pid}/ns/{namespace_name(kind)}"

@@ -10,10 +10,6 @@ from runvm.errors import ConfigError
 if TYPE_CHECKING:
     from runvm.config import Config
 
-DEFAULT_MAC = "02:72:76:00:00:01"
-"""The MAC of the NIC that every VM has from its start; the guest tells NICs apart by it, then gives it the
-interface's own."""
-
 
 class Machine(NamedTuple):
     """A virtual machine to be: all that its template depends on."""
@@ -45,9 +41,6 @@ class Vm(Protocol):
 
     def plug_nic(self, index: int, tap: int, mac: str, *, deadline: float) -> None:
         """Plug a further NIC in; *index* from 1, *tap* a tap's descriptor."""
-
-    def unplug_nic(self, index: int, *, deadline: float) -> None:
-        """Take a NIC of plug_nic() out."""
 
     def resume(self, *, deadline: float) -> None:
         """Let the virtual CPUs run."""

@@ -1,6 +1,6 @@
 """An interface of a container's network namespace ↔ a tap whose other end is a card of the VM; the supervisor's.
 
-All functions work on the namespace that the caller is in: see linux.netns.in_namespace.
+All functions but move_tap() work on the namespace that the caller is in: see linux.netns.in_namespace.
 
 What comes in on the interface is redirected to the tap before the host's stack sees it, and the other way round (tc(8):
 ingress qdisc, u32, mirred). So the guest alone answers for the interface's addresses, which the namespace keeps.
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from runvm.linux import links, netlink
 from runvm.linux.netlink import F_CREATE, F_DUMP, F_EXCLUSIVE, NetlinkError, Socket, attribute, number, text
+from runvm.linux.netns import in_namespace
 
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x2, 0x1000, 0x4000
@@ -94,19 +95,36 @@ def create_tap(name: str) -> int:
             fcntl.ioctl(fd, _TUNSETIFF, request)
         except OSError as error:
             raise OSError(error.errno, f"make tap {name}: {error.strerror}") from None
-        with Socket() as sock:
-            ifindex = links.link(sock, name).ifindex
-            try:
-                # no router solicitations, no multicast reports of the host's for the guest to see
-                links.set_link(sock, ifindex, address_mode=links.MODE_NONE)
-            except NetlinkError as error:
-                if error.errno != errno.EAFNOSUPPORT:  # a host without IPv6
-                    raise
-            links.set_link(sock, ifindex, up=True, arp=False)
+        _bring_up(name)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def move_tap(name: str, old: int, new: int) -> None:
+    """Take a tap from one namespace (a descriptor) to another, where it is as create_tap() leaves it. Raises
+    OSError."""
+
+    def send() -> None:
+        with Socket() as sock:
+            links.set_link(sock, links.link(sock, name).ifindex, up=False)
+            links.set_link(sock, links.link(sock, name).ifindex, namespace=new, name=name)
+
+    in_namespace(old, send)
+    in_namespace(new, lambda: _bring_up(name))
+
+
+def _bring_up(name: str) -> None:
+    with Socket() as sock:
+        ifindex = links.link(sock, name).ifindex
+        try:
+            # no router solicitations, no multicast reports of the host's for the guest to see
+            links.set_link(sock, ifindex, address_mode=links.MODE_NONE)
+        except NetlinkError as error:
+            if error.errno != errno.EAFNOSUPPORT:  # a host without IPv6
+                raise
+        links.set_link(sock, ifindex, up=True, arp=False)
 
 
 def wire(interface: str, tap: str, *, resolver: bool = False) -> None:

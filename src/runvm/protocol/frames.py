@@ -2,8 +2,8 @@
 allocated.
 
 A frame is a header (payload length, kind, channel; big endian) and its payload. A channel is one process (a container's
-init or an exec); channel 0 is the sandbox itself. Streams carry at most WINDOW bytes that the receiver hasn't credited
-yet, so neither side ever has to hold more than that for a slow reader.
+init or an exec); channel 0 is the sandbox itself. A DNS frame's channel is a network's number. Streams carry at most
+WINDOW bytes that the receiver hasn't credited yet, so neither side ever has to hold more than that for a slow reader.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ STDIN = 1
 STDOUT = 2
 STDERR = 3
 CREDIT_KIND = 4
-_KINDS = 5
+DNS = 5
+_KINDS = 6
 
 MAX_MESSAGE = 16 << 20
 """Bytes of a message: config.json's own limit, which `create` carries."""

@@ -13,6 +13,13 @@ from runvm.linux.routing import Address, Neighbour, Route, Rule
 MAX_ITEMS = 4096
 _MAX_TEXT = 256
 
+
+def card_mac(number: int) -> str:
+    """The MAC of a VM's network card, 0 being the one that it has from its start: the guest tells cards apart by it,
+    then gives each its interface's own."""
+    return f"02:72:76:00:00:{number + 1:02x}"
+
+
 NAMESPACE_SETTINGS = (
     "ipv4/ip_forward",
     "ipv4/conf/all/rp_filter",

@@ -56,16 +56,15 @@ class Create(NamedTuple):
     relative to.
 
     *namespaces* maps a namespace type to the id of the container (in this VM) whose namespace it joins. *network* is
-    the name of
-    the guest's network namespace ('' = the VM's own), *interfaces* what it gets (protocol.interfaces.Network).
-    Result: {"pid": guest pid}.
+    the number of the guest's network namespace (0 = the VM's own), *interfaces* what it gets where it is new
+    (protocol.interfaces.Network). Result: {"pid": guest pid}.
     """
 
     container: str
     channel: int
     spec: Json
     namespaces: Json
-    network: str
+    network: int
     interfaces: Json
     rows: int
     columns: int
@@ -124,10 +123,16 @@ class Remove(NamedTuple):
 
 
 class Plug(NamedTuple):
-    """The network of a running container's namespace, as it is now. Result: {}."""
+    """What a network namespace has now. Result: {}."""
 
-    network: str
+    network: int
     interfaces: Json
+
+
+class Unplug(NamedTuple):
+    """The last container of a network namespace has gone. Result: {}."""
+
+    network: int
 
 
 class Resize(NamedTuple):
@@ -215,7 +220,7 @@ class Status(NamedTuple):
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Stats, Remove, Plug, Resize, Hello, Exited, OutOfMemory,  # noqa: E501
+        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Stats, Remove, Plug, Unplug, Resize, Hello, Exited, OutOfMemory,  # noqa: E501
         Attach, Build, Enter, Drop, Status,
     )
 }  # fmt: skip

@@ -20,7 +20,7 @@ from runvm.linux.loop import IN, Loop
 from runvm.log import log
 from runvm.protocol import messages
 from runvm.protocol.connection import Connection
-from runvm.protocol.frames import CREDIT_KIND, MESSAGE, STDIN, Frame, FrameError
+from runvm.protocol.frames import CREDIT_KIND, DNS, MESSAGE, STDIN, Frame, FrameError
 from runvm.protocol.messages import (
     Attach,
     Build,
@@ -96,6 +96,7 @@ class Supervisor:
             on_frame=self._guest_frame,
             on_close=lambda reason: self._end(f"the guest has ended ({reason})"),
         )
+        networks.attach(self.loop, guest.vm, self.agent)
         self._watch_child(guest.vm.pid, "the VMM")
         self._watch_child(daemon.pid, "virtiofsd")
         self.loop.watch(guest.console.fileno(), IN, self._console)
@@ -255,9 +256,9 @@ class Supervisor:
                 recursive=bool(share["recursive"]),
                 read_only=bool(share["read_only"]),
             )
-        network, interfaces = "", dict[str, Any]()
+        network, interfaces = 0, dict[str, Any]()
         if request.network:
-            network, interfaces = self.networks.join(self.guest.vm, member.name, request.shim_pid)
+            network, interfaces = self.networks.join(member.name, request.shim_pid)
         create = Create(
             member.name, task.channel, request.spec, request.namespaces, network, interfaces, request.rows, request.columns,  # noqa: E501
         )  # fmt: skip
@@ -275,10 +276,7 @@ class Supervisor:
 
     def _start(self, client: Client, number: int, request: messages.Start) -> None:
         member = self._member(request.container)
-        # Podman fills a new network namespace between create and start where there is a user namespace
-        change = self.networks.refresh(self.guest.vm, member.name)
-        if change is not None:
-            self.agent.ask(change, lambda answer: None)
+        self.networks.refresh(member.name)
         self.agent.ask(request, lambda answer: client.reply(number, answer))
 
     def _enter(self, client: Client, number: int, request: Enter, task: Task) -> None:
@@ -339,15 +337,16 @@ class Supervisor:
             self._tasks.pop(task.channel, None)
             if task.shim is not None:
                 task.shim.close()
-        self.networks.leave(member.name)
         if self.members:
             self.agent.ask(messages.Remove(member.name), lambda answer: self._removed(member))
             return
+        self.networks.leave(member.name)
         # the VM ends, and everything with it: no need to take it apart
         self._end("its last container has gone")
         self._finish_drop(member)
 
     def _removed(self, member: Member) -> None:
+        self.networks.leave(member.name)
         self.tree.remove(member.name)
         self._finish_drop(member)
 
@@ -378,6 +377,9 @@ class Supervisor:
     # --- the guest
 
     def _guest_frame(self, frame: Frame) -> None:
+        if frame.kind == DNS:
+            self.networks.query(frame)
+            return
         task = self._tasks.get(frame.channel)
         if task is None or task.shim is None:
             if frame.kind != CREDIT_KIND and frame.payload:

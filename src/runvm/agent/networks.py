@@ -1,0 +1,82 @@
+"""The network namespaces of this VM's containers, by the host's numbers: interfaces and Docker's resolver in each."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from runvm.agent import network
+from runvm.agent.dns import Listener
+from runvm.linux.loop import Loop
+from runvm.protocol import frames
+from runvm.protocol.frames import Frame
+from runvm.protocol.interfaces import Network, card_mac, from_json
+from runvm.protocol.messages import Json
+
+_CONFIGURE_SECONDS = 10.0
+
+
+class _Resolver:
+    """The listener of one namespace, which may wait for its number."""
+
+    def __init__(self, loop: Loop, namespace: int, send: Callable[[int, int, bytes], None]) -> None:
+        self.number = 0
+        self.listener = Listener(loop, namespace, lambda packet: send(frames.DNS, self.number, packet))
+
+
+class Networks:
+    """*send* queues a frame to the host, *say* a line for its log."""
+
+    def __init__(self, loop: Loop, send: Callable[[int, int, bytes], None], say: Callable[[str], None]) -> None:
+        self._loop = loop
+        self._send = send
+        self._say = say
+        self._resolvers: dict[int, _Resolver] = {}
+        # in the template: the first network of most VMs finds namespace, card and sockets there
+        self._spare: _Resolver | None = _Resolver(loop, network.prepare((card_mac(0),)), send)
+
+    def set(self, number: int, interfaces: Json) -> None:
+        """Make a namespace have *interfaces*; {} for one that is there changes nothing. 0 is the VM's own.
+
+        Raises: OSError, DeadlineError, NetworkError.
+        """
+        if not number:
+            return
+        new = number not in self._resolvers
+        if new:
+            network.make_namespace(name(number))
+            self._resolvers[number] = self._resolver(number)
+        if new or interfaces:
+            found = from_json(interfaces) if interfaces else Network()
+            for note in network.configure(name(number), found, deadline=time.monotonic() + _CONFIGURE_SECONDS):
+                self._say(note)
+
+    def remove(self, number: int) -> None:
+        """Let go of a namespace; its cards are free then."""
+        resolver = self._resolvers.pop(number, None)
+        if resolver is not None:
+            resolver.listener.close()
+            network.remove_namespace(name(number))
+
+    def answer(self, frame: Frame) -> None:
+        """A DNS answer from the host."""
+        resolver = self._resolvers.get(frame.channel)
+        if resolver is not None:
+            resolver.listener.answer(frame.payload)
+
+    def _resolver(self, number: int) -> _Resolver:
+        resolver, self._spare = self._spare, None
+        if resolver is None:
+            fd = network.open_namespace(name(number))
+            try:
+                resolver = _Resolver(self._loop, fd, self._send)
+            finally:
+                os.close(fd)
+        resolver.number = number
+        return resolver
+
+
+def name(number: int) -> str:
+    """The namespace's name in network.DIRECTORY."""
+    return f"n{number}"
