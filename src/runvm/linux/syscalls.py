@@ -164,4 +164,4 @@ def set_title(title: str) -> None:
     ctypes.memmove(start, raw + b"\0", len(raw) + 1)
     if len(raw) < end - start:
         # a last byte of argv that isn't NUL tells the kernel that a title stands there
-        ctypes.memmove(end - 1, b"\0", 1)
+        ctypes.memmove(end - 1, b"x", 1)
