@@ -36,8 +36,12 @@ UMOUNT_NOFOLLOW = 8
 # sys/prctl.h, prctl(2)
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
+PR_SET_SECUREBITS = 28
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+
+# linux/securebits.h, capabilities(7)
+SECBIT_NO_SETUID_FIXUP = 4
 
 # linux/mount.h, open_tree(2), move_mount(2)
 _SYS_OPEN_TREE = 428
