@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.errors import UnsupportedError
 from runvm.linux import process
+from runvm.shares.tree import Share
 
 if TYPE_CHECKING:
     from runvm.oci.spec import Spec
 
-SHARE = "/run/share"
-"""Where the guest has the share mounted (agent.init)."""
+SHARE = "/run/share/containers"
+"""Where the guest has the containers' part of the share (agent.init, shares.tree)."""
 _OWN = ("/proc", "/sys")
 """Trees of the kernel: a bind of one shows the guest's own, never the host's."""
 _STATIC_DEVICES = {
@@ -32,14 +33,6 @@ _NOT_IN_GUEST = {
     "memory": ("kernel", "kernelTCP", "swappiness", "disableOOMKiller", "useHierarchy", "checkBeforeUpdate"),
     "cpu": ("cpus", "mems", "realtimeRuntime", "realtimePeriod"),
 }
-
-
-class Share(NamedTuple):
-    """A directory or file of the host that the guest gets under a name."""
-
-    source: str
-    recursive: bool
-    read_only: bool
 
 
 class GuestPlan(NamedTuple):

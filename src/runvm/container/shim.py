@@ -15,6 +15,7 @@ import termios
 import time
 import tty
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from runvm.linux import process, syscalls
@@ -132,7 +133,7 @@ def _main(plan: Plan, gate: object) -> None:
     syscalls.set_title(plan.title)
     # from here on nothing of the host's files is there: neither /proc nor a module to import
     if plan.rootfs and plan.namespaces.new & syscalls.CLONE_NEWNS:
-        _show_root(plan.rootfs)
+        _show_root(plan.rootfs, own_processes=plan.namespaces.pid_new or plan.namespaces.pid_join >= 0)
     # whatever stays open, an engine may wait for the end of (or, like containerd's own socket, must never find here)
     process.close_above(2, (plan.connection, gate.fileno(), null, *shim.descriptors))
     for fd in range(3):
@@ -143,14 +144,17 @@ def _main(plan: Plan, gate: object) -> None:
     os._exit(shim.run())
 
 
-def _show_root(rootfs: str) -> None:
-    """The container's root as this process's own, for callers that join its mount namespace to copy files (podman
-    cp)."""
+def _show_root(rootfs: str, *, own_processes: bool) -> None:
+    """The container's root as this process's own, for callers that join its mount namespace: podman cp to copy files,
+    podman top, with *own_processes*, to read /proc, where it finds this process, titled as the container's."""
     syscalls.mount(rootfs, rootfs, "", syscalls.MS_BIND | syscalls.MS_REC)
     os.chdir(rootfs)
     syscalls.pivot_root(".", ".")
     syscalls.unmount(".", syscalls.MNT_DETACH)
     os.chdir("/")
+    if own_processes:
+        with suppress(OSError):  # an image without /proc, a host that doesn't let it be mounted
+            syscalls.mount("proc", "/proc", "proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
 
 
 def release(started: Started, *, timeout: float = 10.0) -> None:

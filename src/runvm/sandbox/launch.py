@@ -61,7 +61,7 @@ def _supervisor(plan: Plan, listener: socket.socket) -> Supervisor:
     """Everything of a VM, running. Raises RunvmError, OSError."""
     share = tree.Tree(f"{plan.sandbox.directory}/share")
     if plan.modules:
-        share.add(".", "modules", plan.modules, recursive=False, read_only=True)
+        share.show_modules(plan.modules)
     daemon = virtiofs.serve(plan.config, share.path, log=f"{plan.sandbox.directory}/virtiofsd.log")
     networks = Networks()
     tap = networks.first_tap(plan.namespace) if plan.namespace >= 0 else template.scratch_tap()

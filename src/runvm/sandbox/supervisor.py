@@ -38,6 +38,7 @@ from runvm.protocol.messages import (
 from runvm.sandbox.guest_link import GuestLink
 from runvm.sandbox.members import Client, Member, Task
 from runvm.shares import virtiofs
+from runvm.shares.tree import Share
 
 if TYPE_CHECKING:
     from runvm.config import Config
@@ -248,14 +249,8 @@ class Supervisor:
 
     def _build(self, client: Client, number: int, request: Build, task: Task) -> None:
         member = task.member
-        for name, share in request.shares.items():
-            self.tree.add(
-                member.name,
-                name,
-                share["source"],
-                recursive=bool(share["recursive"]),
-                read_only=bool(share["read_only"]),
-            )
+        shares = {name: Share(**share) for name, share in request.shares.items()}
+        self.tree.add(member.name, shares, request.shim_pid)
         network, interfaces = 0, dict[str, Any]()
         if request.network:
             network, interfaces = self.networks.join(member.name, request.shim_pid)

@@ -10,9 +10,18 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import NamedTuple
 
 from runvm.errors import HostError
-from runvm.linux import syscalls
+from runvm.linux import mounts, syscalls
+
+
+class Share(NamedTuple):
+    """A directory or file of the host that the guest gets under a name."""
+
+    source: str
+    recursive: bool
+    read_only: bool
 
 
 class Tree:
@@ -23,31 +32,45 @@ class Tree:
         os.makedirs(path, mode=0o700, exist_ok=True)
         syscalls.mount("runvm-share", path, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=755,size=16m")
         syscalls.mount("none", path, "", syscalls.MS_SHARED)
+        os.mkdir(f"{path}/containers", 0o755)
 
-    def add(self, container: str, name: str, source: str | int, *, recursive: bool, read_only: bool = False) -> str:
-        """Show *source* (a path, or a descriptor opened with O_PATH) as *name* of *container*; the path in the share.
-
-        Raises: HostError where the source is missing or can't be bound.
-        """
-        path = f"/proc/self/fd/{source}" if isinstance(source, int) else source
+    def show_modules(self, source: str) -> None:
+        """Show the guest's tree of kernel modules, read-only. Raises HostError."""
         try:
-            mode = os.stat(path).st_mode
-            target = f"{self.path}/{container}/{name}"
-            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
-            if stat.S_ISDIR(mode):
+            self._attach(syscalls.clone_tree(source, recursive=False), f"{self.path}/modules", read_only=True)
+        except OSError as error:
+            raise HostError(f"share {source} with the virtual machine: {error.strerror}") from error
+
+    def add(self, container: str, shares: dict[str, Share], pid: int) -> None:
+        """Show each of *shares* by its name, as process *pid* sees the sources now.
+
+        Raises: HostError where a source is missing or can't be bound.
+        """
+        os.mkdir(f"{self.path}/containers/{container}", 0o755)
+        try:
+            sources = [(share.source, share.recursive) for share in shares.values()]
+            trees = mounts.clone_from(pid, sources)
+            for (name, share), tree in zip(shares.items(), trees, strict=True):
+                self._attach(tree, f"{self.path}/containers/{container}/{name}", read_only=share.read_only)
+        except OSError as error:
+            raise HostError(f"share the container's files with the virtual machine: {error.strerror}") from error
+
+    def _attach(self, tree: int, target: str, *, read_only: bool) -> None:
+        """Mount *tree*, a descriptor of mounts.clone_from() that is closed here."""
+        try:
+            if stat.S_ISDIR(os.fstat(tree).st_mode):
                 os.mkdir(target, 0o755)
             else:
                 os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-            syscalls.mount(path, target, "", syscalls.MS_BIND | (syscalls.MS_REC if recursive else 0))
-            if read_only:
-                syscalls.mount("none", target, "", syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY)
-        except OSError as error:
-            raise HostError(f"share {source} with the virtual machine: {error.strerror}") from error
-        return f"{container}/{name}"
+            syscalls.attach_tree(tree, target)
+        finally:
+            os.close(tree)
+        if read_only:
+            syscalls.mount("none", target, "", syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY)
 
     def remove(self, container: str) -> None:
         """Take away everything of *container*; what is still busy goes when its last user does."""
-        directory = f"{self.path}/{container}"
+        directory = f"{self.path}/containers/{container}"
         try:
             names = os.listdir(directory)
         except FileNotFoundError:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from runvm.errors import HostError
-from runvm.linux import process
+from runvm.linux import process, syscalls
 
 if TYPE_CHECKING:
     from runvm.config import Config
@@ -101,9 +102,21 @@ def serve(config: Config, directory: str, *, log: str) -> Daemon:
             os.set_inheritable(3, True)
             process.reset_signals()
             process.die_with_parent(parent)
+            _trust_the_guests_checks()
             os.execve(binary, arguments(binary, directory, 3, rust=rust), {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
 
         return Daemon(process.fork(child), connection)
+
+
+def _trust_the_guests_checks() -> None:
+    """The daemon keeps its capabilities where it becomes a file's owner-to-be (capabilities(7), securebits).
+
+    The guest's kernel has checked every access (virtiofs mounts have default_permissions), and knows what the host
+    can't: the capabilities of a process in a user namespace, or of one that isn't root. Without this such a process
+    can't write where its uid alone couldn't. It gives a guest nothing that asking as root wouldn't.
+    """
+    with suppress(OSError):  # a root without CAP_SETPCAP: then only root's capabilities count in the share
+        syscalls.prctl(syscalls.PR_SET_SECUREBITS, syscalls.SECBIT_NO_SETUID_FIXUP)
 
 
 def _is_rust(binary: str) -> bool:
