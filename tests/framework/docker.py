@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from framework.runtime import Runtime
 
 IMAGE = "busybox:test"
-_numbers = itertools.count(1)
 RUNTIME = "under-test"
 # Newer clients than the daemon may lie elsewhere on PATH: Debian's pair belongs together
 CLIENT = "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
@@ -39,9 +37,8 @@ class Dockerd(Engine):
         self.directory = directory
         self.runtime = runtime
         self.socket = f"{directory}/docker.sock"
-        self._number = next(_numbers)
-        self.bridge = f"rvtbr{self._number}"
-        self.gateway = f"10.213.{self._number}.1"
+        self.bridge = ""
+        self.gateway = ""
         self.containerd = Containerd(f"{directory}/ctd")
         self._process: Process | None = None
         self._template = template
@@ -49,7 +46,7 @@ class Dockerd(Engine):
 
     def open(self) -> None:
         """Make the bridge, start both, import the image, and run one container."""
-        _run("ip", "link", "add", self.bridge, "type", "bridge")
+        number = self._make_bridge()
         _run("ip", "address", "add", f"{self.gateway}/24", "dev", self.bridge)
         _run("ip", "link", "set", self.bridge, "up")
         config = {
@@ -60,7 +57,7 @@ class Dockerd(Engine):
             "hosts": [f"unix://{self.socket}"],
             "containerd": self.containerd.address,
             "cgroup-parent": f"{CGROUP_PARENT}/docker",
-            "default-address-pools": [{"base": f"10.214.{self._number}.0/24", "size": 28}],
+            "default-address-pools": [{"base": f"10.214.{number}.0/24", "size": 28}],
             "runtimes": {RUNTIME: {"path": self.runtime.path}},
             "default-runtime": RUNTIME,
             "live-restore": True,
@@ -73,6 +70,15 @@ class Dockerd(Engine):
         change = ["--change", 'CMD ["sh"]', "--change", "ENV PATH=/bin:/usr/bin:/sbin:/usr/sbin"]
         self.ok("import", *change, "-", IMAGE, stdin=tar.stdout)
         self.ok("run", "--rm", IMAGE, "true")
+
+    def _make_bridge(self) -> int:
+        """The first number whose bridge isn't there: runs beside each other on one host keep apart."""
+        for number in range(1, 255):
+            made = call(["ip", "link", "add", f"rvtbr{number}", "type", "bridge"])
+            if made.code == 0:
+                self.bridge, self.gateway = f"rvtbr{number}", f"10.213.{number}.1"
+                return number
+        raise AssertionError(made.describe())
 
     def start(self) -> None:
         """Start dockerd and wait until it answers."""
@@ -131,8 +137,10 @@ class Dockerd(Engine):
             stop(self._process, 30)
             self.containerd.stop()
             process.reap_orphans()
-            subprocess.run(["ip", "link", "delete", self.bridge], check=False, timeout=10, capture_output=True)
-            self._firewall.restore((self.bridge, f"10.213.{self._number}.", f"10.214.{self._number}."))
+            if self.bridge:
+                subprocess.run(["ip", "link", "delete", self.bridge], check=False, timeout=10, capture_output=True)
+                network = self.gateway.removesuffix("1")
+                self._firewall.restore((self.bridge, network, network.replace("10.213.", "10.214.")))
             self._unmount()
 
     def _unmount(self) -> None:
