@@ -98,6 +98,9 @@ class Runtime:
         path = f"{self.scratch}/runvm"
         with open(self.config_file, "w", encoding="utf-8") as file:
             file.write(f"state_dir = {json.dumps(self.state_dir)}\n")
+            # guest images and templates of this checkout alone, where several with different agents are tested at once
+            if data_dir := os.environ.get("RUNVM_TEST_DATA_DIR"):
+                file.write(f"data_dir = {json.dumps(data_dir)}\n")
         with open(path, "w", encoding="utf-8") as file:
             file.write(_WRAPPER.format(source=SOURCE, config=self.config_file))
         os.chmod(path, 0o755)
