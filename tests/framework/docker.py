@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from framework.runtime import Runtime
 
 IMAGE = "busybox:test"
-_numbers = itertools.count(1)
 RUNTIME = "under-test"
 # Newer clients than the daemon may lie elsewhere on PATH: Debian's pair belongs together
 CLIENT = "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
@@ -39,9 +37,7 @@ class Dockerd(Engine):
         self.directory = directory
         self.runtime = runtime
         self.socket = f"{directory}/docker.sock"
-        self._number = next(_numbers)
-        self.bridge = f"rvtbr{self._number}"
-        self.gateway = f"10.213.{self._number}.1"
+        self.bridge = ""
         self.containerd = Containerd(f"{directory}/ctd")
         self._process: Process | None = None
         self._template = template
@@ -49,7 +45,7 @@ class Dockerd(Engine):
 
     def open(self) -> None:
         """Make the bridge, start both, import the image, and run one container."""
-        _run("ip", "link", "add", self.bridge, "type", "bridge")
+        self._take_bridge()
         _run("ip", "address", "add", f"{self.gateway}/24", "dev", self.bridge)
         _run("ip", "link", "set", self.bridge, "up")
         config = {
@@ -60,7 +56,7 @@ class Dockerd(Engine):
             "hosts": [f"unix://{self.socket}"],
             "containerd": self.containerd.address,
             "cgroup-parent": f"{CGROUP_PARENT}/docker",
-            "default-address-pools": [{"base": f"10.214.{self._number}.0/24", "size": 28}],
+            "default-address-pools": [{"base": f"{self._networks}0/24", "size": 28}],
             "runtimes": {RUNTIME: {"path": self.runtime.path}},
             "default-runtime": RUNTIME,
             "live-restore": True,
@@ -73,6 +69,17 @@ class Dockerd(Engine):
         change = ["--change", 'CMD ["sh"]', "--change", "ENV PATH=/bin:/usr/bin:/sbin:/usr/sbin"]
         self.ok("import", *change, "-", IMAGE, stdin=tar.stdout)
         self.ok("run", "--rm", IMAGE, "true")
+
+    def _take_bridge(self) -> None:
+        """A bridge whose number no other test run has, and with it ranges of addresses."""
+        for number in range(1, 255):
+            name = f"rvtbr{number}"
+            made = subprocess.run(["ip", "link", "add", name, "type", "bridge"], capture_output=True, timeout=10)
+            if made.returncode == 0:
+                self.bridge, self.gateway = name, f"10.213.{number}.1"
+                self._networks = f"10.214.{number}."
+                return
+        raise AssertionError("no free bridge for a dockerd: ip link delete rvtbr…")
 
     def start(self) -> None:
         """Start dockerd and wait until it answers."""
@@ -131,8 +138,9 @@ class Dockerd(Engine):
             stop(self._process, 30)
             self.containerd.stop()
             process.reap_orphans()
-            subprocess.run(["ip", "link", "delete", self.bridge], check=False, timeout=10, capture_output=True)
-            self._firewall.restore((self.bridge, f"10.213.{self._number}.", f"10.214.{self._number}."))
+            if self.bridge:
+                subprocess.run(["ip", "link", "delete", self.bridge], check=False, timeout=10, capture_output=True)
+                self._firewall.restore((self.bridge, self.gateway.removesuffix("1"), self._networks))
             self._unmount()
 
     def _unmount(self) -> None:
