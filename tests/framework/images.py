@@ -146,6 +146,11 @@ def _write(path: str, text: str) -> None:
 
 def _run(*argv: str) -> None:
     done = subprocess.run(
-        argv, env=os.environ | _ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_BUILD_SECONDS
+        argv,
+        env=os.environ | _ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_BUILD_SECONDS,
     )
     assert done.returncode == 0, f"{' '.join(argv)} ended with {done.returncode}\n{(done.stdout + done.stderr)[-4000:]}"

@@ -28,10 +28,10 @@ def database() -> psycopg.Connection:
 class Handler(BaseHTTPRequestHandler):
     """One request."""
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: D102
         self.guarded(self.read)
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: D102
         self.guarded(self.add)
 
     def guarded(self, action: Callable[[], None]) -> None:

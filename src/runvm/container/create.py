@@ -95,7 +95,7 @@ def _create(
         config_path=spec.config_path,
         terminal=spec.process.terminal,
         cgroups=cgroup.directories,
-        namespaces={},
+        namespaces={kind: path for kind, path in spec.namespaces.items() if path},
         complete=False,
     )
     state.save(ctx, record)  # what outlives us is written down before it is made
@@ -206,6 +206,8 @@ def _namespaces(spec: Spec) -> tuple[shim.Namespaces, list[int]]:
             except OSError as error:
                 raise HostError(f"{kind} namespace {path}: {error.strerror}") from error
             opened.append(fd)
+            if not process.is_namespace(fd, kind):
+                raise HostError(f"{kind} namespace {path}: it isn't one")
             if kind == "pid":
                 pid_join = fd
             else:

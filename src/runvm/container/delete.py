@@ -58,14 +58,15 @@ def clear(ctx: Context, cid: str) -> None:
     except RunvmError:
         _remove(ctx, cid)
         return
-    if record.sandbox:
-        _leave_sandbox(ctx, record)
+    orderly = not record.sandbox or _leave_sandbox(ctx, record)
     process.kill(record.shim, signal.SIGKILL)
     process.wait_gone(record.shim, deadline=time.monotonic() + 5)
     cgroup = resources.Cgroup(record.cgroups)
     if not (record.sandbox and placement.others(registry.locate(ctx.config.state_dir, record.sandbox), cid)):
         cgroup.kill()
     cgroup.remove()
+    if not orderly and record.namespaces.get("network"):
+        _unwire(record.namespaces["network"])
     _remove(ctx, cid)
 
 
@@ -75,16 +76,35 @@ def _remove(ctx: Context, cid: str) -> None:
     shutil.rmtree(state.directory(ctx, cid), ignore_errors=True)
 
 
-def _leave_sandbox(ctx: Context, record: ContainerRecord) -> None:
-    """Out of its VM, or with the VM where it was the last one there."""
+def _unwire(path: str) -> None:
+    """Leave an engine's network namespace as it was before a VM that was killed."""
+    from runvm.linux.netns import in_namespace
+    from runvm.network import tap
+
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return  # the engine has removed it
+    try:
+        in_namespace(fd, tap.unwire_all)
+    except OSError as error:
+        log.warning(f"network namespace {path}: {error}")
+    finally:
+        os.close(fd)
+
+
+def _leave_sandbox(ctx: Context, record: ContainerRecord) -> bool:
+    """Out of its VM, or with the VM where it was the last one there; False where the VM was killed, or has to be."""
     sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
     if not os.path.isdir(sandbox.directory):
-        return
+        return True
+    orderly = False
     known = registry.processes(sandbox)
     supervisor = known.get("supervisor")
     if supervisor is not None and process.alive(supervisor):
         try:
             registry.call(sandbox, messages.Drop(record.id), timeout=_DROP_SECONDS)
+            orderly = True
         except NotRunningError:
             pass
         except RunvmError as error:
@@ -96,3 +116,5 @@ def _leave_sandbox(ctx: Context, record: ContainerRecord) -> None:
         if supervisor is not None:
             process.wait_gone(supervisor, deadline=time.monotonic() + 10)
         registry.clear(sandbox)
+        return orderly
+    return True

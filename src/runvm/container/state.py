@@ -44,7 +44,7 @@ class ContainerRecord(NamedTuple):
     config_path: str
     terminal: bool
     cgroups: tuple[str, ...]
-    namespaces: dict[str, int]
+    namespaces: dict[str, str]
     complete: bool
 
 

@@ -28,6 +28,17 @@ def namespace_name(kind: str) -> str:
     return {"network": "net", "mount": "mnt"}.get(kind, kind)
 
 
+def is_namespace(fd: int, kind: str) -> bool:
+    """Whether a descriptor is a namespace of that OCI type (ioctl_ns(2), NS_GET_NSTYPE)."""
+    import fcntl
+
+    flag = getattr(syscalls, f"CLONE_NEW{namespace_name(kind).upper()}")
+    try:
+        return bool(fcntl.ioctl(fd, 0xB703) == flag)
+    except OSError:
+        return False
+
+
 def identity(pid: int) -> Identity | None:
     """The identity of a living process; None for one that has ended, zombies included."""
     try:

@@ -124,6 +124,11 @@ class Networks:
                 del self._namespaces[inode]
                 self._close(namespace)
 
+    def close(self) -> None:
+        """The VM has ended."""
+        for namespace in self._namespaces.values():
+            self._restore(namespace)
+
     def query(self, frame: Frame) -> None:
         """A DNS query from the guest."""
         for namespace in self._namespaces.values():
@@ -217,8 +222,11 @@ class Networks:
         if namespace.forwarder is not None:
             namespace.forwarder.close()
         self._guest.ask(Unplug(namespace.number), lambda answer: self._free.extend(namespace.cards.values()))
+        self._restore(namespace)
+        os.close(namespace.fd)
+
+    def _restore(self, namespace: _Namespace) -> None:
         try:
             in_namespace(namespace.fd, tap.unwire_all)
         except OSError as error:
             log.debug(f"a network namespace can't be left as it was: {error}")
-        os.close(namespace.fd)

@@ -122,6 +122,7 @@ class Supervisor:
         self._write_console()
         self.guest.kill()
         self.daemon.kill()
+        self.networks.close()
         self._listener.close()
 
     # --- connections
