@@ -140,6 +140,7 @@ def _create(
         {name: share._asdict() for name, share in plan.shares.items()},
         place.joins,
         network,
+        list(cgroup.directories),
         started.pid,
         rows,
         columns,

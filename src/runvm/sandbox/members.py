@@ -28,6 +28,8 @@ class Member:
     def __init__(self, name: str) -> None:
         self.name = name
         self.tasks: dict[str, Task] = {}
+        self.cgroups: tuple[str, ...] = ()
+        self.oom_shown = -60.0
         self.built = False
         self.dropping: list[Callable[[], None]] = []
 

@@ -52,6 +52,8 @@ _ATTACH_SECONDS = 10.0
 _KILL_SECONDS = 5.0
 """How long a killed container's end is waited for before the whole VM is ended, or the container given up."""
 _FLUSH_SECONDS = 10.0
+_OOM_SECONDS = 5.0
+"""At most that often a guest's OOM kills are shown on the host, which takes a moment of everybody's time."""
 
 
 class Plan(NamedTuple):
@@ -250,6 +252,7 @@ class Supervisor:
 
     def _build(self, client: Client, number: int, request: Build, task: Task) -> None:
         member = task.member
+        member.cgroups = tuple(request.cgroups)
         shares = {name: Share(**share) for name, share in request.shares.items()}
         self.tree.add(member.name, shares, request.shim_pid)
         network, interfaces = 0, dict[str, Any]()
@@ -387,7 +390,17 @@ class Supervisor:
         if isinstance(message, Exited):
             self._exited(message)
         elif isinstance(message, OutOfMemory):
-            log.info(f"container {message.container}: a process was killed for the memory limit")
+            self._out_of_memory(message.container)
+
+    def _out_of_memory(self, container: str) -> None:
+        member = self.members.get(container)
+        if member is not None and member.alive:
+            from runvm.sandbox import oom
+
+            log.info(f"container {container}: a process was killed for the memory limit")
+            if member.oom_shown + _OOM_SECONDS < time.monotonic():
+                member.oom_shown = time.monotonic()
+                oom.show(member.cgroups)
 
     def _woken(self, answer: Done | Failed) -> None:
         if isinstance(answer, Failed):

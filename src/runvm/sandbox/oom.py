@@ -1,0 +1,77 @@
+"""The guest's OOM kills shown in the container's cgroup on the host, where engines watch for them.
+
+containerd and conmon wait on memory.oom_control (cgroup v1) or memory.events (v2) of the container's own cgroup, which
+only the host's kernel writes. So a sacrifice is made: a child joins the cgroup as its first choice to be killed, the
+limit is lowered to what is in use, and the child asks for more.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+
+from runvm.errors import RunvmError
+from runvm.linux import process
+from runvm.log import log
+
+_SECONDS = 3.0
+_ROOM = 2 << 20
+"""Bytes above what is in use: the VM's processes go on meanwhile."""
+_FILES = (("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current"))
+
+
+def show(cgroups: tuple[str, ...]) -> None:
+    """Make the host's kernel kill a child in the memory cgroup among *cgroups* (directories). Where there is none, or
+    it can't be done, a line in the log is all."""
+    for directory in cgroups:
+        for limit, usage in _FILES:
+            if os.path.exists(f"{directory}/{limit}"):
+                try:
+                    _sacrifice(directory, f"{directory}/{limit}", f"{directory}/{usage}")
+                except (OSError, RunvmError) as error:
+                    log.warning(f"the guest's OOM kill can't be shown in the host's cgroup: {error}")
+                return
+
+
+def _sacrifice(directory: str, limit: str, usage: str) -> None:
+    before, used = _read(limit), int(_read(usage))
+    if before.isdigit() and int(before) > 1 << 62:
+        before = "-1"  # v1's way to say none can't be written back on every kernel
+    go, ready = os.pipe2(os.O_CLOEXEC)
+
+    def child() -> None:
+        os.close(ready)
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+        with open(f"{directory}/cgroup.procs", "w") as file:
+            file.write("0")
+        os.read(go, 1)
+        # caches give way first: at most everything else that is in there
+        memory = mmap.mmap(-1, used + 2 * _ROOM)
+        for offset in range(0, len(memory), mmap.PAGESIZE):
+            memory[offset] = 1
+
+    pid = process.fork(child)
+    os.close(go)
+    try:
+        try:
+            _write(limit, str(used + _ROOM))
+        finally:
+            os.close(ready)
+        status = process.wait_child(pid, deadline=time.monotonic() + _SECONDS)
+        if status is None:
+            process.end_child(pid, "the child that was to be killed")
+            log.warning("the guest's OOM kill isn't shown in the host's cgroup: its kernel killed nothing in time")
+    finally:
+        _write(limit, before)
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read().strip()
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
