@@ -28,6 +28,10 @@ _STATIC_DEVICES = {
 """Devices with the same numbers on every Linux (kernel's devices.txt), which the guest has itself: memory,
 terminals, tun, fuse, loop."""
 _LOOP = ("b", 7)
+_OVERLAY = {
+    "lowerdir", "upperdir", "workdir", "redirect_dir", "index", "metacopy", "nfs_export", "xino", "userxattr", "volatile",  # noqa: E501
+}  # fmt: skip
+"""Options of the file system itself; the others are mount flags (kernel's overlayfs.rst)."""
 # resources that cgroup v2, which the guest has, doesn't know, or that mean the host's devices and processors
 _NOT_IN_GUEST = {
     "memory": ("kernel", "kernelTCP", "swappiness", "disableOOMKiller", "useHierarchy", "checkBeforeUpdate"),
@@ -68,6 +72,10 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
         for namespace in linux.get("namespaces", [])
         if not _is_hosts(spec, namespace["type"])
     ]
+    if not any(namespace["type"] == "uts" for namespace in linux["namespaces"]):
+        # the host's name is what shows without a namespace of one's own
+        linux["namespaces"].append({"type": "uts"})
+        raw["hostname"] = os.uname().nodename
     linux["resources"] = resources(spec.resources)
     linux["devices"] = _devices(spec, notes)
     raw["linux"] = linux
@@ -105,6 +113,13 @@ def _mounts(spec: Spec, cid: str, shares: dict[str, Share]) -> list[dict[str, An
             name = f"m{number}"
             shares[name] = Share(mount.source, "rbind" in mount.options, "ro" in mount.options)
             entry["source"] = f"{SHARE}/{cid}/{name}"
+        elif mount.type == "overlay":
+            # its layers are directories of the host: Podman's volumes with :O, its mounts of images
+            name = f"m{number}"
+            layers = [option for option in mount.options if option.partition("=")[0] in _OVERLAY]
+            shares[name] = Share(mount.source, False, False, ",".join(layers))
+            options = ["bind", *(option for option in mount.options if option not in layers)]
+            entry.update(type="bind", source=f"{SHARE}/{cid}/{name}", options=options)
         mounts.append(entry)
     return mounts
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
-from runvm.linux.syscalls import CLONE_NEWNS, clone_tree, setns
+from runvm.linux.syscalls import CLONE_NEWNS, MNT_DETACH, clone_tree, mount, setns, unmount
 
 
-def clone_from(pid: int, sources: list[tuple[str, bool]]) -> list[int]:
-    """A bind of each source (path, recursive) as process *pid* sees it, mounted nowhere yet: descriptors for
-    syscalls.attach_tree().
+class Source(NamedTuple):
+    """What is to be bound: the file or directory *path*, or where *overlay* isn't empty an overlay of these options."""
+
+    path: str
+    recursive: bool
+    overlay: str
+
+
+def clone_from(pid: int, sources: list[Source], *, scratch: str) -> list[int]:
+    """A bind of each source as process *pid* sees it, mounted nowhere yet: descriptors for syscalls.attach_tree().
+    *scratch* is an empty directory, the same for both.
 
     The mounts that an engine makes for one container may not be there in anybody's mount namespace that is older
     (Podman keeps its own private), and what hooks mount in the container's is there only. For a process with one
@@ -21,8 +30,8 @@ def clone_from(pid: int, sources: list[tuple[str, bool]]) -> list[int]:
     try:
         setns(theirs, CLONE_NEWNS)
         try:
-            for path, recursive in sources:
-                found.append(clone_tree(path, recursive=recursive))
+            # one by one, so that those before a failure are closed
+            found.extend(_overlay(source, scratch) if source.overlay else _bind(source) for source in sources)
         finally:
             try:
                 setns(home, CLONE_NEWNS)
@@ -37,3 +46,16 @@ def clone_from(pid: int, sources: list[tuple[str, bool]]) -> list[int]:
         os.close(home)
         os.close(theirs)
     return found
+
+
+def _bind(source: Source) -> int:
+    return clone_tree(source.path, recursive=source.recursive)
+
+
+def _overlay(source: Source, scratch: str) -> int:
+    # not by fsopen(2): its strings end at 256 bytes, which a list of layers soon has
+    mount(source.path, scratch, "overlay", 0, source.overlay)
+    try:
+        return clone_tree(scratch, recursive=False)
+    finally:
+        unmount(scratch, MNT_DETACH)

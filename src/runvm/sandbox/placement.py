@@ -99,14 +99,15 @@ def others(sandbox: Sandbox, container: str) -> bool:
 
 
 def all_members(config: Config) -> list[Member]:
-    """Every living container of every sandbox."""
+    """Every living container of every sandbox, the oldest first: where several share a namespace, a younger one may
+    still be under way."""
     base = f"{config.state_dir}/sandboxes"
     try:
         names = os.listdir(base)
     except FileNotFoundError:
         return []
     found = [member for name in names for member in _members(registry.locate(config.state_dir, name))]
-    return [member for member in found if process.alive(member.shim)]
+    return sorted((member for member in found if process.alive(member.shim)), key=lambda member: member.shim.start)
 
 
 def _members(sandbox: Sandbox) -> list[Member]:

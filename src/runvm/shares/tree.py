@@ -17,11 +17,12 @@ from runvm.linux import mounts, syscalls
 
 
 class Share(NamedTuple):
-    """A directory or file of the host that the guest gets under a name."""
+    """A directory or file of the host that the guest gets under a name, or an overlay (its options) of such."""
 
     source: str
     recursive: bool
     read_only: bool
+    overlay: str = ""
 
 
 class Tree:
@@ -29,7 +30,9 @@ class Tree:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        self._scratch = f"{path}.scratch"
+        for directory in (path, self._scratch):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
         syscalls.mount("runvm-share", path, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=755,size=16m")
         syscalls.mount("none", path, "", syscalls.MS_SHARED)
         os.mkdir(f"{path}/containers", 0o755)
@@ -48,8 +51,8 @@ class Tree:
         """
         os.mkdir(f"{self.path}/containers/{container}", 0o755)
         try:
-            sources = [(share.source, share.recursive) for share in shares.values()]
-            trees = mounts.clone_from(pid, sources)
+            sources = [mounts.Source(share.source, share.recursive, share.overlay) for share in shares.values()]
+            trees = mounts.clone_from(pid, sources, scratch=self._scratch)
             for (name, share), tree in zip(shares.items(), trees, strict=True):
                 self._attach(tree, f"{self.path}/containers/{container}/{name}", read_only=share.read_only)
         except OSError as error:

@@ -95,7 +95,7 @@ def test_top_shows_processes(podman: Podman) -> None:
     podman.detached("--name", "top", IMAGE, *SLEEP)
     pid, command = podman.ok("top", "top", "hpid", "args").splitlines()[1].split(maxsplit=1)
     assert int(pid) == podman.inspect("top")["State"]["Pid"]
-    assert command == " ".join(SLEEP)
+    assert command.strip() == " ".join(SLEEP)
 
 
 def test_a_terminal(podman: Podman) -> None:
