@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
-from framework import process
+from framework import images, process
 from framework.bundle import CGROUP_PARENT
 from framework.containerd import Containerd
 from framework.engine import Engine
@@ -16,6 +17,7 @@ from framework.firewall import Firewall
 from framework.process import Process, Result, call, stop, wait_until
 
 if TYPE_CHECKING:
+    from framework.images import Recipe
     from framework.runtime import Runtime
 
 IMAGE = "busybox:test"
@@ -119,6 +121,23 @@ class Dockerd(Engine):
     def detached(self, *args: str) -> str:
         """`docker run --detach …`: the id."""
         return self.ok("run", "--detach", *args)
+
+    def processes(self, container: str) -> dict[str, int]:
+        """A running container's processes by role: `init`, and of a virtual machine `vmm`, `supervisor`, `virtiofsd`."""
+        pid = int(self.inspect(container)["State"]["Pid"])
+        for member in glob.glob(f"{self.runtime.state_dir}/sandboxes/*/members/{pid}"):
+            with open(f"{os.path.dirname(os.path.dirname(member))}/processes.json", encoding="utf-8") as file:
+                return {"init": pid} | {role: identity[0] for role, identity in json.load(file).items()}
+        return {"init": pid}
+
+    def provide(self, image: str, recipe: Recipe, *changes: str) -> None:
+        """Have an image made of *recipe* by that name; *changes* are Dockerfile instructions that run nothing."""
+        if not self.call("image", "inspect", image).code:
+            return
+        base = f"{recipe.name}:test"
+        if self.call("image", "inspect", base).code:
+            self.ok("import", images.tarball(recipe), base, timeout=600)
+        self.ok("build", "--quiet", "--tag", image, "-", stdin="\n".join([f"FROM {base}", *changes]).encode())
 
     def log_tail(self) -> str:
         """The end of dockerd's log."""

@@ -26,6 +26,7 @@ _BUILD_SECONDS = 900
 class Recipe(NamedTuple):
     """What a root filesystem has besides Debian's minimum: packages, then *script* (sh) run in it, then *files*."""
 
+    name: str
     packages: tuple[str, ...]
     script: str = ""
     files: tuple[tuple[str, str], ...] = ()
@@ -35,6 +36,7 @@ class Recipe(NamedTuple):
 
 
 SERVICES = Recipe(
+    "services",
     ("nginx-light", "curl", "postgresql", "redis-server", "sqlite3", "python3", "python3-pip"),
     # the names and places that the images of these programs on the public registry have
     """
@@ -74,16 +76,17 @@ exec "$@"
 )
 
 SYSTEM = Recipe(
+    "system",
     ("systemd", "systemd-sysv", "dbus", "docker.io", "iptables", "iproute2", "procps", "busybox-static", "kmod"),
     # what waits for hardware or a console that no container has
-    "systemctl mask --quiet getty.target console-getty.service systemd-logind.service docker.socket docker.service",
+    "systemctl mask --quiet getty.target console-getty.service systemd-logind.service docker.socket docker.service containerd.service",
 )
 
 
 def tarball(recipe: Recipe) -> str:
     """The path of the tar file of *recipe*, made if it isn't there. Raises CalledProcessError with the output."""
     base = _cached("base", "", _bootstrap)
-    return _cached("image", repr(recipe), lambda root: _furnish(root, base, recipe))
+    return _cached(recipe.name, repr(recipe), lambda root: _furnish(root, base, recipe))
 
 
 def _cached(kind: str, key: str, build: object) -> str:
