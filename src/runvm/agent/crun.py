@@ -57,9 +57,9 @@ def as_runc_says(message: str, program: str) -> str:
     """crun's error in the words that docker turns into exit codes 126 and 127 (its cli's run.go), which are runc's
     and Go's."""
     start = "unable to start container process: exec: "
-    if "executable file" in message and "$PATH" in message:
+    if "executable file" in message and "$PATH" in message and "/" not in program:
         return f'{start}"{program}": executable file not found in $PATH'
-    if "executable" in message and "o such file" in message:
+    if "executable file" in message and ("$PATH" in message or "o such file" in message):
         return f'{start}"{program}": stat {program}: no such file or directory'
     if "executable" in message and ("not permitted" in message or "ermission denied" in message):
         return f'{start}"{program}": permission denied'

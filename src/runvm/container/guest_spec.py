@@ -67,15 +67,14 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     for key in ("mountLabel", "intelRdt"):
         linux.pop(key, None)
     linux["cgroupsPath"] = f"/{cid}"
-    linux["namespaces"] = [
-        {"type": namespace["type"]}
-        for namespace in linux.get("namespaces", [])
-        if not _is_hosts(spec, namespace["type"])
-    ]
-    if not any(namespace["type"] == "uts" for namespace in linux["namespaces"]):
-        # the host's name is what shows without a namespace of one's own
+    linux["namespaces"] = [{"type": kind} for kind in spec.namespaces if not _is_hosts(spec, kind)]
+    kinds = {namespace["type"] for namespace in linux["namespaces"]}
+    if "cgroup" not in kinds:
+        # on cgroup v1 engines ask for none, and runc shows the container its own groups by binds: here by a namespace
+        linux["namespaces"].append({"type": "cgroup"})
+    if "uts" not in kinds:
         linux["namespaces"].append({"type": "uts"})
-        raw["hostname"] = os.uname().nodename
+        raw["hostname"] = os.uname().nodename  # the host's name is the least that who shares its namespace expects
     linux["resources"] = resources(spec.resources)
     linux["devices"] = _devices(spec, notes)
     raw["linux"] = linux

@@ -267,6 +267,18 @@ def test_a_read_only_root_takes_no_writes(box: Box) -> None:
     assert not os.path.exists(f"{container.bundle.rootfs}/file")
 
 
+def test_without_a_namespace_of_names_and_groups(box: Box) -> None:
+    """No uts namespace: the host's name. No cgroup namespace: /sys/fs/cgroup shows the container's own limits."""
+    container = box(
+        "sh", "-c", "hostname; cat /sys/fs/cgroup/memory.max || cat /sys/fs/cgroup/memory/memory.limit_in_bytes"
+    )
+    linux = container.bundle.linux
+    linux["namespaces"] = [one for one in linux["namespaces"] if one["type"] not in ("uts", "cgroup")]
+    container.bundle.config.pop("hostname", None)
+    container.bundle.resources["memory"] = {"limit": 100 << 20}
+    assert container.run().text.splitlines() == [os.uname().nodename, str(100 << 20)]
+
+
 def test_a_user_namespace_maps_ids(box: Box) -> None:
     """uidMappings and gidMappings: root inside is 100000 outside, on the files it makes as well."""
     container = box()
