@@ -18,8 +18,8 @@ class Children:
         self._adopted: dict[int, Callable[[int], None]] = {}
         self._unclaimed: dict[int, int] = {}
 
-    def spawn(self, argv: list[str], ended: Callable[[int], None], stdio: list[int] | None = None) -> None:
-        """Start a program with the given descriptors as 0, 1, 2 (None: /dev/null). Raises OSError."""
+    def spawn(self, argv: list[str], ended: Callable[[int], None], stdio: list[int] | None = None) -> int:
+        """Start a program with the given descriptors as 0, 1, 2 (None: /dev/null); its pid. Raises OSError."""
         actions: list[tuple[Any, ...]] = []
         if stdio is None:
             actions.extend((os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in range(3))
@@ -36,6 +36,7 @@ class Children:
             setsigdef=[signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT],
         )
         self._programs[pid] = ended
+        return pid
 
     def adopt(self, pid: int, ended: Callable[[int], None]) -> None:
         """Wait for a process that a program of spawn() has left behind; it may have ended already."""

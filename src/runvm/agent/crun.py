@@ -5,12 +5,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Callable
 
 from runvm.agent.children import Children
 
 _PROGRAM = "/usr/bin/crun"
 STATE = "/run/crun"
+_NOT_FOUND = "executable file not found in $PATH"
+_CHDIR = re.compile(r"chdir (?:to )?`(.*)`(?: failed)?: (.*)", re.DOTALL)
 # linux/fcntl.h
 _F_ADD_SEALS = 1033
 _ALL_SEALS = 0xF
@@ -31,10 +34,13 @@ class Crun:
 
     def run(
         self, bundle: str, arguments: list[str], ended: Callable[[int], None], stdio: list[int] | None = None
-    ) -> None:
-        """Start it for the container of *bundle*; *ended* gets its status, error() then its words. Raises OSError."""
+    ) -> int:
+        """Start it for the container of *bundle*; its pid. *ended* gets its status, error() then its words.
+
+        Raises: OSError.
+        """
         options = [f"--root={STATE}", f"--log={bundle}/crun.log", "--log-format=json", "--cgroup-manager=cgroupfs"]
-        self._children.spawn([self._path, *options, *arguments], ended, stdio)
+        return self._children.spawn([self._path, *options, *arguments], ended, stdio)
 
 
 def error(bundle: str, what: str) -> str:
@@ -56,13 +62,16 @@ def error(bundle: str, what: str) -> str:
 def as_runc_says(message: str, program: str) -> str:
     """crun's error in the words that docker turns into exit codes 126 and 127 (its cli's run.go), which are runc's
     and Go's."""
-    start = "unable to start container process: exec: "
-    if "executable file" in message and "$PATH" in message and "/" not in program:
-        return f'{start}"{program}": executable file not found in $PATH'
-    if "executable file" in message and ("$PATH" in message or "o such file" in message):
-        return f'{start}"{program}": stat {program}: no such file or directory'
+    failed = "unable to start container process: "
+    start = f'{failed}exec: "{program}": '
+    if "executable" in message and ("not found" in message or "o such file" in message):
+        return f"{start}stat {program}: no such file or directory" if "/" in program else f"{start}{_NOT_FOUND}"
     if "executable" in message and ("not permitted" in message or "ermission denied" in message):
-        return f'{start}"{program}": permission denied'
+        return f"{start}permission denied"
+    if "executable" in message and "/" not in program:
+        return f"{start}{_NOT_FOUND}"  # in PATH, but a symlink that leads in a circle, or the like: Go looks on
+    if cwd := _CHDIR.match(message):
+        return f'{failed}chdir to cwd ("{cwd[1]}") set in config.json failed: {cwd[2].lower()}'
     for text in ("No such file or directory", "Permission denied", "Operation not permitted", "Not a directory"):
         message = message.replace(text, text.lower())
     return message

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from runvm.agent import cgroups, crun
 from runvm.agent.children import Children
 from runvm.agent.crun import Crun
 from runvm.agent.errors import AgentError
+from runvm.linux import scheduling
 from runvm.linux.loop import Loop
 from runvm.linux.terminal import set_size
 from runvm.protocol import frames
@@ -106,10 +109,14 @@ class Processes:
                         process.pid = int(file.read())
                     if listener is not None:
                         self._take_terminal(process, listener, size)
+                    with suppress(ProcessLookupError):  # it has ended already
+                        scheduling.apply(process.pid, described)
                 except (OSError, ValueError, EOFError) as error:
                     status = 1
+                    if process.pid:
+                        cgroups.kill(process.pid, signal.SIGKILL)
                     with open(f"{container.bundle}/crun.log", "w") as log:
-                        log.write(f"crun left no process: {error}")
+                        log.write(str(error))
             if listener is not None:
                 listener.close()
                 os.unlink(f"{container.bundle}/console-{process.channel}")
@@ -121,7 +128,11 @@ class Processes:
             self._children.adopt(process.pid, lambda status: self._ended(process, status))
 
         try:
-            self._crun.run(container.bundle, [*arguments, container.name], ended, child)
+            pid = self._crun.run(container.bundle, [*arguments, container.name], ended, child)
+            if arguments[0] == "exec" and scheduling.inherited(described):
+                # unlike a container's init, what crun leaves behind runs at once
+                with suppress(OSError):
+                    scheduling.apply(pid, described)
         finally:
             for fd in set(child):
                 os.close(fd)

@@ -6,9 +6,11 @@ Exit codes as runc's: the process's own (128 and the signal's number if a signal
 
 from __future__ import annotations
 
+import os
+
 from runvm.cli.common import CONSOLE_SOCKET, ID, PID_FILE, PRESERVE_FDS, checked_id, path_of, preserved_fds
 from runvm.cli.grammar import Command, Flag, parse_number
-from runvm.errors import RunvmError, UsageError
+from runvm.errors import RunvmError, UnsupportedError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,8 +41,7 @@ COMMAND = Command(
         CONSOLE_SOCKET,
         PID_FILE,
         PRESERVE_FDS,
-        Flag("cgroup", "run it in this cgroup below the container's, which must exist", metavar="[CONTROLLERS:]PATH",
-             many=True),
+        Flag("cgroup", "run it in this cgroup below the container's, which must exist", metavar="PATH", many=True),
         Flag("ignore-paused", "accept a paused container; the process runs once it is resumed"),
         Flag("process-label", "its SELinux label", metavar="LABEL"),
         Flag("apparmor", "its AppArmor profile", metavar="PROFILE"),
@@ -82,9 +83,30 @@ def options(args: Args, base_process: Callable[[], JsonObject]) -> ExecOptions:
         detach=args.on("detach"),
         tty=process.get("terminal") is True,
         preserve_fds=preserved_fds(args),
-        cgroup=tuple(args.texts("cgroup")),
+        cgroup=sub_cgroup(args.texts("cgroup")),
         ignore_paused=args.on("ignore-paused"),
     )
+
+
+def sub_cgroup(given: list[str]) -> str:
+    """The one path of --cgroup. A path for a controller is for cgroups of version 1; the guest has version 2, where
+    runc refuses it in these words."""
+    for each in given:
+        controllers, colon, path = each.partition(":")
+        if ":" in path or (not colon and len(given) > 1):
+            missing = "" if colon else " (missing <controller>: prefix)"
+            raise UsageError(f"invalid --cgroup argument: {each}{missing}")
+        if colon:
+            controller = controllers.partition(",")[0]
+            raise UnsupportedError(
+                f"unknown controller {controller} in SubCgroupPaths",
+                do="the guest's cgroups are of version 2: give a path without controllers",
+            )
+    path = given[0] if given else ""
+    relative = os.path.normpath(f"./{path}")
+    if relative.partition("/")[0] == "..":
+        raise UsageError(f"{path} is not a sub cgroup path")
+    return "" if relative == "." else relative
 
 
 def _process(args: Args, base_process: Callable[[], JsonObject]) -> JsonObject:

@@ -37,14 +37,31 @@ def run(ctx: Context, args: Args) -> int:
     elif args.text("format") == "json":
         from runvm.cli.state import describe
 
-        write_json([describe(record) for record in records])
+        write_json([{**describe(record), "owner": owner(ctx, record)} for record in records])
     else:
-        write(rendered(records))
+        write(rendered([(record, owner(ctx, record)) for record in records]))
     return 0
 
 
-def rendered(records: list[ContainerRecord]) -> str:
-    """runc's table."""
+def rendered(records: list[tuple[ContainerRecord, str]]) -> str:
+    """runc's table, of containers with their owners."""
     rows = [["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]]
-    rows += [[each.id, str(each.pid), each.status, each.bundle, each.created, each.owner] for each in records]
+    rows += [[each.id, str(each.pid), each.status, each.bundle, each.created, owner] for each, owner in records]
     return table(rows)
+
+
+def owner(ctx: Context, record: ContainerRecord) -> str:
+    """The user whose container it is, by the owner of its directory, as runc has it; one without a name as '#1000'."""
+    import os
+    import pwd
+
+    from runvm.container import state
+
+    try:
+        uid = os.stat(state.directory(ctx, record.id)).st_uid
+    except FileNotFoundError:
+        return ""  # deleted meanwhile
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"

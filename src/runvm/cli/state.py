@@ -44,5 +44,5 @@ def describe(record: ContainerRecord) -> dict[str, object]:
     }
     if record.annotations:
         described["annotations"] = dict(sorted(record.annotations.items()))
-    described["owner"] = record.owner
+    described["owner"] = ""  # in runc's state, too; `list` has it
     return described

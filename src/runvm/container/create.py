@@ -85,7 +85,6 @@ def _create(
         bundle=spec.bundle,
         rootfs=spec.root_path,
         created=_now(),
-        owner="",
         annotations=spec.annotations,
         oci_version=spec.oci_version,
         sandbox=sandbox.name,

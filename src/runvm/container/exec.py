@@ -10,6 +10,8 @@ from runvm.container import guest_spec, shim, state, terminal
 from runvm.container.create import write_pid_file
 from runvm.errors import RunvmError, StateError
 from runvm.linux import syscalls
+from runvm.log import log
+from runvm.oci import rules
 from runvm.protocol import frames, messages
 from runvm.sandbox import registry
 
@@ -38,7 +40,9 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions) -> int:
     if record.pid == 0:
         raise StateError("cannot exec in a stopped container")
     if record.status == "paused" and not options.ignore_paused:
-        raise StateError("cannot exec in a paused container")
+        raise StateError("cannot exec in a paused container (use --ignore-paused to override)")
+    for warning in rules.capability_warnings(options.process):
+        log.warning(warning)
     described = guest_spec.without_labels(options.process)
     wants_terminal = bool(described.get("terminal"))
     if not options.detach:
@@ -63,7 +67,7 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions) -> int:
             )
         )
     try:
-        registry.call(sandbox, messages.Enter(cid, key, described, "".join(options.cgroup[:1]), rows, columns))
+        registry.call(sandbox, messages.Enter(cid, key, described, options.cgroup, rows, columns))
     except RunvmError:
         os.close(started.gate)
         raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from runvm.container import mount_options
 from runvm.errors import UnsupportedError
 from runvm.linux import process
 from runvm.shares.tree import Share
@@ -64,8 +65,10 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     }
     raw["process"] = without_labels(raw["process"])
     linux = dict(raw.get("linux", {}))
-    for key in ("mountLabel", "intelRdt"):
+    for key in ("mountLabel", "intelRdt", "timeOffsets"):
         linux.pop(key, None)
+    if offsets := spec.raw.get("linux", {}).get("timeOffsets"):
+        raw["annotations"]["run.oci.timens_offset"] = _time_offsets(offsets)
     linux["cgroupsPath"] = f"/{cid}"
     linux["namespaces"] = [{"type": kind} for kind in spec.namespaces if not _is_hosts(spec, kind)]
     kinds = {namespace["type"] for namespace in linux["namespaces"]}
@@ -96,7 +99,17 @@ def resources(given: dict[str, Any]) -> dict[str, Any]:
     for group, names in _NOT_IN_GUEST.items():
         if group in kept:
             kept[group] = {key: value for key, value in kept[group].items() if key not in names}
+    burst = given.get("cpu", {}).get("burst")
+    if burst is not None:  # crun 1.8 passes it over
+        kept["unified"] = {"cpu.max.burst": str(burst), **kept.get("unified", {})}
     return kept
+
+
+def _time_offsets(offsets: dict[str, dict[str, int]]) -> str:
+    """linux.timeOffsets as the lines of /proc/self/timens_offsets (time_namespaces(7)), which crun 1.8 writes there."""
+    return "".join(
+        f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}\n" for clock, offset in offsets.items()
+    )
 
 
 def _mounts(spec: Spec, cid: str, shares: dict[str, Share]) -> list[dict[str, Any]]:
@@ -106,11 +119,11 @@ def _mounts(spec: Spec, cid: str, shares: dict[str, Share]) -> list[dict[str, An
             "destination": mount.destination,
             "type": mount.type,
             "source": mount.source,
-            "options": list(mount.options),
+            "options": mount_options.for_guest(mount.options, f"mounts[{number}].options"),
         }
         if mount.is_bind and not _kernels_own(mount.source):
             name = f"m{number}"
-            shares[name] = Share(mount.source, "rbind" in mount.options, "ro" in mount.options)
+            shares[name] = Share(mount.source, "rbind" in mount.options, mount_options.read_only(mount.options))
             entry["source"] = f"{SHARE}/{cid}/{name}"
         elif mount.type == "overlay":
             # its layers are directories of the host: Podman's volumes with :O, its mounts of images

@@ -18,7 +18,7 @@ class CreateOptions(NamedTuple):
 
 
 class ExecOptions(NamedTuple):
-    """`runvm exec`. *process* is a complete OCI process object; *cgroup* has --cgroup's [CONTROLLERS:]PATH."""
+    """`runvm exec`. *process* is a complete OCI process object; *cgroup* is relative to the container's ('': in it)."""
 
     process: dict[str, object]
     console_socket: str = ""
@@ -26,5 +26,5 @@ class ExecOptions(NamedTuple):
     detach: bool = False
     tty: bool = False
     preserve_fds: int = 0
-    cgroup: tuple[str, ...] = ()
+    cgroup: str = ""
     ignore_paused: bool = False

@@ -34,7 +34,6 @@ class ContainerRecord(NamedTuple):
     bundle: str
     rootfs: str
     created: str
-    owner: str
     annotations: dict[str, str]
     oci_version: str
     sandbox: str
@@ -160,5 +159,5 @@ def load_all(ctx: Context) -> list[ContainerRecord]:
 def _unfinished(cid: str) -> ContainerRecord:
     """A create is under way, or was killed before it had written anything."""
     return ContainerRecord(
-        cid, "creating", 0, "", "", "0001-01-01T00:00:00Z", "root", {}, "", "", Identity(0, 0), False, False, "", False, (), {}, False,  # noqa: E501
+        cid, "creating", 0, "", "", "0001-01-01T00:00:00Z", {}, "", "", Identity(0, 0), False, False, "", False, (), {}, False,  # noqa: E501
     )  # fmt: skip

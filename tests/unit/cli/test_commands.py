@@ -161,7 +161,7 @@ def test_the_empty_id() -> None:
 
 def record(cid: str, **changed: object) -> ContainerRecord:
     values: dict[str, object] = dict.fromkeys(ContainerRecord._fields, "")
-    values |= {"id": cid, "pid": 6872, "status": "running", "bundle": "/tmp/cli-bundle", "owner": "root"}
+    values |= {"id": cid, "pid": 6872, "status": "running", "bundle": "/tmp/cli-bundle"}
     values |= {"rootfs": "/tmp/cli-bundle/rootfs", "oci_version": "1.0.2-dev", "annotations": {}}
     values |= {"created": "2026-11-24T00:08:07.842147368Z", **changed}
     return ContainerRecord(**values)  # type: ignore[arg-type]
@@ -191,7 +191,9 @@ def test_state_without_annotations_has_no_key_of_that_name() -> None:
 def test_the_table_of_list_is_runcs() -> None:
     """Byte by byte what runc 1.1.5 printed."""
     assert list_command.rendered([]) == "ID          PID         STATUS      BUNDLE      CREATED     OWNER\n"
-    assert list_command.rendered([record("c1"), record("c22222222222222222222", status="created")]) == (
+    assert list_command.rendered(
+        [(record("c1"), "root"), (record("c22222222222222222222", status="created"), "root")]
+    ) == (
         "ID                      PID         STATUS      BUNDLE            CREATED                          OWNER\n"
         "c1                      6872        running     /tmp/cli-bundle   2026-11-24T00:08:07.842147368Z   root\n"
         "c22222222222222222222   6872        created     /tmp/cli-bundle   2026-11-24T00:08:07.842147368Z   root\n"

@@ -8,7 +8,7 @@ import pytest
 from runvm.cli import exec as command
 from runvm.cli.grammar import parse
 from runvm.container.options import ExecOptions
-from runvm.errors import UsageError
+from runvm.errors import RunvmError, UsageError
 from runvm.oci.schema import JsonObject
 
 OWN: JsonObject = {
@@ -49,9 +49,32 @@ def test_flags_change_the_process() -> None:
 def test_flags_about_the_call() -> None:
     made = options(
         *("--detach", "--pid-file", "/p", "--console-socket", "/s", "--preserve-fds", "2", "--ignore-paused"),
-        *("--cgroup", "/a", "--cgroup", "cpu:/b", "c1", "sh"),
+        *("--cgroup", "/a", "c1", "sh"),
     )
-    assert made[1:] == ("/s", "/p", True, False, 2, ("/a", "cpu:/b"), True)
+    assert made[1:] == ("/s", "/p", True, False, 2, "a", True)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [([], ""), (["/"], ""), (["a/../b"], "b"), (["/a/b/"], "a/b"), (["a"], "a")]
+)
+def test_a_sub_cgroup(given: list[str], wanted: str) -> None:
+    assert command.sub_cgroup(given) == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["../.."], "../.. is not a sub cgroup path"),
+        (["a/../../b"], "a/../../b is not a sub cgroup path"),
+        (["a", "b"], "invalid --cgroup argument: a (missing <controller>: prefix)"),
+        (["cpu:a:b"], "invalid --cgroup argument: cpu:a:b"),
+        (["cpu,memory:/a", "pids:/b"], "unknown controller cpu in SubCgroupPaths"),
+    ],
+)
+def test_a_bad_sub_cgroup_is_refused_in_runcs_words(given: list[str], words: str) -> None:
+    with pytest.raises(RunvmError) as caught:
+        command.sub_cgroup(given)
+    assert str(caught.value).startswith(words)
 
 
 def test_a_process_file_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -495,15 +495,6 @@ def test_what_a_virtual_machine_cannot_do_is_named(
     assert str(caught.value).startswith(field + ": ")
 
 
-def test_a_time_namespace_is_the_guests_but_its_offsets_are_not_set(config: Config, load: Load) -> None:
-    config["linux"]["namespaces"].append({"type": "time"})
-    config["linux"]["timeOffsets"] = {"monotonic": {"secs": 0}}
-    spec.unsupported(load(config))
-    config["linux"]["timeOffsets"] = {"monotonic": {"secs": 5}}
-    with pytest.raises(UnsupportedError, match=r"linux\.timeOffsets"):
-        spec.unsupported(load(config))
-
-
 # --- the parts that other commands read
 
 

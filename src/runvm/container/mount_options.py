@@ -1,0 +1,41 @@
+"""Options of a mount in the form that the guest's crun takes: what it doesn't know it passes on to the file system,
+which fails at it or, for a bind, says nothing.
+
+Options count in their order, as in runc: the last of two that contradict each other wins.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runvm.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WITHOUT_EFFECT = frozenset(
+    ("acl", "noacl", "iversion", "noiversion", "lazytime", "nolazytime", "loud", "silent", "symfollow", "rsymfollow")
+)
+"""Options of runc's about how a file system works inside: nothing of a shared one, or of a tmpfs, depends on them."""
+RECURSIVE_TIMES = frozenset(
+    ("ratime", "rnoatime", "rdiratime", "rnodiratime", "rrelatime", "rnorelatime", "rstrictatime", "rnostrictatime")
+)
+"""crun gives these to mount_setattr(2) in a form that it refuses. What is mounted below has the host's access times."""
+_REFUSED = ("nosymfollow", "rnosymfollow")
+_READ_ONLY = {"ro": True, "rro": True, "rw": False, "rrw": False}
+
+
+def for_guest(options: Sequence[str], field: str) -> list[str]:
+    """*options* for crun. Raises UnsupportedError, naming *field*, for what would protect and can't be had."""
+    found = []
+    for option in options:
+        if option in _REFUSED:
+            raise UnsupportedError(f"{field}: {option}: the guest's runtime can't mount so")
+        if option not in WITHOUT_EFFECT:
+            found.append(option[1:] if option in RECURSIVE_TIMES else option)
+    return found
+
+
+def read_only(options: Sequence[str]) -> bool:
+    """Whether the mount is read-only: the last option about it says."""
+    return next((_READ_ONLY[option] for option in reversed(options) if option in _READ_ONLY), False)

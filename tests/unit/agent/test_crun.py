@@ -1,0 +1,38 @@
+"""crun's errors in the words that callers know."""
+
+import pytest
+
+from runvm.agent.crun import as_runc_says
+
+START = "unable to start container process: "
+
+
+@pytest.mark.parametrize(
+    ("said", "program", "wanted"),
+    [
+        (
+            "executable file `sh` not found in $PATH: No such file or directory",
+            "sh",
+            f'{START}exec: "sh": executable file not found in $PATH',
+        ),
+        (
+            "executable file `/bin/x` not found: No such file or directory",
+            "/bin/x",
+            f'{START}exec: "/bin/x": stat /bin/x: no such file or directory',
+        ),
+        ("open executable: Permission denied", "/etc", f'{START}exec: "/etc": permission denied'),
+        (
+            "open executable: Too many levels of symbolic links",
+            "sh",
+            f'{START}exec: "sh": executable file not found in $PATH',
+        ),
+        (
+            "chdir `/nope`: No such file or directory",
+            "sh",
+            f'{START}chdir to cwd ("/nope") set in config.json failed: no such file or directory',
+        ),
+        ("mount `x` to `y`: Permission denied", "sh", "mount `x` to `y`: permission denied"),
+    ],
+)
+def test_as_runc_says(said: str, program: str, wanted: str) -> None:
+    assert as_runc_says(said, program) == wanted

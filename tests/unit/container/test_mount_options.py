@@ -1,0 +1,39 @@
+"""Mount options for the guest."""
+
+import pytest
+
+from runvm.config import Config
+from runvm.container import mount_options
+from runvm.errors import UnsupportedError
+from runvm.oci.features import features
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], False),
+        (["ro"], True),
+        (["ro", "rw"], False),
+        (["rw", "ro"], True),
+        (["rbind", "rro"], True),
+        (["rro", "rrw"], False),
+    ],
+)
+def test_the_last_option_about_writing_counts(options: list[str], wanted: bool) -> None:
+    assert mount_options.read_only(options) is wanted
+
+
+def test_what_crun_does_not_know_is_not_passed_on() -> None:
+    given = ["nosuid", "lazytime", "rnoatime", "silent", "mode=755", "rrelatime"]
+    assert mount_options.for_guest(given, "x") == ["nosuid", "noatime", "mode=755", "relatime"]
+
+
+def test_what_would_protect_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedError, match=r"mounts\[3\]\.options: nosymfollow"):
+        mount_options.for_guest(["ro", "nosymfollow"], "mounts[3].options")
+
+
+def test_features_lists_what_is_taken() -> None:
+    listed = set(features(Config())["mountOptions"])
+    assert listed >= mount_options.WITHOUT_EFFECT | mount_options.RECURSIVE_TIMES
+    assert not listed & {"nosymfollow", "rnosymfollow", "idmap"}
