@@ -10,6 +10,7 @@ from runvm.container import guest_spec, shim, state, terminal
 from runvm.container.create import write_pid_file
 from runvm.errors import RunvmError, StateError
 from runvm.linux import syscalls
+from runvm.log import log
 from runvm.protocol import frames, messages
 from runvm.sandbox import registry
 
@@ -62,11 +63,13 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions) -> int:
                 connection=connection.fileno(),
             )
         )
+    log.debug("exec: shim started")
     try:
         registry.call(sandbox, messages.Enter(cid, key, described, "".join(options.cgroup[:1]), rows, columns))
     except RunvmError:
         os.close(started.gate)
         raise
+    log.debug("exec: process started in the guest")
     shim.release(started)
     if slave >= 0:
         os.close(slave)
@@ -80,4 +83,5 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions) -> int:
         return 0
     from runvm.container.run import wait_foreground
 
+    log.debug("exec: shim released")
     return wait_foreground(started.pid, master)
