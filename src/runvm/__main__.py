@@ -136,8 +136,11 @@ def command_module(name: str) -> ModuleType:
 
 def _carry_out(argv: list[str]) -> int:
     given, module, args = resolve(argv)
+    log.debug("command: arguments read")
     ctx = context(given, read_config=module.COMMAND.config)
+    log.debug("command: settings read")
     code: int = module.run(ctx, args)
+    log.debug("command: done")
     return code
 
 

@@ -20,6 +20,7 @@ class Log:
         self.path = ""
         self.format = "text"
         self.debug_on = False
+        self._trace = os.environ.get("RUNVM_TRACE", "")
         self._started = time.monotonic()
 
     def configure(self, *, path: str, format: str, debug: bool) -> None:
@@ -27,9 +28,15 @@ class Log:
         self.path, self.format, self.debug_on = path, format, debug
 
     def debug(self, message: str) -> None:
-        """With --debug: a line that carries the milliseconds since the command began."""
+        """A step that is done now. With --debug a line that carries the milliseconds since the command began.
+
+        With RUNVM_TRACE=FILE in the environment, FILE gets it of all processes of a start: seconds of the monotonic
+        clock, pid, message. A process that no longer sees the file (the shim, once it waits) is left out.
+        """
         if self.debug_on:
             self._write("debug", f"{(time.monotonic() - self._started) * 1000:.1f}ms {message}")
+        if self._trace:
+            self._append(self._trace, f"{time.monotonic():.6f} {os.getpid()} {message}\n")
 
     def info(self, message: str) -> None:
         """For the log file only."""
@@ -53,8 +60,11 @@ class Log:
                     line if self.format == "json" else f"runvm: {'' if level == 'error' else level + ': '}{message}\n"
                 )
             return
+        self._append(self.path, line)
+
+    def _append(self, path: str, line: str) -> None:
         try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError:
             return  # engines remove the log's directory before the last delete: not a reason to fail
         try:

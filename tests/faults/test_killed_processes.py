@@ -82,6 +82,26 @@ def test_a_foreground_run_ends_when_a_process_is_killed(box: Box, role: str) -> 
 
 
 @VM_ONLY
+@pytest.mark.only("runvm", "there is a virtual machine")
+def test_create_fails_soon_when_the_vm_ends_meanwhile(box: Box) -> None:
+    """QEMU is killed while the guest makes the container: create says so at once, and leaves nothing."""
+    container = box.idle()
+    find = 's/.*"vmm": *\\[\\([0-9]*\\),.*/\\1/p'
+    script = f"""#!/bin/sh
+    cd {container.runtime.state_dir}/sandboxes/*/ || exit 1
+    while ! vmm=$(sed -n '{find}' processes.json) || [ -z "$vmm" ]; do sleep 0.05; done
+    kill -STOP $vmm
+    (sleep 2; kill -KILL $vmm) </dev/null >/dev/null 2>&1 &
+    """
+    container.bundle.hook("createRuntime", container.bundle.file("/stop", script, mode=0o755))
+    container.bundle.save()
+    begun = time.monotonic()
+    result = container.try_create()
+    assert result.code == 1, result.describe()
+    assert time.monotonic() - begun < 15
+    assert container.id not in container.runtime.ids()
+
+
 def test_delete_force_of_a_container_whose_processes_are_all_killed(box: Box) -> None:
     """All four at once: `delete --force` clears what is left."""
     container = box.sleeper()

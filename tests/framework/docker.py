@@ -123,7 +123,7 @@ class Dockerd(Engine):
         return self.ok("run", "--detach", *args)
 
     def processes(self, container: str) -> dict[str, int]:
-        """A running container's processes by role: `init`, and of a virtual machine `vmm`, `supervisor`, `virtiofsd`."""
+        """A running container's processes by role: `init`, and of a VM `vmm`, `supervisor`, `virtiofsd`."""
         pid = int(self.inspect(container)["State"]["Pid"])
         for member in glob.glob(f"{self.runtime.state_dir}/sandboxes/*/members/{pid}"):
             with open(f"{os.path.dirname(os.path.dirname(member))}/processes.json", encoding="utf-8") as file:

@@ -37,6 +37,11 @@ _EXIT_STATUS = (
 
 _ENVIRONMENT = (
     ("RUNVM_CONFIG", "The configuration file to read instead of /etc/runvm/config.toml."),
+    (
+        "RUNVM_TRACE",
+        "A file to which each step of a command, of a container's supervisor and of its start is appended: "
+        "seconds of the monotonic clock, process id, step.",
+    ),
     ("XDG_RUNTIME_DIR", "For an unprivileged user, state is kept in the directory runvm below it."),
 )
 

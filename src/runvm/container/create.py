@@ -45,6 +45,7 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
     plan = guest_spec.plan(spec, cid)
     if plan.notes:
         log.info(f"devices of the host that are not in the virtual machine: {', '.join(plan.notes)}")
+    log.debug("create: config.json read")
     place = placement.place(ctx.config, spec)
     network = _network(ctx, spec)
     with state.claim(ctx, cid), ExitStack() as failed:
@@ -99,6 +100,7 @@ def _create(
     )
     state.save(ctx, record)  # what outlives us is written down before it is made
     cgroup.limit(spec.resources, overhead_mib=config.overhead_mib)
+    log.debug("create: cgroup made")
     listener = registry.listen(sandbox) if place.sandbox is None else None
     connection = registry.connect(sandbox)
     connection.sendall(frames.encode(frames.MESSAGE, 0, messages.encode(messages.Attach(cid, "init"))))
@@ -122,16 +124,20 @@ def _create(
     shim_identity = process.identity(started.pid)
     if shim_identity is None:
         raise HostError("the container's process on the host ended at once")
+    log.debug("create: shim started")
     record = record._replace(shim=shim_identity)
     state.save(ctx, record)
     report = -1
     if listener is not None:
         report = _launch(config, sandbox, spec, listener, started.pid if network else -1, cgroup)
         listener.close()
+        log.debug("create: supervisor forked")
     placement.enlist(sandbox, cid, started.pid, tuple(kind for kind in placement.JOINED if kind in spec.namespaces))
     _hooks(spec, cid, started.pid)
+    log.debug("create: hooks done")
     if report >= 0:
         _await_launch(report)
+        log.debug("create: virtual machine runs")
     rows, columns = spec.process.console_size
     build = messages.Build(
         cid,
@@ -145,6 +151,7 @@ def _create(
         columns,
     )
     registry.call(sandbox, build)
+    log.debug("create: container built in the guest")
     shim.release(started)
     if slave >= 0:
         os.close(slave)
@@ -157,6 +164,7 @@ def _create(
     state.save(ctx, record._replace(complete=True))
     if options.pid_file:
         write_pid_file(options.pid_file, started.pid)
+    log.debug("create: done")
 
 
 def write_pid_file(path: str, pid: int) -> None:

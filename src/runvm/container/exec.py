@@ -66,11 +66,13 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions) -> int:
                 connection=connection.fileno(),
             )
         )
+    log.debug("exec: shim started")
     try:
         registry.call(sandbox, messages.Enter(cid, key, described, options.cgroup, rows, columns))
     except RunvmError:
         os.close(started.gate)
         raise
+    log.debug("exec: process started in the guest")
     shim.release(started)
     if slave >= 0:
         os.close(slave)
@@ -84,4 +86,5 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions) -> int:
         return 0
     from runvm.container.run import wait_foreground
 
+    log.debug("exec: shim released")
     return wait_foreground(started.pid, master)

@@ -36,6 +36,7 @@ def run(ctx: Context, cid: str, options: CreateOptions, *, detach: bool, keep: b
 
     pid = state.load(ctx, cid).shim.pid
     code = wait_foreground(pid, master[0] if master else -1)
+    log.debug("run: shim ended")
     if not keep:
         try:
             delete(ctx, cid, force=True)

@@ -124,6 +124,10 @@ def _main(plan: Plan, gate: object) -> None:
     except OSError as error:
         gate.sendall(f"e{error.errno} {error.strerror}".encode())
         os._exit(1)
+    # the sandbox's control socket, above all: held here it would outlive a supervisor that ends before the gate opens,
+    # and a command that connects to it would wait in vain
+    own = (plan.connection, gate.fileno(), *((plan.terminal,) if plan.terminal >= 0 else ()))
+    process.close_above(2, own)
     gate.sendall(b"r")
     if gate.recv(1) != b"g":
         os._exit(LOST)  # the command gave up or was killed

@@ -24,6 +24,7 @@ def start(ctx: Context, cid: str) -> None:
         if record.status != "created":
             raise StateError("cannot start an already running container")
         registry.call(registry.locate(ctx.config.state_dir, record.sandbox), messages.Start(cid))
+        log.debug("start: container started in the guest")
         state.save(ctx, record._replace(started=True))
     run_hooks(record, "poststart", "running")
 

@@ -13,6 +13,7 @@ from runvm.errors import DeadlineError, GuestError, VmmError
 from runvm.hypervisor import jail
 from runvm.hypervisor.driver import Driver, Endpoints, Machine, Vm
 from runvm.hypervisor.qemu import BASE_CMDLINE
+from runvm.log import log
 from runvm.protocol import frames, messages
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
         if template:
             state = os.open(f"{template}/state", os.O_RDONLY | os.O_CLOEXEC)
             copy_sparse(f"{template}/ram", ram)
+            log.debug("supervisor: template's memory copied")
         endpoints = Endpoints(agent_vmm.fileno(), console_vmm.fileno(), tap)
         try:
             vm = driver.launch(machine, endpoints, jail=root, state=state, deadline=deadline)

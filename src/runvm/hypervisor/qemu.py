@@ -11,6 +11,7 @@ from runvm.hypervisor import jail
 from runvm.hypervisor.driver import Endpoints, Machine
 from runvm.hypervisor.qmp import Qmp
 from runvm.linux import process
+from runvm.log import log
 from runvm.protocol.interfaces import card_mac
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Qemu:
         vm = QemuVm(pid, Qmp(ours))
         try:
             vm.qmp.negotiate(deadline=deadline)
+            log.debug("supervisor: QEMU answers")
             # RAM is the shared file, not part of the state; a clone must not announce the template's MAC on its network
             wanted = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
             vm.qmp.send("migrate-set-capabilities", {"capabilities": wanted})

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from runvm.linux.loop import Loop
+from runvm.log import log
 from runvm.protocol import frames, messages
 from runvm.protocol.connection import Connection
 from runvm.protocol.frames import MESSAGE, Frame
@@ -56,13 +57,20 @@ class GuestLink:
         waited for."""
         self._number = self._number % 0xFFFFFFFE + 1
         number = self._number
-        self._requests[number] = answered
+        name = type(message).__name__
+
+        def answer(result: Done | Failed) -> None:
+            log.debug(f"supervisor: {name} answered by the guest")
+            answered(result)
+
+        self._requests[number] = answer
+        log.debug(f"supervisor: {name} sent to the guest")
         self.tell(message, number)
 
         def late() -> None:
             waiting = self._requests.pop(number, None)
             if waiting is not None:
-                waiting(Failed(f"timed out waiting for the guest to answer {type(message).__name__}"))
+                waiting(Failed(f"timed out waiting for the guest to answer {name}"))
 
         self._loop.call_later(_REQUEST_SECONDS, late)
 
@@ -83,4 +91,5 @@ class GuestLink:
             if answered is not None:
                 answered(message)
         else:
+            log.debug(f"supervisor: {type(message).__name__} from the guest")
             self._on_event(message)

@@ -23,6 +23,7 @@ from runvm.shares import tree, virtiofs
 def main(plan: Plan, listener: socket.socket, report: int) -> None:
     """The life of a supervisor, in the forked process. One byte on *report* tells the command that the VM runs, a
     text that it doesn't."""
+    log.debug("supervisor: forked")
     os.setsid()
     syscalls.set_name("runvm-sandbox")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
@@ -63,8 +64,10 @@ def _supervisor(plan: Plan, listener: socket.socket) -> Supervisor:
     if plan.modules:
         share.show_modules(plan.modules)
     daemon = virtiofs.serve(plan.config, share.path, log=f"{plan.sandbox.directory}/virtiofsd.log")
+    log.debug("supervisor: virtiofsd forked")
     networks = Networks()
     tap = networks.first_tap(plan.namespace) if plan.namespace >= 0 else template.scratch_tap()
+    log.debug("supervisor: tap made")
     guest = _start_guest(plan, tap, daemon.socket)
     os.close(tap)
     registry.record(plan.sandbox, {"supervisor": os.getpid(), "vmm": guest.vm.pid, "virtiofsd": daemon.pid})
@@ -89,8 +92,11 @@ def _start_guest(plan: Plan, tap: int, share: socket.socket) -> boot.Guest:
     cold = guest is None
     if guest is None:
         guest = boot.start(plan.driver, plan.machine, directory=directory, tap=tap, deadline=deadline)
+    log.debug("supervisor: VMM up and paused")
     guest.vm.plug_share(share, virtiofs.TAG, deadline=deadline)
+    log.debug("supervisor: share plugged in")
     guest.vm.resume(deadline=deadline)
+    log.debug("supervisor: guest resumed")
     if cold:
         guest.wait_hello(deadline=deadline)
     return guest

@@ -123,7 +123,9 @@ class Supervisor:
                 task.shim.close()
         self._write_console()
         self.guest.kill()
+        log.debug("supervisor: VMM ended")
         self.daemon.kill()
+        log.debug("supervisor: virtiofsd ended")
         self.networks.close()
         self._listener.close()
 

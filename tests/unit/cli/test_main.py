@@ -310,3 +310,18 @@ def test_log_destinations_of_crun_that_are_refused(destination: str) -> None:
 def test_unknown_values_of_globals() -> None:
     with pytest.raises(UsageError, match="cgroup-manager"):
         flags("--cgroup-manager", "none")
+
+
+def test_a_trace_has_each_step_with_time_and_process(tmp_path: Path, root: str) -> None:
+    """RUNVM_TRACE names a file that steps are appended to; a file that can't be opened is no failure."""
+    trace = tmp_path / "trace"
+    assert runvm("--root", root, "list", env={"RUNVM_TRACE": str(trace)}).returncode == 0
+    steps = [line.split(" ", 2) for line in trace.read_text().splitlines()]
+    assert [words for _, _, words in steps] == [
+        "command: arguments read",
+        "command: settings read",
+        "command: done",
+    ]
+    assert sorted(float(when) for when, _, _ in steps) == [float(when) for when, _, _ in steps]
+    assert len({pid for _, pid, _ in steps}) == 1
+    assert runvm("--root", root, "list", env={"RUNVM_TRACE": str(tmp_path / "no" / "trace")}).returncode == 0
