@@ -37,7 +37,7 @@ class Config(NamedTuple):
     kernel_args: str = ""
     vcpus: int = 0
     memory_mib: int = 0
-    default_memory_mib: int = 512
+    default_memory_mib: int = 1024
     overhead_mib: int = 128
     state_dir: str = "/run/runvm"
     data_dir: str = "/var/lib/runvm"

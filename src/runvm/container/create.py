@@ -146,6 +146,7 @@ def _create(
         place.joins,
         network,
         list(cgroup.directories),
+        resources.limit_mib(spec.resources),
         started.pid,
         rows,
         columns,
@@ -244,7 +245,7 @@ def _launch(
         chosen,
         guest,
         vcpus=resources.vcpus(config, spec.resources),
-        memory_mib=resources.memory_mib(config, spec.resources),
+        memory_mib=resources.base_mib(config),
     )
     directory = ""
     if config.template and chosen.can_snapshot:

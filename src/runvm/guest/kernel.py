@@ -12,7 +12,16 @@ from runvm.guest.programs import Root
 # or is wanted warm in a template. Those of the second line are built into Debian's kernel; where they are modules, they
 # belong here, too. Names are as in /proc/modules.
 CORE = (
-    *("virtio_pci", "virtio_console", "virtio_net", "virtio_balloon", "virtio_rng", "virtiofs", "overlay"),
+    *(
+        "virtio_pci",
+        "virtio_console",
+        "virtio_net",
+        "virtio_balloon",
+        "virtio_mem",
+        "virtio_rng",
+        "virtiofs",
+        "overlay",
+    ),
     *("vmgenid", "af_packet", "pciehp", "acpiphp", "ipv6"),
     "vmw_vsock_virtio_transport",
 )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from runvm.config import Config
     from runvm.guest.image import Image
 
+TEMPLATE_WORD = "runvm.template"
+"""On its kernel's command line, it tells a guest that it is to be a template (agent.init)."""
 CONSOLE_KEPT = 16 << 10
 """Bytes of the guest's console that are kept for error messages; the guest may write as much as it likes."""
 
@@ -98,7 +100,12 @@ def machine_for(
     # mitigated
     extra = " mitigations=off" if accelerator == "tcg" else ""
     cmdline = f"{BASE_CMDLINE}{extra} {config.kernel_args}".strip()
-    return Machine(accelerator, vcpus, memory_mib, guest.kernel, guest.initramfs, guest.key, cmdline)
+    return Machine(accelerator, vcpus, memory_mib, _growth_mib(), guest.kernel, guest.initramfs, guest.key, cmdline)
+
+
+def _growth_mib() -> int:
+    """What a VM may grow by: as much as the host has, in whole GiB so that a template outlives a reboot."""
+    return max(1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30) << 10
 
 
 def start(driver: Driver, machine: Machine, *, directory: str, tap: int, template: str = "", deadline: float) -> Guest:
@@ -112,6 +119,8 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
     state = -1
     try:
         os.ftruncate(ram, machine.memory_mib << 20)
+        with open(f"{root}/more", "xb") as more:
+            more.truncate(machine.growth_mib << 20)
         if template:
             state = os.open(f"{template}/state", os.O_RDONLY | os.O_CLOEXEC)
             copy_sparse(f"{template}/ram", ram)

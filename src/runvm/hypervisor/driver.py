@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 
 
 class Machine(NamedTuple):
-    """A virtual machine to be: all that its template depends on."""
+    """A virtual machine to be: all that its template depends on. *growth_mib* is how much memory it can get later."""
 
     accelerator: str
     vcpus: int
     memory_mib: int
+    growth_mib: int
     kernel: str
     initramfs: str
     image_key: str
@@ -41,6 +42,9 @@ class Vm(Protocol):
 
     def plug_nic(self, index: int, tap: int, mac: str, *, deadline: float) -> None:
         """Plug a further NIC in; *index* from 1, *tap* a tap's descriptor."""
+
+    def grow(self, mib: int, *, deadline: float) -> None:
+        """Have *mib* of the machine's growth_mib; the guest takes it as it can."""
 
     def resume(self, *, deadline: float) -> None:
         """Let the virtual CPUs run."""
@@ -68,7 +72,8 @@ class Driver(Protocol):
         """'kvm' where it works, else 'tcg'."""
 
     def launch(self, machine: Machine, endpoints: Endpoints, *, jail: str, state: int = -1, deadline: float) -> Vm:
-        """Start a VMM confined to *jail*, where the file `ram` is the VM's memory; it is left paused.
+        """Start a VMM confined to *jail*, where the files `ram` and `more` are the VM's memory and what it can
+        grow by; it is left paused.
 
         With *state* (a descriptor of a snapshot's device state) the VM is restored, else it will boot. Raises VmmError.
         """

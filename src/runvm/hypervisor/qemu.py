@@ -27,8 +27,8 @@ TRANSLATION_MIB = 64
 """Room for translated code under emulation; QEMU's own default is 1 GiB, which a long-lived VM would come to fill."""
 BASE_CMDLINE = (
     "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 rcupdate.rcu_expedited=1 cryptomgr.notests net.ifnames=0"
-    # freed pages are zero, so a template doesn't hold what its boot has left behind: a third of it
-    " init_on_free=1"
+    # what virtio-mem brings is put to use by itself
+    " memhp_default_state=online"
 )
 
 
@@ -41,8 +41,10 @@ def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: b
         "-machine", "q35,usb=off,vmport=off,smm=off,graphics=off,hpet=off,memory-backend=ram",
         "-accel", accelerator,
         "-cpu", "host" if machine.accelerator == "kvm" else "max",
-        "-smp", str(machine.vcpus), "-m", f"{machine.memory_mib}M",
+        "-smp", str(machine.vcpus), "-m", f"{machine.memory_mib}M,maxmem={machine.memory_mib + machine.growth_mib}M",
         "-object", f"memory-backend-file,id=ram,size={machine.memory_mib}M,mem-path=/ram,share=on",
+        "-object", f"memory-backend-file,id=more,size={machine.growth_mib}M,mem-path=/more,share=on",
+        "-device", "virtio-mem-pci,id=growth,memdev=more,requested-size=0,disable-legacy=on",
         "-chardev", f"socket,id=qmp,fd={fds['qmp']}", "-mon", "chardev=qmp,mode=control",
         "-chardev", f"socket,id=console,fd={fds['console']}", "-serial", "chardev:console",
         "-device", "virtio-serial-pci,id=serial,max_ports=2",
@@ -151,7 +153,8 @@ def _spawn(argv: list[str], fds: tuple[int, ...], machine: Machine, *, directory
         os.execve(argv[0], argv, {"PATH": "/usr/bin"})
 
     try:
-        os.chown(f"{directory}/ram", uid, uid)
+        for name in ("ram", "more"):
+            os.chown(f"{directory}/{name}", uid, uid)
         return process.fork(child)
     finally:
         os.close(log)
@@ -199,6 +202,11 @@ class QemuVm:
             "romfile": "",
         }
         self.qmp.run("device_add", device, deadline=deadline)
+
+    def grow(self, mib: int, *, deadline: float) -> None:
+        """See Vm.grow: virtio-mem plugs and unplugs in blocks while the guest runs."""
+        size = {"path": "growth", "property": "requested-size", "value": mib << 20}
+        self.qmp.run("qom-set", size, deadline=deadline)
 
     def resume(self, *, deadline: float) -> None:
         """See Vm.resume."""

@@ -120,7 +120,7 @@ def build(config: Config) -> Template:
         driver,
         image.resolve(config),
         vcpus=resources.vcpus(config, {}),
-        memory_mib=resources.memory_mib(config, {}),
+        memory_mib=resources.base_mib(config),
     )
     return _read(ensure(config, driver, machine))
 
@@ -170,7 +170,8 @@ def scratch_tap() -> int:
 def _make(config: Config, driver: Driver, machine: Machine, directory: str) -> None:
     deadline = time.monotonic() + config.boot_timeout_s
     os.makedirs(directory, mode=0o700)
-    guest = boot.start(driver, machine, directory=directory, tap=scratch_tap(), deadline=deadline)
+    booted = machine._replace(cmdline=f"{machine.cmdline} {boot.TEMPLATE_WORD}")
+    guest = boot.start(driver, booted, directory=directory, tap=scratch_tap(), deadline=deadline)
     try:
         guest.vm.resume(deadline=deadline)
         guest.wait_hello(deadline=deadline)

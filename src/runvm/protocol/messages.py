@@ -182,8 +182,8 @@ class Build(NamedTuple):
     *spec* is the guest's config.json; *shares* maps a name in the container's part of the share to {"source",
     "recursive", "read_only"};
     *namespaces* maps namespace types to containers of this VM; *network* is false where the VM's own network
-    namespace is used; *cgroups* are the directories of its cgroup on the host. If this connection closes before the
-    answer, the container is dropped.
+    namespace is used; *cgroups* are the directories of its cgroup on the host, *limit_mib* its memory limit (0 = none).
+    If this connection closes before the answer, the container is dropped.
     """
 
     container: str
@@ -192,6 +192,7 @@ class Build(NamedTuple):
     namespaces: Json
     network: bool
     cgroups: list[str]
+    limit_mib: int
     shim_pid: int
     rows: int
     columns: int

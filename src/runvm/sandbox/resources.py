@@ -22,7 +22,8 @@ _UNLIMITED = 1 << 50
 _VMM_MIB = 256
 """What the processes around the guest's RAM may take: VMM, virtiofsd, supervisor and shims."""
 _STEP_MIB = 128
-"""Memory is rounded up to this, so that containers of about the same limits share a template."""
+"""Memory grows by this, Linux' own step on x86."""
+_BASE_MIB = 512
 
 
 def vcpus(config: Config, resources: dict[str, Any]) -> int:
@@ -40,15 +41,24 @@ def vcpus(config: Config, resources: dict[str, Any]) -> int:
     return int(max(1, min(wanted, available)))
 
 
-def memory_mib(config: Config, resources: dict[str, Any]) -> int:
-    """The guest's RAM in MiB: the limit and the overhead, or the default."""
+def base_mib(config: Config) -> int:
+    """The RAM in MiB that a VM starts with, the same for all limits so that one template does for them."""
+    return min(_BASE_MIB, config.memory_mib or config.default_memory_mib)
+
+
+def limit_mib(resources: dict[str, Any]) -> int:
+    """A container's memory limit in MiB, rounded up; 0 = none."""
+    limit = resources.get("memory", {}).get("limit") or 0
+    return -(-limit // (1 << 20)) if 0 < limit < _UNLIMITED else 0
+
+
+def memory_mib(config: Config, limits: list[int]) -> int:
+    """The RAM in MiB of a VM for containers with those limits (limit_mib()), which add up."""
     if config.memory_mib:
         return config.memory_mib
-    limit = resources.get("memory", {}).get("limit") or 0
-    if not 0 < limit < _UNLIMITED:
-        return config.default_memory_mib
-    wanted = -(-limit // (1 << 20)) + config.overhead_mib
-    return int(max(256, -(-wanted // _STEP_MIB) * _STEP_MIB))
+    unlimited = 0 in limits
+    wanted = sum(limits) + (config.default_memory_mib if unlimited else config.overhead_mib)
+    return -(-wanted // _STEP_MIB) * _STEP_MIB
 
 
 def _count(cpus: str) -> int:

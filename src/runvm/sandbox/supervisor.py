@@ -35,6 +35,7 @@ from runvm.protocol.messages import (
     Signal,
     Status,
 )
+from runvm.sandbox import resources
 from runvm.sandbox.guest_link import GuestLink
 from runvm.sandbox.members import Client, Member, Task
 from runvm.shares import virtiofs
@@ -52,6 +53,7 @@ _ATTACH_SECONDS = 10.0
 _KILL_SECONDS = 5.0
 """How long a killed container's end is waited for before the whole VM is ended, or the container given up."""
 _FLUSH_SECONDS = 10.0
+_GROW_SECONDS = 5.0
 _OOM_SECONDS = 5.0
 """At most that often a guest's OOM kills are shown on the host, which takes a moment of everybody's time."""
 
@@ -86,6 +88,7 @@ class Supervisor:
         self._tasks: dict[int, Task] = {}
         self._waiting: dict[tuple[str, str], Callable[[], None]] = {}
         self._channel = 0
+        self._grown_mib = 0
         self._listener = listener
         self._ending = False
         self.tree = share
@@ -180,7 +183,13 @@ class Supervisor:
             self._signal(client, number, request)
         elif isinstance(request, messages.Start):
             self._start(client, number, request)
-        elif isinstance(request, (messages.Freeze, messages.Update, messages.Stats)):
+        elif isinstance(request, messages.Update):
+            member = self._member(request.container)
+            if request.resources.get("memory", {}).get("limit"):
+                member.limit_mib = resources.limit_mib(request.resources)
+                self._grow()
+            self.agent.ask(request, lambda answer: client.reply(number, answer))
+        elif isinstance(request, (messages.Freeze, messages.Stats)):
             self._member(request.container)
             self.agent.ask(request, lambda answer: client.reply(number, answer))
         else:
@@ -255,6 +264,8 @@ class Supervisor:
     def _build(self, client: Client, number: int, request: Build, task: Task) -> None:
         member = task.member
         member.cgroups = tuple(request.cgroups)
+        member.limit_mib = request.limit_mib
+        self._grow()
         shares = {name: Share(**share) for name, share in request.shares.items()}
         self.tree.add(member.name, shares, request.shim_pid)
         network, interfaces = 0, dict[str, Any]()
@@ -274,6 +285,16 @@ class Supervisor:
                 self._drop(member.name, lambda: None)
 
         self.agent.ask(create, built)
+
+    def _grow(self) -> None:
+        """Give the VM the memory that its containers may use; it never shrinks, but what is free goes back to the
+        host."""
+        machine = self.plan.machine
+        wanted = resources.memory_mib(self.plan.config, [member.limit_mib for member in self.members.values()])
+        wanted = min(wanted - machine.memory_mib, machine.growth_mib)
+        if wanted > self._grown_mib:
+            self.guest.vm.grow(wanted, deadline=time.monotonic() + _GROW_SECONDS)
+            self._grown_mib = wanted
 
     def _start(self, client: Client, number: int, request: messages.Start) -> None:
         member = self._member(request.container)
