@@ -207,3 +207,22 @@ def test_systemd_cgroup_without_systemd_is_a_clear_error(box: Box, runtime: Runt
     assert result.code == 1
     assert b"systemd" in result.stderr
     assert container.id not in runtime.ids()
+
+
+@pytest.mark.only("runvm", "the machine that grows is the virtual one")
+def test_the_virtual_machine_grows_to_its_limits(box: Box, runtime: Runtime) -> None:
+    """Beyond what it started with: a container without a limit, and after an update one with a larger."""
+
+    def total(container: Container) -> int:
+        return int(container.sh("awk '/MemTotal/ {print $2}' /proc/meminfo")) // 1024
+
+    free = box.idle()
+    free.launch()
+    wait_until(lambda: 800 < total(free) <= 1024, timeout=20, what="a GiB without a limit")
+    assert free.sh("dd if=/dev/zero of=/dev/null bs=600M count=1 2>&1 | grep -c records").strip() == "2"
+    small = box.idle()
+    small.bundle.resources["memory"] = {"limit": 64 * MIB}
+    small.launch()
+    assert total(small) < 640
+    runtime.ok("update", "--memory", str(2048 * MIB), small.id)
+    wait_until(lambda: total(small) > 1800, timeout=30, what="two GiB after the update")
