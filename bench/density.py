@@ -1,0 +1,9 @@
+"""Later."""
+
+from bench.runner import Bench
+
+FAMILY = "density"
+
+
+def run(bench: Bench) -> None:
+    """Nothing yet."""
