@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
+import subprocess
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.floor import MOUNT
 from bench.results import Figure, ratio
 from bench.runner import Bench, Command, Skip, milliseconds
+from framework import process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +80,7 @@ def _small(bench: Bench, runc: Command | None) -> None:
         for command in runtimes:
             words = [ids[command.name] if word == "ID" else word for word in arguments]
             argv = [*command.argv, name, *words]
-            measures[command.name] = lambda argv=argv: bench.call(argv)  # type: ignore[misc]
+            measures[command.name] = partial(bench.call, argv)
         samples = bench.side_by_side(measures, 41)
         value = ratio(samples["runvm"], samples[PYTHON_LABEL])
         target = 1.5 if name == "state" else None
@@ -118,11 +121,6 @@ def _lifecycle(bench: Bench, runc: Command) -> None:
 
 
 def _wait_stopped(bench: Bench, command: Command, cid: str) -> None:
-    import json
-    import subprocess
-
-    from framework import process
-
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         process.reap_orphans()
@@ -130,4 +128,4 @@ def _wait_stopped(bench: Bench, command: Command, cid: str) -> None:
         if json.loads(answer.stdout)["status"] == "stopped":
             return
         time.sleep(0.02)
-    raise Skip(f"{command.name}: {cid} isn't stopped 20 s after its SIGKILL (pid {os.getpid()} waits)")
+    raise Skip(f"{command.name}: {cid} isn't stopped 20 s after its SIGKILL")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from bench.results import Curve, Figure
@@ -85,8 +86,6 @@ def _given_back(bench: Bench) -> None:
     try:
         vm = vm_of(bench, cid)
         deadline = time.monotonic() + 60
-        import os
-
         while not os.path.exists(f"{bundle.rootfs}/tmp/step") and time.monotonic() < deadline:
             time.sleep(0.1)
         peak = guest_mib(vm)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.results import Breakdown, Figure, median, ratio
@@ -61,7 +63,7 @@ def _run_true(bench: Bench, bundle: Bundle, others: list[Command]) -> None:
         "runvm": lambda: bench.run_container(bench.runvm, bundle),
     }
     for command in others:
-        measures[command.name] = lambda command=command: bench.run_container(command, bundle)  # type: ignore[misc]
+        measures[command.name] = partial(bench.run_container, command, bundle)
     samples = bench.side_by_side(measures, 15)
     what = "run of a static `true`"
     value = ratio(samples["runvm"], samples["floor"])
@@ -77,9 +79,9 @@ def _breakdown(bench: Bench, bundle: Bundle) -> None:
     for _ in range(bench.rounds(11)):
         with open(trace, "w", encoding="utf-8"):
             pass
-        begun = float(_clock())
+        begun = time.monotonic()
         bench.run_container(bench.runvm, bundle, env={"RUNVM_TRACE": trace})
-        moments = {"end": float(_clock())}
+        moments = {"end": time.monotonic()}
         with open(trace, encoding="utf-8") as file:
             for line in file:
                 when, _, step = line.rstrip("\n").split(" ", 2)
@@ -95,12 +97,6 @@ def _breakdown(bench: Bench, bundle: Bundle) -> None:
     bench.breakdowns.append(Breakdown("runvm run true", steps))
     for label, took in steps:
         bench.say(f"{FAMILY}: {took:7.1f} ms {label}")
-
-
-def _clock() -> float:
-    import time
-
-    return time.monotonic()
 
 
 def _docker(bench: Bench, bundle: Bundle) -> None:
