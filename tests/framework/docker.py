@@ -35,8 +35,12 @@ def missing() -> str:
 class Dockerd(Engine):
     """containerd and dockerd; `call` runs the client. `close` ends both and leaves the host as it was."""
 
-    def __init__(self, directory: str, runtime: Runtime, template: str) -> None:
+    def __init__(
+        self, directory: str, runtime: Runtime, template: str, others: dict[str, dict[str, str]] | None = None
+    ) -> None:
+        """*others* are further runtimes by name, as daemon.json has them."""
         self.directory = directory
+        self.others = others or {}
         self.runtime = runtime
         self.socket = f"{directory}/docker.sock"
         self.bridge = ""
@@ -60,7 +64,7 @@ class Dockerd(Engine):
             "containerd": self.containerd.address,
             "cgroup-parent": f"{CGROUP_PARENT}/docker",
             "default-address-pools": [{"base": f"10.214.{number}.0/24", "size": 28}],
-            "runtimes": {RUNTIME: {"path": self.runtime.path}},
+            "runtimes": {RUNTIME: {"path": self.runtime.path}, **self.others},
             "default-runtime": RUNTIME,
             "live-restore": True,
         }

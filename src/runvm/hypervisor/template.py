@@ -178,7 +178,7 @@ def _make(config: Config, driver: Driver, machine: Machine, directory: str) -> N
         time.sleep(0.3)  # let what the boot left running in the guest come to rest
         guest.vm.pause(deadline=deadline)
         guest.vm.snapshot(f"{directory}/state", deadline=deadline)
-        _save_ram(f"{directory}/jail/ram", f"{directory}/ram")
+        save_ram(f"{directory}/jail/ram", f"{directory}/ram")
     finally:
         guest.kill()
     syscalls.unmount(f"{directory}/jail", syscalls.MNT_DETACH)
@@ -194,7 +194,7 @@ def _make(config: Config, driver: Driver, machine: Machine, directory: str) -> N
         os.fsync(file.fileno())
 
 
-def _save_ram(source: str, target: str) -> None:
+def save_ram(source: str, target: str) -> None:
     """Copy the pages that aren't zero; the rest stay holes."""
     zero = bytes(_PAGE)
     with open(source, "rb", buffering=0) as ram, open(target, "wb", buffering=0) as out:
