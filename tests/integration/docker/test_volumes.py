@@ -1,0 +1,183 @@
+"""Volumes and binds: every kind of mount, what files on them can do, and what two containers share by one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from framework import probe_files
+from framework.docker import IMAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from framework.docker import Dockerd
+    from framework.runtime import Runtime
+
+# The host's programs, with Debian's merged /usr: Python above all
+HOSTS_PROGRAMS = (
+    *("--volume", "/usr:/usr:ro", "--volume", "/usr/lib:/lib:ro", "--volume", "/usr/lib64:/lib64:ro"),
+    *("--volume", f"{probe_files.__file__}:/probe.py:ro", "--env", "PATH=/bin:/usr/bin"),
+)
+EXPECTED: dict[str, Any] = {
+    "xattr": ["value", ["user.key"]],
+    "capability": "0100000200040000000000000000000000000000",
+    "hard_link": [2, True],
+    "symlink": ["target", "text", True, False],
+    "fifo": "through",
+    "unix_socket": True,
+    "shared_mapping": "hello",
+    "locks": [False, False],
+    "direct": "plain",
+    "allocate": [1 << 20, True],
+    "owner_and_mode": [123, 456, "0o755", "0o6751"],
+    "times": [1234567890123456789, 1234567890987654321],
+    "rename": ["2", -1, "EEXIST", "2"],
+    "unlinked": ["still", 0],
+    "sparse": [5 << 30, True, True],
+    "inotify": True,
+    "names": [1001, True],
+}
+LISTEN = """
+import socket, time
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("/vol/s")
+listener.listen()
+open("/vol/up", "w")
+time.sleep(99)
+"""
+CONNECT = "import socket; socket.socket(socket.AF_UNIX).connect('/vol/s')"
+HOLD = "import fcntl, time; f = open('/vol/l', 'w'); fcntl.flock(f, 2); open('/vol/held', 'w'); time.sleep(99)"
+TAKE = "import fcntl; fcntl.flock(open('/vol/l', 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+# What FUSE's protocol, the guest's kernel (it knows no ACLs on mounts below a share) or the file server's rights leave out
+ON_HOST = {"trusted": "value", "nameless": True, "flags": True, "acl": [{"1000": True, "1001": False}, "0o760"]}
+IN_VM = {"trusted": "EPERM", "nameless": "ENOTSUP", "flags": "ENOTTY", "acl": [{"1000": False, "1001": False}, "0o760"]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pair(docker: Dockerd) -> Iterator[None]:
+    """Two containers with one volume, of one VM each."""
+    for name in ("left", "right"):
+        docker.detached(
+            "--name", name, *HOSTS_PROGRAMS, "--volume", "pair:/vol", "--cap-add", "SYS_ADMIN", IMAGE, "sleep", "10000"
+        )
+    yield
+    docker.ok("rm", "--force", "left", "right")
+    docker.ok("volume", "rm", "pair")
+
+
+def test_what_files_on_a_volume_can_do(docker: Dockerd, runtime: Runtime) -> None:
+    """xattrs, capabilities, links, FIFOs, sockets, mappings, locks, holes, times, renames, inotify and more."""
+    found = json.loads(docker.ok("exec", "--workdir", "/vol", "left", "python3", "/probe.py"))
+    assert found == EXPECTED | (IN_VM if runtime.is_vm else ON_HOST)
+
+
+def test_what_one_container_does_the_other_sees(docker: Dockerd) -> None:
+    """Contents, names, modes, owners, links and lengths, at once; a mapping's bytes once they are flushed."""
+    docker.ok("exec", "left", "sh", "-c", "cd /vol && rm -rf * && echo first >file && chmod 640 file && chown 7:8 file")
+    look = "cd /vol && cat file && stat -c '%a %u %g %h %s' file"
+    assert docker.ok("exec", "right", "sh", "-c", look) == "first\n640 7 8 1 6"
+    docker.ok("exec", "right", "sh", "-c", "cd /vol && echo second >>file && ln file other && chmod 600 file")
+    assert docker.ok("exec", "left", "sh", "-c", look) == "first\nsecond\n600 7 8 2 13"
+    write = "import mmap; f = open('/vol/file', 'r+b'); m = mmap.mmap(f.fileno(), 0); m[0:5] = b'third'; m.flush()"
+    docker.ok("exec", "left", "python3", "-c", write)
+    assert docker.ok("exec", "right", "head", "-n", "1", "/vol/file") == "third"
+    docker.ok("exec", "right", "rm", "/vol/file", "/vol/other")
+    assert docker.ok("exec", "left", "ls", "/vol") == ""
+
+
+@pytest.mark.only("runvm", "two virtual machines have two kernels")
+def test_what_two_virtual_machines_dont_share(docker: Dockerd) -> None:
+    """A Unix socket and a FIFO of one VM reach nobody in another; its locks are unknown there; no inotify."""
+    docker.ok("exec", "--detach", "left", "python3", "-c", LISTEN)
+    docker.ok("exec", "right", "sh", "-c", "until [ -e /vol/up ]; do sleep 0.1; done")
+    assert "ConnectionRefusedError" in docker.call("exec", "right", "python3", "-c", CONNECT).stderr.decode()
+    assert docker.call("exec", "left", "python3", "-c", CONNECT).code == 0
+    docker.ok("exec", "--detach", "left", "python3", "-c", HOLD)
+    docker.ok("exec", "right", "sh", "-c", "until [ -e /vol/held ]; do sleep 0.1; done")
+    assert docker.call("exec", "left", "python3", "-c", TAKE).code == 1
+    assert docker.call("exec", "right", "python3", "-c", TAKE).code == 0
+
+
+def test_containers_of_one_pod_share_locks_and_sockets(docker: Dockerd) -> None:
+    """Joined by --network container:x they are in one VM, and a volume's FIFOs, sockets and locks work between them."""
+    docker.detached(
+        *(
+            "--name",
+            "joined",
+            "--network",
+            "container:left",
+            "--volume",
+            "pair:/vol",
+            *HOSTS_PROGRAMS,
+            IMAGE,
+            "sleep",
+            "1000",
+        )
+    )
+    docker.ok("exec", "left", "sh", "-c", "rm -rf /vol/*; mkfifo /vol/fifo")
+    docker.ok("exec", "--detach", "left", "sh", "-c", "echo through >/vol/fifo")
+    assert docker.ok("exec", "joined", "timeout", "20", "cat", "/vol/fifo") == "through"
+    docker.ok("exec", "--detach", "left", "python3", "-c", LISTEN)
+    docker.ok("exec", "joined", "sh", "-c", "until [ -e /vol/up ]; do sleep 0.1; done")
+    docker.ok("exec", "joined", "python3", "-c", CONNECT)
+    docker.ok("exec", "--detach", "left", "python3", "-c", HOLD)
+    docker.ok("exec", "joined", "sh", "-c", "until [ -e /vol/held ]; do sleep 0.1; done")
+    assert docker.call("exec", "joined", "python3", "-c", TAKE).code == 1
+
+
+def test_every_kind_of_mount(docker: Dockerd, tmp_path: os.PathLike[str]) -> None:
+    """Volumes, binds read-only, recursive or not, of one file, tmpfs with options."""
+    top = os.path.join(tmp_path, "top")
+    os.makedirs(f"{top}/below/deep")
+    os.mkdir(f"{top}/plain")
+    subprocess.run(["mount", "-t", "tmpfs", "below", f"{top}/below"], check=True, timeout=10)
+    try:
+        with open(f"{top}/below/mounted", "w", encoding="utf-8") as file:
+            file.write("mounted below\n")
+        script = """
+        cat /top/below/mounted; touch /top/plain/x 2>&1; ls /single-mount/below; ls /filled /unfilled
+        stat -c '%a %u' /fast /flagged; df -k /fast | tail -n 1 | awk '{print $2}'
+        touch /flagged/x && chmod +x /flagged/x
+        cat /single; echo written >/single; grep -c ' /fast tmpfs' /proc/mounts
+        """
+        result = docker.run(
+            *("--mount", f"type=bind,source={top},target=/top,readonly"),
+            *("--mount", f"type=bind,source={top},target=/single-mount,bind-nonrecursive"),
+            *("--mount", "type=volume,source=kinds,target=/filled,volume-driver=local", "--volume", "/anonymous"),
+            *("--mount", "type=volume,source=empty,target=/unfilled,volume-nocopy"),
+            *("--mount", "type=tmpfs,target=/fast,tmpfs-size=1m,tmpfs-mode=1700"),
+            *("--tmpfs", "/flagged:rw,exec,uid=7,mode=755,size=2m"),
+            *("--mount", f"type=bind,source={top}/below/mounted,target=/single", IMAGE, "sh", "-c", script),
+        )
+        lines = result.stdout.decode().splitlines()
+        assert lines[:2] == ["mounted below", "touch: /top/plain/x: Read-only file system"], result.describe()
+        assert lines[2:] == ["deep", "/filled:", "", "/unfilled:", "1700 0", "755 7", "1024", "mounted below", "1"]
+        with open(f"{top}/below/mounted", encoding="utf-8") as file:
+            assert file.read() == "written\n"
+    finally:
+        subprocess.run(["umount", f"{top}/below"], check=True, timeout=10)
+
+
+def test_a_volume_is_filled_from_the_image(docker: Dockerd) -> None:
+    """A new volume over a directory of the image has its files, owners included; with nocopy it stays empty."""
+    assert docker.run("--volume", "filled:/home", IMAGE, "stat", "-c", "%u", "/home/user").text == "1000"
+    assert docker.run("--volume", "filled:/elsewhere", IMAGE, "ls", "/elsewhere").text == "user"
+    assert docker.run("--volume", "unfilled:/home:nocopy", IMAGE, "ls", "/home").text == ""
+
+
+def test_the_engines_socket_in_a_container(docker: Dockerd, runtime: Runtime) -> None:
+    """docker.sock as a bind: a container of runc's talks to the daemon; one in a VM is refused the connection."""
+    ask = (
+        "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/docker.sock');"
+        "s.sendall(b'GET /_ping HTTP/1.0\\r\\n\\r\\n'); print(s.recv(4096).splitlines()[0].decode())"
+    )
+    result = docker.run(*HOSTS_PROGRAMS, "--volume", f"{docker.socket}:/docker.sock", IMAGE, "python3", "-c", ask)
+    if runtime.is_vm:
+        assert "ConnectionRefusedError" in result.stderr.decode()
+    else:
+        assert "200 OK" in result.text
