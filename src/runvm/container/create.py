@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from runvm.container import guest_spec, shim, state, terminal
@@ -132,9 +132,17 @@ def _create(
         report = _launch(config, sandbox, spec, listener, started.pid if network else -1, cgroup)
         listener.close()
         log.debug("create: supervisor forked")
-    placement.enlist(sandbox, cid, started.pid, tuple(kind for kind in placement.JOINED if kind in spec.namespaces))
-    _hooks(spec, cid, started.pid)
-    log.debug("create: hooks done")
+    kinds = tuple(kind for kind in placement.JOINED if kind in spec.namespaces)
+    try:
+        placement.enlist(sandbox, cid, started.pid, kinds, cgroup.directories)
+        _hooks(spec, cid, started.pid)
+        log.debug("create: hooks done")
+    except BaseException:
+        if report >= 0:
+            # a supervisor that is just coming up has to be there before it can be told to go
+            with suppress(RunvmError):
+                _await_launch(report)
+        raise
     if report >= 0:
         _await_launch(report)
         log.debug("create: virtual machine runs")

@@ -114,6 +114,20 @@ class Cgroup:
                     continue
         return sorted(found)
 
+    def hand_over(self, directories: tuple[str, ...]) -> None:
+        """Move every process in it to another one, which *directories* are."""
+        for mine in self.directories:
+            hierarchy = mine[len(_ROOT) + 1 :].partition("/")[0] + "/" if len(self.directories) > 1 else ""
+            theirs = next((other for other in directories if other.startswith(f"{_ROOT}/{hierarchy}")), None)
+            if theirs is None:
+                continue
+            for pid in Cgroup((mine,)).processes():
+                try:
+                    with open(f"{theirs}/cgroup.procs", "w") as file:
+                        file.write(str(pid))
+                except OSError:
+                    continue  # it has ended
+
     def kill(self) -> None:
         """SIGKILL to whatever a crash has left in it, this process never."""
         for pid in self.processes():
