@@ -72,12 +72,14 @@ def _create(
         else ctx.config
     )
     config = config._replace(state_dir=ctx.config.state_dir)
-    cgroup = resources.cgroup(
-        spec.cgroups_path,
-        cid,
-        systemd=ctx.systemd_cgroup or ctx.cgroup_manager == "systemd",
-        disabled=ctx.cgroup_manager == "disabled",
-    )
+    scope = None
+    if ctx.cgroup_manager == "systemd":
+        from runvm.sandbox import scope as scopes
+
+        scope = scopes.start(spec.cgroups_path, cid)
+    cgroup = resources.Cgroup(())
+    if ctx.cgroup_manager != "disabled":
+        cgroup = resources.cgroup(scope.path if scope is not None else spec.cgroups_path, cid)
     sandbox = place.sandbox or registry.new(ctx.config.state_dir)
     record = ContainerRecord(
         id=cid,
@@ -118,6 +120,8 @@ def _create(
             connection=connection.fileno(),
         )
     )
+    if scope is not None:
+        scope.joined()
     for fd in opened:
         os.close(fd)
     connection.close()

@@ -11,7 +11,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from runvm.errors import HostError, UnsupportedError
+from runvm.errors import HostError
 
 if TYPE_CHECKING:
     from runvm.config import Config
@@ -165,18 +165,11 @@ class Cgroup:
                     raise HostError(f"set {name} to {value} in the host's cgroup: {error.strerror}") from error
 
 
-def cgroup(path: str, cid: str, *, systemd: bool, disabled: bool) -> Cgroup:
-    """The host cgroup for a container, made. *path* is cgroupsPath ('' = /runvm/<id>).
+def cgroup(path: str, cid: str) -> Cgroup:
+    """The host cgroup for a container, made. *path* is cgroupsPath, or a scope's ('' = /runvm/<id>).
 
-    Raises: UnsupportedError for systemd's management on a host where systemd doesn't run, HostError where the host
-    has no cgroups for us.
+    Raises: HostError where the host has no cgroups for us.
     """
-    if disabled:
-        return Cgroup(())
-    if systemd:
-        if not os.path.isdir("/run/systemd/system"):
-            raise UnsupportedError("--systemd-cgroup: systemd isn't running on this host")
-        path = _systemd_path(path, cid)
     relative = os.path.normpath("/" + (path or f"/runvm/{cid}")).lstrip("/")
     directories = []
     for hierarchy in hierarchies():
@@ -236,16 +229,3 @@ def _enable(path: str) -> None:
                 file.write(f"+{controller}")
         except OSError:
             continue  # a cgroup with processes of its own passes none on: then there is no limit, but a container
-
-
-def _systemd_path(path: str, cid: str) -> str:
-    """`slice:prefix:name` as systemd lays it out: a-b.slice lies in a.slice (systemd.slice(5))."""
-    parts = path.split(":") if path else ["system.slice", "runvm", cid]
-    if len(parts) != 3:
-        raise UnsupportedError(f"cgroupsPath '{path}': with --systemd-cgroup it has the form slice:prefix:name")
-    slice_name, prefix, name = parts
-    directories = []
-    if slice_name and slice_name != "-.slice":
-        words = slice_name.removesuffix(".slice").split("-")
-        directories = ["-".join(words[: count + 1]) + ".slice" for count in range(len(words))]
-    return "/".join([*directories, f"{prefix}-{name}.scope" if prefix else f"{name}.scope"])
