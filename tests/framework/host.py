@@ -72,9 +72,10 @@ class Host:
                 fields = line.split()
                 if len(fields) > 7 and self._marked(fields[7]):
                     yield f"socket {fields[7]}"
-        yield from (f"interface {name}" for name in os.listdir("/sys/class/net"))
+        # others' engines come and go on this host: runvm makes taps
+        yield from (f"interface {name}" for name in os.listdir("/sys/class/net") if name.startswith("rvtap"))
         if os.path.isdir("/run/netns"):
-            yield from (f"netns {name}" for name in os.listdir("/run/netns"))
+            yield from (f"netns {name}" for name in os.listdir("/run/netns") if self._marked(name))
         yield from (f"cgroup {path}" for path in self._cgroups())
         for top in self.watched:
             for directory, _, names in os.walk(top):

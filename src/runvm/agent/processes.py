@@ -137,6 +137,25 @@ class Processes:
             for fd in set(child):
                 os.close(fd)
 
+    def launch_outside(self, process: Process, described: Json, size: tuple[int, int]) -> None:
+        """Run a program of the guest itself, in no container, for `runvm debug shell`. Raises OSError."""
+        argv = ["/bin/busybox", "setsid", *(str(word) for word in described["args"])]
+        if described.get("terminal"):
+            master, slave = os.openpty()
+            os.set_inheritable(master, False)
+            self._own_terminal(process, master, size)
+            child = [slave, slave, slave]
+            argv.insert(2, "-c")  # the terminal becomes the controlling one
+        else:
+            child = self._pipes(process)
+        process.container.processes[process.channel] = process
+        self._channels[process.channel] = process
+        try:
+            process.pid = self._children.spawn(argv, lambda status: self._ended(process, status), child)
+        finally:
+            for fd in set(child):
+                os.close(fd)
+
     def frame(self, frame: Frame) -> None:
         """A frame of a process's stream: input, credit, or word that nobody reads an output any more."""
         process = self._channels.get(frame.channel)
@@ -206,7 +225,9 @@ class Processes:
             _, fds, _, _ = socket.recv_fds(peer, 4096, 1)
         if not fds:
             raise EOFError("no terminal on the console socket")
-        master = fds[0]
+        self._own_terminal(process, fds[0], size)
+
+    def _own_terminal(self, process: Process, master: int, size: tuple[int, int]) -> None:
         process.terminal = master
         if size[0] and size[1]:
             set_size(master, *size)

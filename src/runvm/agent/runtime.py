@@ -85,9 +85,13 @@ class Runtime:
         done({})
 
     def exec(self, request: Exec, done: Callable[[Json | AgentError], None]) -> None:
-        """`crun exec`; *done* gets {"pid"} or the error."""
+        """`crun exec`, or a process beside the agent; *done* gets {"pid"} or the error."""
         container = self._container(request.container)
         process = Process(container, request.channel)
+        if request.outside:
+            self.processes.launch_outside(process, request.process, (request.rows, request.columns))
+            done({"pid": process.pid})
+            return
         base = f"{container.bundle}/exec-{request.channel}"
         with open(f"{base}.json", "w") as file:
             json.dump(request.process, file)

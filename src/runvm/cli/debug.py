@@ -32,7 +32,8 @@ COMMAND = Command(
             most=-1,
             hands_on=True,
             description="Run a command in the virtual machine itself, next to the agent, not in the container; without "
-            "one, a shell.",
+            "one, a shell, on a terminal if it is called from one. Its programs are busybox's and the agent's. "
+            "Ends with the command's exit code.",
             examples=(("", "runvm debug shell web1"), ("", "runvm debug shell web1 cat /proc/meminfo")),
         ),
         Command(

@@ -68,7 +68,7 @@ def context(args: Args, *, read_config: bool) -> Context:
     configure_log(args, config)
     manager = args.text("cgroup-manager") or ("systemd" if args.on("systemd-cgroup") else "cgroupfs")
     root = absolute(args.text("root")) if args.text("root") else f"{config.state_dir}/containers"
-    return Context(root, config, manager == "systemd", manager, args.text("rootless"))
+    return Context(root, config, manager, args.text("rootless"))
 
 
 def _without_root(config: Config) -> Config:

@@ -13,6 +13,5 @@ class Context(NamedTuple):
 
     root: str
     config: Config
-    systemd_cgroup: bool
     cgroup_manager: str
     rootless: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from runvm.container import guest_spec, shim, state, terminal
@@ -72,12 +72,14 @@ def _create(
         else ctx.config
     )
     config = config._replace(state_dir=ctx.config.state_dir)
-    cgroup = resources.cgroup(
-        spec.cgroups_path,
-        cid,
-        systemd=ctx.systemd_cgroup or ctx.cgroup_manager == "systemd",
-        disabled=ctx.cgroup_manager == "disabled",
-    )
+    scope = None
+    if ctx.cgroup_manager == "systemd":
+        from runvm.sandbox import scope as scopes
+
+        scope = scopes.start(spec.cgroups_path, cid)
+    cgroup = resources.Cgroup(())
+    if ctx.cgroup_manager != "disabled":
+        cgroup = resources.cgroup(scope.path if scope is not None else spec.cgroups_path, cid)
     sandbox = place.sandbox or registry.new(ctx.config.state_dir)
     record = ContainerRecord(
         id=cid,
@@ -118,6 +120,8 @@ def _create(
             connection=connection.fileno(),
         )
     )
+    if scope is not None:
+        scope.joined()
     for fd in opened:
         os.close(fd)
     connection.close()
@@ -132,9 +136,17 @@ def _create(
         report = _launch(config, sandbox, spec, listener, started.pid if network else -1, cgroup)
         listener.close()
         log.debug("create: supervisor forked")
-    placement.enlist(sandbox, cid, started.pid, tuple(kind for kind in placement.JOINED if kind in spec.namespaces))
-    _hooks(spec, cid, started.pid)
-    log.debug("create: hooks done")
+    kinds = tuple(kind for kind in placement.JOINED if kind in spec.namespaces)
+    try:
+        placement.enlist(sandbox, cid, started.pid, kinds, cgroup.directories)
+        _hooks(spec, cid, started.pid)
+        log.debug("create: hooks done")
+    except BaseException:
+        if report >= 0:
+            # a supervisor that is just coming up has to be there before it can be told to go
+            with suppress(RunvmError):
+                _await_launch(report)
+        raise
     if report >= 0:
         _await_launch(report)
         log.debug("create: virtual machine runs")

@@ -8,7 +8,6 @@ import time
 from typing import TYPE_CHECKING
 
 from runvm.container import state
-from runvm.errors import UnsupportedError
 from runvm.protocol import messages
 from runvm.sandbox import registry
 
@@ -27,11 +26,12 @@ def console(ctx: Context, cid: str) -> int:
 
 
 def shell(ctx: Context, cid: str, command: list[str]) -> int:
-    """Raises UnsupportedError: a shell in the guest outside of its containers isn't there yet."""
-    raise UnsupportedError(
-        f"debug shell {' '.join(command)}: not supported yet",
-        do=f"'runvm exec {cid} sh' is a shell in the container, 'runvm debug console {cid}' the kernel's messages",
-    )
+    """Run *command* (nothing: a shell) in the guest, beside the agent; its exit code. Raises StateError, GuestError."""
+    from runvm.container.exec import exec_process
+    from runvm.container.options import ExecOptions
+
+    process = {"args": command or ["sh"], "terminal": os.isatty(0)}
+    return exec_process(ctx, cid, ExecOptions(process, ignore_paused=True), outside=True)
 
 
 def logs(ctx: Context, cid: str, *, follow: bool) -> int:

@@ -62,7 +62,10 @@ def clear(ctx: Context, cid: str) -> None:
     process.kill(record.shim, signal.SIGKILL)
     process.wait_gone(record.shim, deadline=time.monotonic() + 5)
     cgroup = resources.Cgroup(record.cgroups)
-    if not (record.sandbox and placement.others(registry.locate(ctx.config.state_dir, record.sandbox), cid)):
+    heir = placement.other(registry.locate(ctx.config.state_dir, record.sandbox), cid) if record.sandbox else None
+    if heir is not None:
+        cgroup.hand_over(heir.cgroups)  # it may hold the virtual machine, as that of the first container does
+    else:
         cgroup.kill()
     cgroup.remove()
     if not orderly and record.namespaces.get("network"):
@@ -109,10 +112,10 @@ def _leave_sandbox(ctx: Context, record: ContainerRecord) -> bool:
             pass
         except RunvmError as error:
             log.warning(f"the virtual machine is ended by force: {error}")
-            if not placement.others(sandbox, record.id):
+            if placement.other(sandbox, record.id) is None:
                 process.kill(supervisor, signal.SIGKILL)
     placement.discharge(sandbox, record.id)
-    if not placement.others(sandbox, record.id):
+    if placement.other(sandbox, record.id) is None:
         if supervisor is not None:
             process.wait_gone(supervisor, deadline=time.monotonic() + 10)
         registry.clear(sandbox)

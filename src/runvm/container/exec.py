@@ -34,8 +34,11 @@ def base_process(ctx: Context, cid: str) -> dict[str, Any]:
     return found
 
 
-def exec_process(ctx: Context, cid: str, options: ExecOptions) -> int:
-    """The process's exit code, or 0 once it runs detached. Raises StateError unless the container runs, GuestError."""
+def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool = False) -> int:
+    """The process's exit code, or 0 once it runs detached; *outside*, it runs in the VM beside the agent.
+
+    Raises: StateError unless the container runs, GuestError.
+    """
     record = state.load(ctx, cid)
     if record.pid == 0:
         raise StateError("cannot exec in a stopped container")
@@ -68,7 +71,7 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions) -> int:
         )
     log.debug("exec: shim started")
     try:
-        registry.call(sandbox, messages.Enter(cid, key, described, options.cgroup, rows, columns))
+        registry.call(sandbox, messages.Enter(cid, key, described, options.cgroup, rows, columns, outside))
     except RunvmError:
         os.close(started.gate)
         raise

@@ -22,17 +22,37 @@ RECURSIVE_TIMES = frozenset(
 )
 """crun gives these to mount_setattr(2) in a form that it refuses. What is mounted below has the host's access times."""
 _REFUSED = ("nosymfollow", "rnosymfollow")
+_PLAIN = (
+    ("ro", "rw"),
+    ("suid", "nosuid"),
+    ("dev", "nodev"),
+    ("exec", "noexec"),
+    ("sync", "async"),
+    ("mand", "nomand"),
+    ("atime", "noatime"),
+    ("diratime", "nodiratime"),
+    ("relatime", "norelatime"),
+    ("strictatime", "nostrictatime"),
+)
+_OPPOSITE = {a: b for one, other in _PLAIN for a, b in ((one, other), (other, one))}
+_OPPOSITE |= {f"r{a}": f"r{b}" for a, b in _OPPOSITE.items()}
 _READ_ONLY = {"ro": True, "rro": True, "rw": False, "rrw": False}
 
 
 def for_guest(options: Sequence[str], field: str) -> list[str]:
-    """*options* for crun. Raises UnsupportedError, naming *field*, for what would protect and can't be had."""
-    found = []
-    for option in options:
-        if option in _REFUSED:
-            raise UnsupportedError(f"{field}: {option}: the guest's runtime can't mount so")
-        if option not in WITHOUT_EFFECT:
-            found.append(option[1:] if option in RECURSIVE_TIMES else option)
+    """*options* for crun, without those that a later one takes back: crun keeps ro of [ro, rw].
+
+    Raises: UnsupportedError, naming *field*, for what would protect and can't be had.
+    """
+    found: list[str] = []
+    for given in options:
+        if given in _REFUSED:
+            raise UnsupportedError(f"{field}: {given}: the guest's runtime can't mount so")
+        option = given[1:] if given in RECURSIVE_TIMES else given
+        if option in _OPPOSITE:
+            found = [earlier for earlier in found if earlier != _OPPOSITE[option]]
+        if given not in WITHOUT_EFFECT:
+            found.append(option)
     return found
 
 

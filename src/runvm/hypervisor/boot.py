@@ -99,6 +99,8 @@ def machine_for(
     # nothing of the guest's code runs on the processor itself under emulation, so its flaws aren't there to be
     # mitigated
     extra = " mitigations=off" if accelerator == "tcg" else ""
+    if config.debug_console:
+        extra += " ignore_loglevel"
     cmdline = f"{BASE_CMDLINE}{extra} {config.kernel_args}".strip()
     return Machine(accelerator, vcpus, memory_mib, _growth_mib(), guest.kernel, guest.initramfs, guest.key, cmdline)
 

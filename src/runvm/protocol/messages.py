@@ -77,7 +77,8 @@ class Start(NamedTuple):
 
 
 class Exec(NamedTuple):
-    """A further process (OCI process object) in a running container. Result: {"pid": guest pid}."""
+    """A further process (OCI process object) in a running container, or *outside*, beside the agent, where only args
+    and terminal count. Result: {"pid": guest pid}."""
 
     container: str
     channel: int
@@ -85,6 +86,7 @@ class Exec(NamedTuple):
     rows: int
     columns: int
     cgroup: str
+    outside: bool
 
 
 class Signal(NamedTuple):
@@ -199,7 +201,7 @@ class Build(NamedTuple):
 
 
 class Enter(NamedTuple):
-    """From exec: a further process, whose shim is attached as *key*. Result: {}."""
+    """From exec or `debug shell` (*outside*): a further process, whose shim is attached as *key*. Result: {}."""
 
     container: str
     key: str
@@ -207,6 +209,7 @@ class Enter(NamedTuple):
     cgroup: str
     rows: int
     columns: int
+    outside: bool
 
 
 class Drop(NamedTuple):

@@ -38,6 +38,7 @@ class Member(NamedTuple):
     container: str
     shim: Identity
     namespaces: dict[str, int]
+    cgroups: tuple[str, ...]
 
 
 def place(config: Config, spec: Spec) -> Placement:
@@ -72,14 +73,15 @@ def place(config: Config, spec: Spec) -> Placement:
     return Placement(chosen, joins)
 
 
-def enlist(sandbox: Sandbox, container: str, shim: int, kinds: tuple[str, ...]) -> None:
-    """Record a container of *sandbox*, with those namespaces of its shim which are its own."""
+def enlist(sandbox: Sandbox, container: str, shim: int, kinds: tuple[str, ...], cgroups: tuple[str, ...]) -> None:
+    """Record a container of *sandbox*, with those namespaces of its shim which are its own, and its host cgroup."""
     namespaces = {kind: os.stat(f"/proc/{shim}/ns/{process.namespace_name(kind)}").st_ino for kind in kinds}
     directory = f"{sandbox.directory}/members"
     os.makedirs(directory, mode=0o700, exist_ok=True)
     temporary = f"{directory}/.{os.getpid()}"
     with open(temporary, "w") as file:
-        json.dump({"container": container, "shim": process.identity(shim), "namespaces": namespaces}, file)
+        body = {"container": container, "shim": process.identity(shim), "namespaces": namespaces, "cgroups": cgroups}
+        json.dump(body, file)
     os.rename(temporary, f"{directory}/{shim}")
 
 
@@ -93,9 +95,10 @@ def discharge(sandbox: Sandbox, container: str) -> None:
                 continue
 
 
-def others(sandbox: Sandbox, container: str) -> bool:
-    """Whether the sandbox has another container that still lives."""
-    return any(member.container != container and process.alive(member.shim) for member in _members(sandbox))
+def other(sandbox: Sandbox, container: str) -> Member | None:
+    """A container of the sandbox that still lives, besides *container*."""
+    members = _members(sandbox)
+    return next((member for member in members if member.container != container and process.alive(member.shim)), None)
 
 
 def all_members(config: Config) -> list[Member]:
@@ -123,7 +126,8 @@ def _members(sandbox: Sandbox) -> list[Member]:
             with open(f"{sandbox.directory}/members/{name}") as file:
                 body = json.load(file)
             namespaces = {str(kind): int(inode) for kind, inode in body["namespaces"].items()}
-            found.append(Member(sandbox, str(body["container"]), Identity(*body["shim"]), namespaces))
+            cgroups = tuple(str(directory) for directory in body["cgroups"])
+            found.append(Member(sandbox, str(body["container"]), Identity(*body["shim"]), namespaces, cgroups))
         except (OSError, ValueError, TypeError, KeyError):
             continue  # removed just now
     return found

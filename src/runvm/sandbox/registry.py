@@ -38,14 +38,14 @@ def locate(state_dir: str, name: str) -> Sandbox:
 
 
 def new(state_dir: str) -> Sandbox:
-    """A new sandbox's directory."""
-    sandbox = locate(state_dir, os.urandom(6).hex())
-    os.makedirs(sandbox.directory, mode=0o700)
-    return sandbox
+    """A new sandbox, of which nothing is there yet."""
+    return locate(state_dir, os.urandom(6).hex())
 
 
 def listen(sandbox: Sandbox) -> socket.socket:
-    """The control socket, made before the supervisor is forked: who connects never has to poll for it."""
+    """A new sandbox's directory and control socket, made before the supervisor is forked: who connects never has to
+    poll for it."""
+    os.makedirs(sandbox.directory, mode=0o700)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with _Directory(sandbox.directory) as short:
         listener.bind(f"{short}/control")

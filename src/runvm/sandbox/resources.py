@@ -11,7 +11,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from runvm.errors import HostError, UnsupportedError
+from runvm.errors import HostError
 
 if TYPE_CHECKING:
     from runvm.config import Config
@@ -124,6 +124,20 @@ class Cgroup:
                     continue
         return sorted(found)
 
+    def hand_over(self, directories: tuple[str, ...]) -> None:
+        """Move every process in it to another one, which *directories* are."""
+        for mine in self.directories:
+            hierarchy = mine[len(_ROOT) + 1 :].partition("/")[0] + "/" if len(self.directories) > 1 else ""
+            theirs = next((other for other in directories if other.startswith(f"{_ROOT}/{hierarchy}")), None)
+            if theirs is None:
+                continue
+            for pid in Cgroup((mine,)).processes():
+                try:
+                    with open(f"{theirs}/cgroup.procs", "w") as file:
+                        file.write(str(pid))
+                except OSError:
+                    continue  # it has ended
+
     def kill(self) -> None:
         """SIGKILL to whatever a crash has left in it, this process never."""
         for pid in self.processes():
@@ -161,18 +175,11 @@ class Cgroup:
                     raise HostError(f"set {name} to {value} in the host's cgroup: {error.strerror}") from error
 
 
-def cgroup(path: str, cid: str, *, systemd: bool, disabled: bool) -> Cgroup:
-    """The host cgroup for a container, made. *path* is cgroupsPath ('' = /runvm/<id>).
+def cgroup(path: str, cid: str) -> Cgroup:
+    """The host cgroup for a container, made. *path* is cgroupsPath, or a scope's ('' = /runvm/<id>).
 
-    Raises: UnsupportedError for systemd's management on a host where systemd doesn't run, HostError where the host
-    has no cgroups for us.
+    Raises: HostError where the host has no cgroups for us.
     """
-    if disabled:
-        return Cgroup(())
-    if systemd:
-        if not os.path.isdir("/run/systemd/system"):
-            raise UnsupportedError("--systemd-cgroup: systemd isn't running on this host")
-        path = _systemd_path(path, cid)
     relative = os.path.normpath("/" + (path or f"/runvm/{cid}")).lstrip("/")
     directories = []
     for hierarchy in hierarchies():
@@ -232,16 +239,3 @@ def _enable(path: str) -> None:
                 file.write(f"+{controller}")
         except OSError:
             continue  # a cgroup with processes of its own passes none on: then there is no limit, but a container
-
-
-def _systemd_path(path: str, cid: str) -> str:
-    """`slice:prefix:name` as systemd lays it out: a-b.slice lies in a.slice (systemd.slice(5))."""
-    parts = path.split(":") if path else ["system.slice", "runvm", cid]
-    if len(parts) != 3:
-        raise UnsupportedError(f"cgroupsPath '{path}': with --systemd-cgroup it has the form slice:prefix:name")
-    slice_name, prefix, name = parts
-    directories = []
-    if slice_name and slice_name != "-.slice":
-        words = slice_name.removesuffix(".slice").split("-")
-        directories = ["-".join(words[: count + 1]) + ".slice" for count in range(len(words))]
-    return "/".join([*directories, f"{prefix}-{name}.scope" if prefix else f"{name}.scope"])

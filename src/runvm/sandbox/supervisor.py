@@ -313,9 +313,16 @@ class Supervisor:
             if isinstance(answer, Failed):
                 self._forget(task)
 
-        self.agent.ask(
-            Exec(member.name, task.channel, request.process, request.rows, request.columns, request.cgroup), entered
+        run = Exec(
+            member.name,
+            task.channel,
+            request.process,
+            request.rows,
+            request.columns,
+            request.cgroup,
+            request.outside,
         )
+        self.agent.ask(run, entered)
 
     def _signal(self, client: Client, number: int, request: Signal) -> None:
         member = self._member(request.container)

@@ -117,3 +117,16 @@ def test_roots_are_apart(box: Box, runtime: Runtime) -> None:
     assert b"container does not exist" in result.stderr
     assert process.call([runtime.path, "--root", other, "list", "-q"]).text == ""
     shutil.rmtree(other, ignore_errors=True)
+
+
+@pytest.mark.only("runvm", "others have no virtual machine")
+def test_debug_shell_runs_beside_the_agent(box: Box, runtime: Runtime) -> None:
+    """Its streams and its exit code pass; it is in no container: it sees the agent as process 1, and other programs."""
+    container = box.sleeper()
+    result = runtime.call("debug", "shell", container.id, stdin=b"echo $$ >&2; exit 7\n")
+    assert (result.code, result.stdout) == (7, b"")
+    assert int(result.stderr) > 1
+    assert runtime.call("debug", "shell", container.id, "cat", stdin=b"through").stdout == b"through"
+    assert runtime.call("debug", "shell", container.id, "no-such-program").code == 127
+    listed = runtime.ok("debug", "shell", container.id, "ls", "/run/crun").text.split()
+    assert listed == [container.id]

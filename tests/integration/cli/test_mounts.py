@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import socket
 import stat
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -153,25 +155,35 @@ def live(module_box: Box) -> Container:
     return container.launch()
 
 
-def test_changes_are_seen_at_once_on_both_sides(live: Container) -> None:
-    """Created, changed, renamed and removed on one side, and at once so on the other: in the root and in a bind."""
+def settle(runtime: Runtime) -> None:
+    """Until a guest asks anew for what it knows of a file: it keeps sizes, owners and names for a second."""
+    if runtime.is_vm:
+        time.sleep(1.1)
+
+
+def test_changes_are_seen_on_both_sides(live: Container, runtime: Runtime) -> None:
+    """Created, changed, renamed and removed on one side, and so on the other: in the root and in a bind. What a
+    container does shows on the host at once."""
     for inside, outside in (("/shared", f"{live.bundle.path}/shared"), ("/tmp", f"{live.bundle.rootfs}/tmp")):
         with open(f"{outside}/one", "w", encoding="utf-8") as file:
             file.write("first")
         assert live.sh(f"cat {inside}/one") == "first"
         with open(f"{outside}/one", "w", encoding="utf-8") as file:
             file.write("second, longer")
+        settle(runtime)
         assert live.sh(f"cat {inside}/one; rm {inside}/one; echo back >{inside}/two") == "second, longer"
         assert not os.path.exists(f"{outside}/one")
         with open(f"{outside}/two", encoding="utf-8") as file:
             assert file.read() == "back\n"
         os.rename(f"{outside}/two", f"{outside}/three")
+        settle(runtime)
         assert live.sh(f"cat {inside}/three; ls {inside}").splitlines()[0] == "back"
         os.unlink(f"{outside}/three")
+        settle(runtime)
         assert live.sh(f"ls {inside} | grep -c three || true") == "0"
 
 
-def test_owners_modes_links_and_special_files_pass_both_ways(live: Container) -> None:
+def test_owners_modes_links_and_special_files_pass_both_ways(live: Container, runtime: Runtime) -> None:
     """chown, chmod with setuid, symlinks, hard links, FIFOs, sockets, times are the host's own."""
     shared = f"{live.bundle.path}/shared"
     live.sh(
@@ -187,6 +199,7 @@ def test_owners_modes_links_and_special_files_pass_both_ways(live: Container) ->
     assert stat.S_IMODE(os.stat(f"{shared}/d").st_mode) == 0o1777
 
     os.chown(f"{shared}/f", 42, 43)
+    settle(runtime)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{shared}/sock")
     shown = live.sh("cd /shared && stat -c '%u %g %F' f sock fifo")
@@ -215,6 +228,7 @@ def test_large_and_many_files_arrive_whole(live: Container) -> None:
     assert not [name for name in os.listdir(shared) if name.startswith(("large", "twice", "small"))]
 
 
+@pytest.mark.differs("runvm", "a lock is among the containers of one virtual machine: see docs/limitations.md")
 def test_a_lock_of_the_host_is_seen_in_the_container(box: Box) -> None:
     """flock on the host keeps a container's flock out, and one of the container keeps the host's out."""
     container = box.idle()
@@ -274,3 +288,61 @@ def test_a_missing_source_is_named(box: Box, runtime: Runtime) -> None:
     assert result.code == 1
     assert "/no/such/source" in result.error
     assert container.id not in runtime.ids()
+
+
+def test_the_last_of_contradicting_options_wins(box: Box) -> None:
+    """[ro, rw] can be written to, [rw, ro] can't; options about the inside of file systems are taken."""
+    container = box()
+    bundle = container.bundle
+    for name in ("one", "two", "three"):
+        os.makedirs(f"{bundle.path}/{name}")
+    bundle.bind(f"{bundle.path}/one", "/mnt/one", "rbind", "ro", "rw")
+    bundle.bind(f"{bundle.path}/two", "/mnt/two", "bind", "rw", "nosuid", "suid", "ro")
+    bundle.bind(f"{bundle.path}/three", "/mnt/three", "rbind", "lazytime", "rnoatime", "silent", "iversion")
+    bundle.mount("/mnt/tmp", "tmpfs", "tmpfs", "ro", "noexec", "rw", "exec", "lazytime", "size=1m")
+    seen = facts(
+        container,
+        {
+            "mounts": "cat /proc/self/mountinfo",
+            "writes": "for at in one two three tmp; do touch /mnt/$at/x 2>/dev/null && echo $at; done",
+        },
+    )
+    assert seen["writes"].split() == ["one", "three", "tmp"]
+    options = mount_lines(seen["mounts"])
+    assert "nosuid" not in options["/mnt/two"][1]
+    assert "noatime" in options["/mnt/three"][1]
+    assert "noexec" not in options["/mnt/tmp"][1]
+
+
+@pytest.mark.only("runvm", "others can mount so")
+def test_an_option_that_would_protect_and_cannot_be_had_is_refused(box: Box) -> None:
+    """Not passed over: create fails naming mount and option."""
+    container = box("true")
+    container.bundle.mount("/mnt", "tmpfs", "tmpfs", "nosymfollow")
+    result = container.try_create()
+    assert result.code == 1
+    assert f"mounts[{len(container.bundle.config['mounts']) - 1}].options: nosymfollow" in result.error
+
+
+def test_the_hosts_shm_can_be_bound_and_a_size_given(box: Box) -> None:
+    """A directory of a tmpfs of the host's over /dev/shm, as engines bind it for the host's IPC namespace: files pass
+    both ways. Without it /dev/shm has the size that the config says."""
+    container = box()
+    shm = f"/dev/shm/{container.id}"
+    os.mkdir(shm)
+    try:
+        [entry] = [entry for entry in container.bundle.config["mounts"] if entry["destination"] == "/dev/shm"]
+        entry["options"][-1] = "size=3m"
+        seen = facts(container, {"size": "df -k /dev/shm | tail -n 1"})
+        assert seen["size"].split()[1] == "3072"
+        other = box("sh", "-c", "cat /dev/shm/host; echo guest >/dev/shm/guest; df /dev/shm | tail -n 1")
+        mount = other.bundle.config["mounts"]
+        mount[:] = [entry for entry in mount if entry["destination"] != "/dev/shm"]
+        other.bundle.bind(shm, "/dev/shm", "bind", "nosuid", "noexec", "nodev")
+        with open(f"{shm}/host", "w", encoding="utf-8") as file:
+            file.write("host\n")
+        assert other.run().expect(0).text.splitlines()[0] == "host"
+        with open(f"{shm}/guest", encoding="utf-8") as file:
+            assert file.read() == "guest\n"
+    finally:
+        shutil.rmtree(shm)

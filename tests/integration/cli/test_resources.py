@@ -226,3 +226,51 @@ def test_the_virtual_machine_grows_to_its_limits(box: Box, runtime: Runtime) -> 
     assert total(small) < 640
     runtime.ok("update", "--memory", str(2048 * MIB), small.id)
     wait_until(lambda: total(small) > 1800, timeout=30, what="two GiB after the update")
+
+
+FAKE_BUSCTL = """#!/bin/sh
+while [ $# -gt 1 ]; do
+  [ "$1" = StartTransientUnit ] && scope=$3
+  [ "$1" = PIDs ] && pid=$4
+  shift
+done
+for top in /sys/fs/cgroup/systemd /sys/fs/cgroup; do
+  [ -e $top/cgroup.procs ] || continue
+  mkdir -p $top/PARENT/$scope && echo $pid >$top/PARENT/$scope/cgroup.procs
+  exit
+done
+"""
+
+
+@pytest.mark.only("runvm", "others speak D-Bus themselves")
+def test_a_scope_of_systemds_holds_the_container(box: Box, runtime: Runtime) -> None:
+    """--systemd-cgroup where systemd runs: the pid is in the scope that systemd was asked for; delete leaves nothing.
+
+    A stand-in for busctl makes the scope, in a mount namespace where systemd seems to run: none does on this host.
+    """
+    container = box.idle()
+    programs = f"{container.bundle.path}/bin"
+    os.makedirs(programs)
+    with open(f"{programs}/busctl", "w", encoding="utf-8") as file:
+        file.write(FAKE_BUSCTL.replace("PARENT", CGROUP_PARENT.strip("/")))
+    os.chmod(f"{programs}/busctl", 0o755)
+    container.bundle.linux["cgroupsPath"] = f"system.slice:rvt:{container.id}"
+    container.bundle.save()
+    script = 'mkdir -p /run/systemd && mount -t tmpfs t /run/systemd && mkdir /run/systemd/system && exec "$@"'
+    flags = ["--systemd-cgroup", "create", "-b", container.bundle.path, "--pid-file", container.pid_file]
+    command = [runtime.path, "--root", runtime.root, *flags, container.id]
+    with open(f"{container.bundle.path}/said", "w+b") as said:
+        created = process.Process(
+            ["unshare", "--mount", "sh", "-c", script, "sh", *command],
+            env={"PATH": f"{programs}:{os.environ['PATH']}"},
+            stdout=said,
+            stderr=said,
+        ).wait(runtime.timeout)
+        said.seek(0)
+        assert created.code == 0, said.read()
+    scope = f"{CGROUP_PARENT}/rvt-{container.id}.scope"
+    hierarchy = "name=systemd" if os.path.isdir("/sys/fs/cgroup/systemd") else ""
+    assert books.cgroups_of(container.read_pid_file())[hierarchy] == scope
+    container.delete("--force")
+    process.reap_orphans()
+    assert not [path for path, _, _ in os.walk("/sys/fs/cgroup") if path.endswith(scope)]

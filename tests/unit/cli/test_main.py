@@ -252,26 +252,20 @@ def test_the_context_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/0")
     ctx = given.context(flags(), read_config=False)
-    assert (ctx.root, ctx.systemd_cgroup, ctx.cgroup_manager, ctx.rootless) == (
-        "/run/runvm/containers",
-        False,
-        "cgroupfs",
-        "auto",
-    )
+    assert (ctx.root, ctx.cgroup_manager, ctx.rootless) == ("/run/runvm/containers", "cgroupfs", "auto")
 
 
 @pytest.mark.parametrize(
-    ("argv", "systemd", "manager"),
+    ("argv", "manager"),
     [
-        (["--systemd-cgroup"], True, "systemd"),
-        (["--cgroup-manager", "systemd"], True, "systemd"),
-        (["--cgroup-manager=disabled"], False, "disabled"),
-        (["--systemd-cgroup", "--cgroup-manager=cgroupfs"], False, "cgroupfs"),
+        (["--systemd-cgroup"], "systemd"),
+        (["--cgroup-manager", "systemd"], "systemd"),
+        (["--cgroup-manager=disabled"], "disabled"),
+        (["--systemd-cgroup", "--cgroup-manager=cgroupfs"], "cgroupfs"),
     ],
 )
-def test_cgroup_managers(argv: list[str], systemd: bool, manager: str) -> None:
-    ctx = given.context(flags(*argv), read_config=False)
-    assert (ctx.systemd_cgroup, ctx.cgroup_manager) == (systemd, manager)
+def test_cgroup_managers(argv: list[str], manager: str) -> None:
+    assert given.context(flags(*argv), read_config=False).cgroup_manager == manager
 
 
 def test_without_root_state_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,11 @@ def test_what_crun_does_not_know_is_not_passed_on() -> None:
     assert mount_options.for_guest(given, "x") == ["nosuid", "noatime", "mode=755", "relatime"]
 
 
+def test_what_a_later_option_takes_back_is_left_out() -> None:
+    given = ["ro", "noexec", "rnosuid", "rw", "rsuid", "exec", "nosuid"]
+    assert mount_options.for_guest(given, "x") == ["rw", "rsuid", "exec", "nosuid"]
+
+
 def test_what_would_protect_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedError, match=r"mounts\[3\]\.options: nosymfollow"):
         mount_options.for_guest(["ro", "nosymfollow"], "mounts[3].options")
