@@ -239,12 +239,13 @@ def _launch(
 
     chosen = driver.load(config)
     guest = image.resolve(config)
+    limits = resources.of_vm(spec.annotations, spec.resources)
     machine = boot.machine_for(
         config,
         chosen,
         guest,
-        vcpus=resources.vcpus(config, spec.resources),
-        memory_mib=resources.memory_mib(config, spec.resources),
+        vcpus=resources.vcpus(config, limits),
+        memory_mib=resources.memory_mib(config, limits, room_mib=cgroup.room_mib()),
     )
     directory = ""
     if config.template and chosen.can_snapshot:

@@ -21,8 +21,31 @@ _UNLIMITED = 1 << 50
 """Memory limits beyond this mean none (engines write the largest page-aligned number)."""
 _VMM_MIB = 256
 """What the processes around the guest's RAM may take: VMM, virtiofsd, supervisor and shims."""
+_VMM_LEAST_MIB = 128
+"""What they take at least (an idle emulated VM: 78 MiB of the VMM's own, 20 MiB of the others')."""
+_LEAST_MIB = 256
 _STEP_MIB = 128
 """Memory is rounded up to this, so that containers of about the same limits share a template."""
+
+
+def of_vm(annotations: dict[str, str], resources: dict[str, Any]) -> dict[str, Any]:
+    """The limits that a new VM is sized by: a pod's as containerd's CRI tells them with its sandbox, else the
+    container's own *resources*.
+
+    A pod's sandbox has next to no limits itself; kubelet gives the sums of the containers' that will come.
+    """
+    if annotations.get("io.kubernetes.cri.container-type") != "sandbox":
+        return resources
+    found = {
+        key: int(text)
+        for key in ("memory", "cpu-quota", "cpu-period")
+        if (text := annotations.get(f"io.kubernetes.cri.sandbox-{key}", "")).isdigit()
+    }
+    return {
+        **resources,
+        "memory": {**resources.get("memory", {}), "limit": found.get("memory", 0)},
+        "cpu": {"quota": found.get("cpu-quota", 0), "period": found.get("cpu-period", 0)},
+    }
 
 
 def vcpus(config: Config, resources: dict[str, Any]) -> int:
@@ -40,15 +63,28 @@ def vcpus(config: Config, resources: dict[str, Any]) -> int:
     return int(max(1, min(wanted, available)))
 
 
-def memory_mib(config: Config, resources: dict[str, Any]) -> int:
-    """The guest's RAM in MiB: the limit and the overhead, or the default."""
+def memory_mib(config: Config, resources: dict[str, Any], *, room_mib: int = 0) -> int:
+    """The guest's RAM in MiB: the limit and the overhead, or the default; less where a cgroup above, a pod's, has but
+    *room_mib* (0 = no bound) for the VM and the VMM. Raises UnsupportedError where that is too little for any VM."""
     if config.memory_mib:
         return config.memory_mib
     limit = resources.get("memory", {}).get("limit") or 0
-    if not 0 < limit < _UNLIMITED:
-        return config.default_memory_mib
-    wanted = -(-limit // (1 << 20)) + config.overhead_mib
-    return int(max(256, -(-wanted // _STEP_MIB) * _STEP_MIB))
+    wanted = config.default_memory_mib
+    if 0 < limit < _UNLIMITED:
+        wanted = max(_LEAST_MIB, _stepped(-(-limit // (1 << 20)) + config.overhead_mib + _STEP_MIB - 1))
+    if not room_mib:
+        return wanted
+    if room_mib < _LEAST_MIB + _VMM_LEAST_MIB:
+        raise UnsupportedError(
+            f"the cgroup above the container's allows {room_mib} MiB of memory, and a virtual machine takes at least"
+            f" {_LEAST_MIB + _VMM_LEAST_MIB} MiB",
+            do="raise the pod's limit, or with Kubernetes set the RuntimeClass's overhead",
+        )
+    return min(wanted, _stepped(room_mib - _VMM_LEAST_MIB))
+
+
+def _stepped(mib: int) -> int:
+    return mib // _STEP_MIB * _STEP_MIB
 
 
 def _count(cpus: str) -> int:
@@ -101,6 +137,22 @@ class Cgroup:
         for key in ("cpus", "mems"):
             if cpu.get(key):
                 self._write("cpuset", f"cpuset.{key}", str(cpu[key]), required=True)
+
+    def room_mib(self) -> int:
+        """The least memory limit of the cgroups above, 0 for none: what a pod may take in all."""
+        limits = []
+        for directory in self.directories:
+            path = os.path.dirname(directory)
+            while path.startswith(f"{_ROOT}/"):
+                for name in ("memory.limit_in_bytes", "memory.max"):
+                    try:
+                        with open(f"{path}/{name}") as file:
+                            limits.append(int(file.read()))
+                    except (OSError, ValueError):  # not there, or "max"
+                        continue
+                path = os.path.dirname(path)
+        least = min(limits, default=0)
+        return least >> 20 if least < _UNLIMITED else 0
 
     def processes(self) -> list[int]:
         """Every process in it and below."""
