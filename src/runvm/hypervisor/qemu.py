@@ -27,6 +27,8 @@ TRANSLATION_MIB = 64
 """Room for translated code under emulation; QEMU's own default is 1 GiB, which a long-lived VM would come to fill."""
 BASE_CMDLINE = (
     "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 rcupdate.rcu_expedited=1 cryptomgr.notests net.ifnames=0"
+    # a kernel that has lost its way ends, and the containers with it: half of one leaves processes that never end
+    " oops=panic"
     # freed pages are zero, so a template doesn't hold what its boot has left behind: a third of it
     " init_on_free=1"
 )
