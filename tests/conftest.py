@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         item.add_marker(pytest.mark.root)
         item.add_marker(pytest.mark.vm)
-        for engine in ("docker", "podman", "containerd"):
+        for engine in ("docker", "podman", "containerd", "cri"):
             if engine in folder:
                 item.add_marker(getattr(pytest.mark, engine))
         if os.geteuid() != 0:

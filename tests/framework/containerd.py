@@ -1,4 +1,4 @@
-"""A real containerd of our own, without CRI: Docker's, or called by ctr."""
+"""A real containerd of our own: Docker's, or called by ctr, or by crictl (framework.cri)."""
 
 from __future__ import annotations
 
@@ -29,16 +29,20 @@ class Containerd:
         """Start it and wait for its socket."""
         config = f"{self.directory}/containerd.toml"
         with open(config, "w", encoding="utf-8") as file:
-            file.write(
-                "version = 2\n"
-                f"root = {json.dumps(self.directory + '/root')}\n"
-                f"state = {json.dumps(self.directory + '/state')}\n"
-                'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-                f"[grpc]\naddress = {json.dumps(self.address)}\n"
-            )
+            file.write(self.configuration())
         with open(f"{self.directory}/containerd.log", "ab") as log:
             self._process = Process(["containerd", "--config", config], stdout=log, stderr=log, die_with_us=True)
         wait_until(lambda: os.path.exists(self.address), timeout=30, what="containerd's socket")
+
+    def configuration(self) -> str:
+        """Its config.toml."""
+        return (
+            "version = 2\n"
+            f"root = {json.dumps(self.directory + '/root')}\n"
+            f"state = {json.dumps(self.directory + '/state')}\n"
+            'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+            f"[grpc]\naddress = {json.dumps(self.address)}\n"
+        )
 
     def stop(self) -> None:
         """End it; the shims of containers go on."""

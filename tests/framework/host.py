@@ -23,6 +23,7 @@ KEPT_CGROUPS = (
     CGROUP_PARENT,
     f"{CGROUP_PARENT}/docker",
     f"{CGROUP_PARENT}/podman",
+    f"{CGROUP_PARENT}/cri",
 )  # the parents of all containers stay
 SETTLE_S = 3.0  # what ends a moment after the command that ended it is no leak
 

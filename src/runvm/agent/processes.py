@@ -35,6 +35,7 @@ class Container:
         self.init: Process | None = None
         self.processes: dict[int, Process] = {}
         self.cgroup = cgroups.path(name)
+        self.submounts: list[str] = []
         self.oom_kills = 0
 
 

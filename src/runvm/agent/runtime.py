@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from runvm.agent import cgroups, crun, network, networks
+from runvm.agent import cgroups, crun, network, networks, submounts
 from runvm.agent.children import Children
 from runvm.agent.crun import Crun
 from runvm.agent.errors import AgentError
@@ -26,6 +26,7 @@ from runvm.linux.process import namespace_name
 from runvm.protocol.messages import Create, Exec, Json, OutOfMemory, Signal
 
 _BUNDLES = "/run/runvm/bundles"
+_SHARE = "/run/share"
 
 
 class Runtime:
@@ -52,6 +53,7 @@ class Runtime:
                 namespace["path"] = self._namespace_path(joined, namespace["type"])
             elif namespace["type"] == "network" and request.network:
                 namespace["path"] = network.path(networks.name(request.network))
+        container.submounts = submounts.hold(spec, _SHARE)
         with open(f"{bundle}/config.json", "w") as file:
             json.dump(spec, file)
         process = Process(container, request.channel)
@@ -160,6 +162,7 @@ class Runtime:
         cgroups.signal_all(container.cgroup, signal.SIGKILL)
 
         def deleted(status: int) -> None:
+            submounts.release(container.submounts)
             shutil.rmtree(container.bundle, ignore_errors=True)
             self.containers.pop(name, None)
             done({})

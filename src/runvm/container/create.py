@@ -159,6 +159,7 @@ def _create(
         network,
         list(cgroup.directories),
         resources.limit_mib(spec.resources),
+        resources.pod_mib(spec.annotations),
         started.pid,
         rows,
         columns,
@@ -252,12 +253,13 @@ def _launch(
 
     chosen = driver.load(config)
     guest = image.resolve(config)
+    most_mib = resources.most_mib(cgroup.room_mib())
     machine = boot.machine_for(
         config,
         chosen,
         guest,
-        vcpus=resources.vcpus(config, spec.resources),
-        memory_mib=resources.base_mib(config),
+        vcpus=resources.vcpus(config, resources.of_vm(spec.annotations, spec.resources)),
+        memory_mib=resources.base_mib(config, most_mib),
     )
     directory = ""
     if config.template and chosen.can_snapshot:
@@ -271,6 +273,7 @@ def _launch(
         config,
         chosen,
         machine,
+        most_mib,
         directory,
         sandbox,
         guest.modules,

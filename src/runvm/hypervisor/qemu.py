@@ -29,6 +29,8 @@ BASE_CMDLINE = (
     "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 rcupdate.rcu_expedited=1 cryptomgr.notests net.ifnames=0"
     # what virtio-mem brings is put to use by itself
     " memhp_default_state=online"
+    # a kernel that has lost its way ends, and the containers with it: half of one leaves processes that never end
+    " oops=panic"
 )
 
 

@@ -184,7 +184,8 @@ class Build(NamedTuple):
     *spec* is the guest's config.json; *shares* maps a name in the container's part of the share to {"source",
     "recursive", "read_only"};
     *namespaces* maps namespace types to containers of this VM; *network* is false where the VM's own network
-    namespace is used; *cgroups* are the directories of its cgroup on the host, *limit_mib* its memory limit (0 = none).
+    namespace is used; *cgroups* are the directories of its cgroup on the host, *limit_mib* its memory limit,
+    *pod_mib* that of the pod whose sandbox it is (0 = none).
     If this connection closes before the answer, the container is dropped.
     """
 
@@ -195,6 +196,7 @@ class Build(NamedTuple):
     network: bool
     cgroups: list[str]
     limit_mib: int
+    pod_mib: int
     shim_pid: int
     rows: int
     columns: int

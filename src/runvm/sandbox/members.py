@@ -30,6 +30,7 @@ class Member:
         self.tasks: dict[str, Task] = {}
         self.cgroups: tuple[str, ...] = ()
         self.limit_mib = 0
+        self.pod_mib = 0
         self.oom_shown = -60.0
         self.built = False
         self.dropping: list[Callable[[], None]] = []

@@ -11,7 +11,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from runvm.errors import HostError
+from runvm.errors import HostError, UnsupportedError
 
 if TYPE_CHECKING:
     from runvm.config import Config
@@ -21,9 +21,32 @@ _UNLIMITED = 1 << 50
 """Memory limits beyond this mean none (engines write the largest page-aligned number)."""
 _VMM_MIB = 256
 """What the processes around the guest's RAM may take: VMM, virtiofsd, supervisor and shims."""
+_VMM_LEAST_MIB = 128
+"""What they take at least (an idle emulated VM: 78 MiB of the VMM's own, 20 MiB of the others')."""
+_LEAST_MIB = 256
 _STEP_MIB = 128
 """Memory grows by this, Linux' own step on x86."""
 _BASE_MIB = 512
+
+
+def of_vm(annotations: dict[str, str], resources: dict[str, Any]) -> dict[str, Any]:
+    """The limits that a new VM is sized by: a pod's as containerd's CRI tells them with its sandbox, else the
+    container's own *resources*.
+
+    A pod's sandbox has next to no limits itself; kubelet gives the sums of the containers' that will come.
+    """
+    if annotations.get("io.kubernetes.cri.container-type") != "sandbox":
+        return resources
+    found = {
+        key: int(text)
+        for key in ("memory", "cpu-quota", "cpu-period")
+        if (text := annotations.get(f"io.kubernetes.cri.sandbox-{key}", "")).isdigit()
+    }
+    return {
+        **resources,
+        "memory": {**resources.get("memory", {}), "limit": found.get("memory", 0)},
+        "cpu": {"quota": found.get("cpu-quota", 0), "period": found.get("cpu-period", 0)},
+    }
 
 
 def vcpus(config: Config, resources: dict[str, Any]) -> int:
@@ -41,9 +64,24 @@ def vcpus(config: Config, resources: dict[str, Any]) -> int:
     return int(max(1, min(wanted, available)))
 
 
-def base_mib(config: Config) -> int:
-    """The RAM in MiB that a VM starts with, the same for all limits so that one template does for them."""
-    return min(_BASE_MIB, config.memory_mib or config.default_memory_mib)
+def most_mib(room_mib: int) -> int:
+    """The RAM in MiB that a VM may have where a cgroup above, a pod's, has but *room_mib* for VM and VMM; 0 = no bound.
+
+    Raises UnsupportedError where that is too little for any VM.
+    """
+    if 0 < room_mib < _LEAST_MIB + _VMM_LEAST_MIB:
+        raise UnsupportedError(
+            f"the cgroup above the container's allows {room_mib} MiB of memory, and a virtual machine takes at least"
+            f" {_LEAST_MIB + _VMM_LEAST_MIB} MiB",
+            do="raise the pod's limit, or with Kubernetes set the RuntimeClass's overhead",
+        )
+    return (room_mib - _VMM_LEAST_MIB) // _STEP_MIB * _STEP_MIB if room_mib else 0
+
+
+def base_mib(config: Config, most_mib: int = 0) -> int:
+    """The RAM in MiB that a VM starts with, the same for all limits so that one template does for them; *most_mib* of
+    most_mib()."""
+    return min(_BASE_MIB, config.memory_mib or config.default_memory_mib, most_mib or _BASE_MIB)
 
 
 def limit_mib(resources: dict[str, Any]) -> int:
@@ -52,13 +90,18 @@ def limit_mib(resources: dict[str, Any]) -> int:
     return -(-limit // (1 << 20)) if 0 < limit < _UNLIMITED else 0
 
 
-def memory_mib(config: Config, limits: list[int]) -> int:
-    """The RAM in MiB of a VM for containers with those limits (limit_mib()), which add up."""
-    if config.memory_mib:
-        return config.memory_mib
-    unlimited = 0 in limits
-    wanted = sum(limits) + (config.default_memory_mib if unlimited else config.overhead_mib)
-    return -(-wanted // _STEP_MIB) * _STEP_MIB
+def pod_mib(annotations: dict[str, str]) -> int:
+    """The memory limit of a whole pod, as containerd's CRI tells it with the sandbox; 0 = none, or no such."""
+    return limit_mib(of_vm(annotations, {}))
+
+
+def memory_mib(config: Config, limits: list[int], most_mib: int = 0) -> int:
+    """The RAM in MiB of a VM for containers with those limits (limit_mib()), which add up; *most_mib* of most_mib()."""
+    wanted = config.memory_mib
+    if not wanted:
+        wanted = sum(limits) + (config.default_memory_mib if 0 in limits else config.overhead_mib)
+        wanted = -(-wanted // _STEP_MIB) * _STEP_MIB
+    return min(wanted, most_mib or wanted)
 
 
 def _count(cpus: str) -> int:
@@ -111,6 +154,22 @@ class Cgroup:
         for key in ("cpus", "mems"):
             if cpu.get(key):
                 self._write("cpuset", f"cpuset.{key}", str(cpu[key]), required=True)
+
+    def room_mib(self) -> int:
+        """The least memory limit of the cgroups above, 0 for none: what a pod may take in all."""
+        limits = []
+        for directory in self.directories:
+            path = os.path.dirname(directory)
+            while path.startswith(f"{_ROOT}/"):
+                for name in ("memory.limit_in_bytes", "memory.max"):
+                    try:
+                        with open(f"{path}/{name}") as file:
+                            limits.append(int(file.read()))
+                    except (OSError, ValueError):  # not there, or "max"
+                        continue
+                path = os.path.dirname(path)
+        least = min(limits, default=0)
+        return least >> 20 if least < _UNLIMITED else 0
 
     def processes(self) -> list[int]:
         """Every process in it and below."""

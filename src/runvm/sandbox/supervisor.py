@@ -64,6 +64,7 @@ class Plan(NamedTuple):
     config: Config
     driver: Driver
     machine: Machine
+    most_mib: int
     template: str
     sandbox: Sandbox
     modules: str
@@ -265,6 +266,7 @@ class Supervisor:
         member = task.member
         member.cgroups = tuple(request.cgroups)
         member.limit_mib = request.limit_mib
+        member.pod_mib = request.pod_mib
         self._grow()
         shares = {name: Share(**share) for name, share in request.shares.items()}
         self.tree.add(member.name, shares, request.shim_pid)
@@ -290,7 +292,11 @@ class Supervisor:
         """Give the VM the memory that its containers may use; it never shrinks, but what is free goes back to the
         host."""
         machine = self.plan.machine
-        wanted = resources.memory_mib(self.plan.config, [member.limit_mib for member in self.members.values()])
+        limits = [member.limit_mib for member in self.members.values()]
+        pod = [member.pod_mib for member in self.members.values() if member.pod_mib]
+        if pod:
+            limits = [max(pod[0], sum(limits))]  # the pod's is the sum of its containers' to come
+        wanted = resources.memory_mib(self.plan.config, limits, self.plan.most_mib)
         wanted = min(wanted - machine.memory_mib, machine.growth_mib)
         if wanted > self._grown_mib:
             self.guest.vm.grow(wanted, deadline=time.monotonic() + _GROW_SECONDS)

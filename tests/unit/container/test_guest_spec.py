@@ -1,0 +1,41 @@
+"""config.json rewritten for the guest."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from runvm.container import guest_spec
+from runvm.oci import spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def planned(bundle: Path, **fields: Any) -> guest_spec.GuestPlan:
+    """The plan for a small config.json with *fields*."""
+    (bundle / "rootfs").mkdir()
+    process = {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}}
+    config = {"ociVersion": "1.0.2", "process": process, "root": {"path": "rootfs"}, **fields}
+    (bundle / "config.json").write_text(json.dumps(config))
+    return guest_spec.plan(spec.load(os.fspath(bundle)), "name")
+
+
+def test_an_overlay_is_the_hosts(tmp_path: Path) -> None:
+    """Podman's volume with :O: the layers are the host's directories, so the host mounts it and the guest binds it."""
+    options = ["lowerdir=/a:/b", "upperdir=/u", "workdir=/w", "nosuid", "private"]
+    mount = {"destination": "/v", "type": "overlay", "source": "/merge", "options": options}
+    plan = planned(tmp_path, mounts=[mount])
+    (share,) = (share for name, share in plan.shares.items() if name != "rootfs")
+    assert share.overlay == "lowerdir=/a:/b,upperdir=/u,workdir=/w"
+    (seen,) = plan.spec["mounts"]
+    assert (seen["type"], seen["options"]) == ("bind", ["bind", "nosuid", "private"])
+    assert seen["source"].startswith(f"{guest_spec.SHARE}/name/")
+
+
+def test_without_a_uts_namespace_the_hosts_name_shows(tmp_path: Path) -> None:
+    """--uts host: a name of the guest's own would be nobody's."""
+    plan = planned(tmp_path, linux={"namespaces": [{"type": "mount"}]})
+    assert plan.spec["hostname"] == os.uname().nodename
+    assert {"type": "uts"} in plan.spec["linux"]["namespaces"]

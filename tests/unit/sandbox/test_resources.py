@@ -1,0 +1,62 @@
+"""Sizes of a VM from limits: a container's, a pod's, and what the cgroup above leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from runvm.config import Config
+from runvm.errors import UnsupportedError
+from runvm.sandbox import resources
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("limits", "room_mib", "base_mib", "ram_mib"),
+    [
+        ([0], 0, 512, 1024),  # the default
+        ([64], 0, 512, 256),
+        ([300], 0, 512, 512),  # 300 + 128, rounded up
+        ([0], 384, 256, 256),  # a pod's limit, the VMM's share taken off
+        ([0], 700, 512, 512),
+        ([1000], 1384, 512, 1152),  # a pod with an overhead of 384: not cut
+        ([300, 700], 0, 512, 1152),
+        ([300, 0, 0], 0, 512, 1408),  # what has no limit shares the default
+    ],
+)
+def test_ram_follows_the_limits_within_the_room(limits: list[int], room_mib: int, base_mib: int, ram_mib: int) -> None:
+    """The containers' limits and the overhead, no more than a cgroup above leaves beside the VMM."""
+    most_mib = resources.most_mib(room_mib)
+    assert resources.base_mib(Config(), most_mib) == base_mib
+    assert resources.memory_mib(Config(), limits, most_mib) == ram_mib
+
+
+def test_an_engines_none_is_no_limit() -> None:
+    """The largest number of pages is how engines write it."""
+    assert resources.limit_mib({"memory": {"limit": 1 << 60}}) == 0
+    assert resources.limit_mib({"memory": {"limit": MIB + 1}}) == 2
+
+
+def test_a_pod_too_small_for_any_vm_is_told_so() -> None:
+    """Better than a VMM that the host's kernel kills later."""
+    with pytest.raises(UnsupportedError, match=r"allows 256 MiB of memory.*at least 384 MiB"):
+        resources.most_mib(256)
+
+
+def test_a_pods_vm_is_sized_by_what_cri_says_of_the_pod() -> None:
+    """containerd tells the sums of the containers' limits by annotations of the sandbox."""
+    annotations = {
+        "io.kubernetes.cri.container-type": "sandbox",
+        "io.kubernetes.cri.sandbox-memory": str(700 * MIB),
+        "io.kubernetes.cri.sandbox-cpu-quota": "100000",
+        "io.kubernetes.cri.sandbox-cpu-period": "100000",
+    }
+    own: dict[str, Any] = {"cpu": {"shares": 2}}
+    assert resources.pod_mib(annotations) == 700
+    assert resources.vcpus(Config(), resources.of_vm(annotations, own)) == 1
+    assert resources.of_vm({}, own) is own
+    assert resources.pod_mib({}) == 0
+    # without limits, as kubelet writes it for a pod of best effort
+    assert resources.pod_mib({**annotations, "io.kubernetes.cri.sandbox-memory": "0"}) == 0
