@@ -269,6 +269,7 @@ def _launch(
             log.warning(f"no template could be made, booting instead: {error}")
     namespace = os.open(f"/proc/{shim_pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC) if shim_pid > 0 else -1
     reader, writer = os.pipe2(os.O_CLOEXEC)
+    held = image.hold(guest)
     plan = Plan(
         config,
         chosen,
@@ -278,6 +279,7 @@ def _launch(
         sandbox,
         guest.modules,
         namespace,
+        held,
     )
 
     def run() -> None:
@@ -286,8 +288,9 @@ def _launch(
 
     process.orphan(run)
     os.close(writer)
-    if namespace >= 0:
-        os.close(namespace)
+    for fd in (namespace, held):
+        if fd >= 0:
+            os.close(fd)
     return reader
 
 

@@ -13,6 +13,7 @@ from runvm.errors import DeadlineError, GuestError, VmmError
 from runvm.hypervisor import jail
 from runvm.hypervisor.driver import Driver, Endpoints, Machine, Vm
 from runvm.hypervisor.qemu import BASE_CMDLINE
+from runvm.linux import process
 from runvm.log import log
 from runvm.protocol import frames, messages
 
@@ -118,18 +119,26 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
     ram = os.open(f"{root}/ram", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     agent, agent_vmm = socket.socketpair()
     console, console_vmm = socket.socketpair()
-    state = -1
+    state = copier = -1
+
+    def ram_ready() -> None:
+        nonlocal copier
+        pid, copier = copier, -1
+        if pid > 0 and process.wait_child(pid, deadline=deadline) != 0:
+            raise VmmError(f"the memory of the template {template} can't be copied")
+
     try:
         os.ftruncate(ram, machine.memory_mib << 20)
         with open(f"{root}/more", "xb") as more:
             more.truncate(machine.growth_mib << 20)
         if template:
             state = os.open(f"{template}/state", os.O_RDONLY | os.O_CLOEXEC)
-            copy_sparse(f"{template}/ram", ram)
+            # the VMM starts meanwhile
+            copier = process.fork(lambda: copy_sparse(f"{template}/ram", ram))
             log.debug("supervisor: template's memory copied")
         endpoints = Endpoints(agent_vmm.fileno(), console_vmm.fileno(), tap)
         try:
-            vm = driver.launch(machine, endpoints, jail=root, state=state, deadline=deadline)
+            vm = driver.launch(machine, endpoints, jail=root, state=state, ram_ready=ram_ready, deadline=deadline)
         except VmmError as error:
             raise VmmError(
                 error.message, do="its own words are below", details=_tail(f"{directory}/vmm.log")
@@ -138,6 +147,8 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
     except BaseException:
         agent.close()
         console.close()
+        if copier > 0:
+            process.end_child(copier, "the copy of the template's memory")
         raise
     finally:
         agent_vmm.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from runvm.errors import ConfigError
@@ -71,11 +72,21 @@ class Driver(Protocol):
     def accelerator(self) -> str:
         """'kvm' where it works, else 'tcg'."""
 
-    def launch(self, machine: Machine, endpoints: Endpoints, *, jail: str, state: int = -1, deadline: float) -> Vm:
+    def launch(
+        self,
+        machine: Machine,
+        endpoints: Endpoints,
+        *,
+        jail: str,
+        state: int = -1,
+        ram_ready: Callable[[], None],
+        deadline: float,
+    ) -> Vm:
         """Start a VMM confined to *jail*, where the files `ram` and `more` are the VM's memory and what it can
         grow by; it is left paused.
 
-        With *state* (a descriptor of a snapshot's device state) the VM is restored, else it will boot. Raises VmmError.
+        With *state* (a descriptor of a snapshot's device state) the VM is restored, else it will boot. *ram_ready* is
+        called before the VM's memory is looked at, and waits until it is there. Raises VmmError.
         """
 
 

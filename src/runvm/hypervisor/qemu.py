@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from runvm.errors import HostError, VmmError
@@ -103,7 +104,16 @@ class Qemu:
 
         return "kvm" if kvm.works(self._config) else "tcg"
 
-    def launch(self, machine: Machine, endpoints: Endpoints, *, jail: str, state: int = -1, deadline: float) -> QemuVm:
+    def launch(
+        self,
+        machine: Machine,
+        endpoints: Endpoints,
+        *,
+        jail: str,
+        state: int = -1,
+        ram_ready: Callable[[], None],
+        deadline: float,
+    ) -> QemuVm:
         """See Driver.launch."""
         ours, theirs = socket.socketpair()
         fds = {"qmp": theirs.fileno(), "agent": endpoints.agent, "console": endpoints.console, "tap": endpoints.tap}
@@ -122,6 +132,7 @@ class Qemu:
             for command in ("migrate-set-capabilities", "migrate-set-parameters"):
                 vm.qmp.answer(command, deadline=deadline)
             if state >= 0:
+                ram_ready()
                 vm.qmp.send("getfd", {"fdname": "state"}, fd=state)
                 vm.qmp.send("migrate-incoming", {"uri": "fd:state"})
                 for command in ("getfd", "migrate-incoming"):

@@ -30,7 +30,7 @@ def main(plan: Plan, listener: socket.socket, report: int) -> None:
         signal.signal(number, signal.SIG_IGN)  # an engine's stop of a whole process group isn't meant for the VM
     out = os.open(f"{plan.sandbox.directory}/supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     process.redirect(out)
-    keep = [listener.fileno(), report] + ([plan.namespace] if plan.namespace >= 0 else [])
+    keep = [listener.fileno(), report] + ([fd for fd in (plan.namespace, plan.held) if fd >= 0])
     process.close_above(2, tuple(keep))
     log.path = ""
     registry.record(plan.sandbox, {"supervisor": os.getpid()})

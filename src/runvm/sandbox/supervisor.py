@@ -59,7 +59,11 @@ _OOM_SECONDS = 5.0
 
 
 class Plan(NamedTuple):
-    """What `create` hands over to a new supervisor."""
+    """What `create` hands over to a new supervisor.
+
+    Descriptors, or -1: *namespace* is the first container's network namespace, *held* keeps `image prune` from the
+    guest's image.
+    """
 
     config: Config
     driver: Driver
@@ -69,6 +73,7 @@ class Plan(NamedTuple):
     sandbox: Sandbox
     modules: str
     namespace: int
+    held: int
 
 
 class Supervisor:
