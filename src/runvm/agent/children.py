@@ -10,6 +10,10 @@ from typing import Any
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
+_ASIDE = 900
+"""Descriptors from here on are free: the agent itself has less, of the 1024 that process 1 may have."""
+
+
 class Children:
     """Starts and reaps; each callback gets the status of wait(2)."""
 
@@ -19,15 +23,16 @@ class Children:
         self._unclaimed: dict[int, int] = {}
 
     def spawn(self, argv: list[str], ended: Callable[[int], None], stdio: list[int] | None = None) -> int:
-        """Start a program with the given descriptors as 0, 1, 2 (None: /dev/null); its pid. Raises OSError."""
+        """Start a program with the given descriptors as 0, 1, 2 and up (None: /dev/null); its pid. Raises OSError."""
         actions: list[tuple[Any, ...]] = []
         if stdio is None:
             actions.extend((os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0) for number in range(3))
         else:
-            # first out of the way of 0, 1 and 2, which they may be themselves
-            actions.extend((os.POSIX_SPAWN_DUP2, fd, 200 + number) for number, fd in enumerate(stdio))
-            actions.extend((os.POSIX_SPAWN_DUP2, 200 + number, number) for number in range(3))
-            actions.extend((os.POSIX_SPAWN_CLOSE, 200 + number) for number in range(3))
+            # first out of the way of the low numbers, which they may have themselves
+            numbers = range(len(stdio))
+            actions.extend((os.POSIX_SPAWN_DUP2, stdio[number], _ASIDE + number) for number in numbers)
+            actions.extend((os.POSIX_SPAWN_DUP2, _ASIDE + number, number) for number in numbers)
+            actions.extend((os.POSIX_SPAWN_CLOSE, _ASIDE + number) for number in numbers)
         pid = os.posix_spawn(
             argv[0],
             argv,

@@ -12,6 +12,7 @@ from runvm.agent.children import Children
 
 _PROGRAM = "/usr/bin/crun"
 STATE = "/run/crun"
+_HIGH = 100
 _NOT_FOUND = "executable file not found in $PATH"
 _CHDIR = re.compile(r"chdir (?:to )?`(.*)`(?: failed)?: (.*)", re.DOTALL)
 # linux/fcntl.h
@@ -30,7 +31,9 @@ class Crun:
             while os.sendfile(fd, file.fileno(), None, 1 << 24):
                 pass
         fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
-        self._path = f"/proc/self/fd/{fd}"
+        # above the numbers that a container's process may be given, where it would be overwritten
+        self._path = f"/proc/self/fd/{fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)}"
+        os.close(fd)
 
     def run(
         self, bundle: str, arguments: list[str], ended: Callable[[int], None], stdio: list[int] | None = None

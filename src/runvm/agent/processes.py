@@ -47,7 +47,7 @@ class Process:
         self.channel = channel
         self.pid = 0
         self.status: int | None = None
-        self.stdin: Sink | None = None
+        self.sinks: dict[int, Sink] = {}
         self.sources: dict[int, Source] = {}
         self.terminal = -1
         self.reported = False
@@ -81,9 +81,11 @@ class Processes:
         pid_file: str,
         described: Json,
         size: tuple[int, int],
+        passed: list[str],
         finished: Callable[[AgentError | None], None],
     ) -> None:
-        """Run crun with the streams of *process*, which *described* (an OCI process object) tells of.
+        """Run crun with the streams of *process*, which *described* (an OCI process object) tells of, and *passed*
+        (frames.WAYS) for its descriptors beyond stdio.
 
         crun leaves the process behind and its pid in *pid_file*.
         """
@@ -102,6 +104,9 @@ class Processes:
             child = [null, null, null]
         else:
             child = self._pipes(process)
+        if passed:
+            arguments = [*arguments, f"--preserve-fds={len(passed)}"]
+            child += [self._pass(process, index, way) for index, way in enumerate(passed)]
 
         def ended(status: int) -> None:
             if status == 0:
@@ -162,9 +167,8 @@ class Processes:
         process = self._channels.get(frame.channel)
         if process is None:
             return
-        if frame.kind == frames.STDIN:
-            if process.stdin is not None:
-                process.stdin.write(frame.payload)
+        if frame.kind in process.sinks:
+            process.sinks[frame.kind].write(frame.payload)
         elif frame.kind == frames.CREDIT_KIND:
             stream, count = frames.decode_credit(frame)
             source = process.sources.get(stream)
@@ -188,8 +192,8 @@ class Processes:
         self._channels.pop(process.channel, None)
         process.container.processes.pop(process.channel, None)
         process.reported = True
-        if process.stdin is not None:
-            process.stdin.close()
+        for sink in process.sinks.values():
+            sink.close()
         for source in list(process.sources.values()):
             source.close(silent=True)
         if process.terminal >= 0:
@@ -204,10 +208,28 @@ class Processes:
         stderr_read, stderr_write = os.pipe2(os.O_CLOEXEC)
         for fd in (stdin_write, stdout_read, stderr_read):
             os.set_blocking(fd, False)
-        process.stdin = Sink(self._loop, stdin_write, frames.STDIN, process.channel, self._send)
+        process.sinks[frames.STDIN] = Sink(self._loop, stdin_write, frames.STDIN, process.channel, self._send)
         self._source(process, frames.STDOUT, stdout_read)
         self._source(process, frames.STDERR, stderr_read)
         return [stdin_read, stdout_write, stderr_write]
+
+    def _pass(self, process: Process, index: int, way: str) -> int:
+        """The process's end of its descriptor 3 + *index*; ours goes on as streams."""
+        if way == frames.BOTH:
+            theirs, ours = (sock.detach() for sock in socket.socketpair())
+            reader, writer = ours, os.dup(ours)
+        elif way == frames.IN:
+            theirs, writer = os.pipe2(os.O_CLOEXEC)
+        else:
+            reader, theirs = os.pipe2(os.O_CLOEXEC)
+        if way != frames.OUT:
+            os.set_blocking(writer, False)
+            kind = frames.toward_guest(index)
+            process.sinks[kind] = Sink(self._loop, writer, kind, process.channel, self._send, half=way == frames.BOTH)
+        if way != frames.IN:
+            os.set_blocking(reader, False)
+            self._source(process, frames.toward_host(index), reader)
+        return theirs
 
     def _source(self, process: Process, kind: int, fd: int) -> None:
         process.sources[kind] = Source(
@@ -233,7 +255,9 @@ class Processes:
         if size[0] and size[1]:
             set_size(master, *size)
         os.set_blocking(master, False)
-        process.stdin = Sink(self._loop, os.dup(master), frames.STDIN, process.channel, self._send, keep=True)
+        process.sinks[frames.STDIN] = Sink(
+            self._loop, os.dup(master), frames.STDIN, process.channel, self._send, keep=True
+        )
         self._source(process, frames.STDOUT, os.dup(master))
 
     # --- the end

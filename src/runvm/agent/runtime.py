@@ -66,9 +66,8 @@ class Runtime:
             else:
                 done({"pid": process.pid})
 
-        self.processes.launch(
-            process, options, f"{bundle}/pid", spec["process"], (request.rows, request.columns), finished
-        )
+        size = (request.rows, request.columns)
+        self.processes.launch(process, options, f"{bundle}/pid", spec["process"], size, request.passed, finished)
 
     def start(self, name: str, done: Callable[[Json | AgentError], None]) -> None:
         """Let the container's init go on to its program: what `crun start` does, without another crun."""
@@ -110,9 +109,8 @@ class Runtime:
             else:
                 done({"pid": process.pid})
 
-        self.processes.launch(
-            process, options, f"{base}.pid", request.process, (request.rows, request.columns), finished
-        )
+        size = (request.rows, request.columns)
+        self.processes.launch(process, options, f"{base}.pid", request.process, size, request.passed, finished)
 
     def signal(self, request: Signal) -> Json:
         """A signal to one process, or to every one in the container's cgroup."""

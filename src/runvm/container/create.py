@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from runvm.container import guest_spec, shim, state, terminal
+from runvm.container import guest_spec, passed, shim, state, terminal
 from runvm.container.state import ContainerRecord
 from runvm.errors import HostError, RunvmError, UnsupportedError
 from runvm.linux import process, syscalls
@@ -35,6 +35,8 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
     """
     from runvm.oci import spec as oci
 
+    listened = passed.listening()
+    handed = passed.inspect(options.preserve_fds, listened)
     spec = oci.load(options.bundle, options.config_file)
     for warning in spec.warnings:
         log.warning(warning)
@@ -43,6 +45,7 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
         log.info(f"{label} is left out: the virtual machine confines the container instead")
     _check_terminal(spec, options, terminal_master is not None)
     plan = guest_spec.plan(spec, cid)
+    plan.spec["process"]["env"] = [*plan.spec["process"].get("env", ()), *passed.environment(listened)]
     if plan.notes:
         log.info(f"devices of the host that are not in the virtual machine: {', '.join(plan.notes)}")
     log.debug("create: config.json read")
@@ -50,7 +53,7 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
     network = _network(ctx, spec)
     with state.claim(ctx, cid), ExitStack() as failed:
         failed.callback(_clear, ctx, cid)
-        _create(ctx, cid, spec, plan, place, network, options, terminal_master)
+        _create(ctx, cid, spec, plan, place, network, options, handed, terminal_master)
         failed.pop_all()
 
 
@@ -62,6 +65,7 @@ def _create(
     place: placement.Placement,
     network: bool,
     options: CreateOptions,
+    handed: passed.Passed,
     terminal_master: list[int] | None,
 ) -> None:
     from runvm.config import load as load_config
@@ -118,6 +122,7 @@ def _create(
             terminal=slave,
             rootfs=spec.root_path,
             connection=connection.fileno(),
+            passed=handed,
         )
     )
     if scope is not None:
@@ -163,6 +168,7 @@ def _create(
         started.pid,
         rows,
         columns,
+        list(handed.ways),
     )
     registry.call(sandbox, build)
     log.debug("create: container built in the guest")

@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from runvm.container import guest_spec, shim, state, terminal
+from runvm.container import guest_spec, passed, shim, state, terminal
 from runvm.container.create import write_pid_file
 from runvm.errors import RunvmError, StateError
 from runvm.linux import syscalls
@@ -46,6 +46,7 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
         raise StateError("cannot exec in a paused container (use --ignore-paused to override)")
     for warning in rules.capability_warnings(options.process):
         log.warning(warning)
+    handed = passed.inspect(options.preserve_fds)
     described = guest_spec.without_labels(options.process)
     wants_terminal = bool(described.get("terminal"))
     if not options.detach:
@@ -67,11 +68,13 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
                 terminal=slave,
                 rootfs="",
                 connection=connection.fileno(),
+                passed=handed,
             )
         )
     log.debug("exec: shim started")
     try:
-        registry.call(sandbox, messages.Enter(cid, key, described, options.cgroup, rows, columns, outside))
+        enter = messages.Enter(cid, key, described, options.cgroup, rows, columns, list(handed.ways), outside)
+        registry.call(sandbox, enter)
     except RunvmError:
         os.close(started.gate)
         raise

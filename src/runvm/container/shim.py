@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
+from runvm.container.passed import Passed
 from runvm.linux import process, syscalls
 from runvm.linux.loop import IN, Loop
 from runvm.linux.terminal import get_size
@@ -45,7 +46,8 @@ class Namespaces(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a shim is to be. *terminal* is a pty slave or -1; *rootfs* what its root shall show ('' = the host's)."""
+    """What a shim is to be. *terminal* is a pty slave or -1; *rootfs* what its root shall show ('' = the host's),
+    *passed* the descriptors beyond stdio that the process gets."""
 
     title: str
     namespaces: Namespaces
@@ -53,6 +55,7 @@ class Plan(NamedTuple):
     terminal: int
     rootfs: str
     connection: int
+    passed: Passed = Passed()
 
 
 class Started(NamedTuple):
@@ -109,8 +112,8 @@ def _main(plan: Plan, gate: object) -> None:
     assert isinstance(gate, socket.socket)
     os.setsid()
     # first of all the sandbox's listener: held here it would let commands connect to a supervisor that has gone
-    terminal = (plan.terminal,) if plan.terminal >= 0 else ()
-    process.close_above(2, (plan.connection, gate.fileno(), *plan.namespaces.join, *terminal))
+    own = (plan.connection, gate.fileno(), *plan.passed.fds, *((plan.terminal,) if plan.terminal >= 0 else ()))
+    process.close_above(2, (*own, *plan.namespaces.join))
     try:
         for path in plan.cgroup_procs:
             with open(path, "w") as file:
@@ -124,9 +127,6 @@ def _main(plan: Plan, gate: object) -> None:
     except OSError as error:
         gate.sendall(f"e{error.errno} {error.strerror}".encode())
         os._exit(1)
-    # the sandbox's control socket, above all: held here it would outlive a supervisor that ends before the gate opens,
-    # and a command that connects to it would wait in vain
-    own = (plan.connection, gate.fileno(), *((plan.terminal,) if plan.terminal >= 0 else ()))
     process.close_above(2, own)
     gate.sendall(b"r")
     if gate.recv(1) != b"g":
@@ -180,7 +180,7 @@ class Shim:
         self._code: int | None = None
         self._terminal = plan.terminal
         self._sinks: dict[int, Sink] = {}
-        self._source: Source | None = None
+        self._sources: dict[int, Source] = {}
         self._connection_fd = plan.connection
         self._connection: Connection | None = None
         self._stdio: list[tuple[int, bool]] = []
@@ -189,11 +189,16 @@ class Shim:
             self._take_terminal()
         else:
             self._stdio = [_reopen(fd, os.O_RDONLY if fd == 0 else os.O_WRONLY) for fd in range(3)]
+        self._ways = plan.passed.ways
+        self._passed = [
+            _reopen(fd, os.O_RDONLY if way == frames.IN else os.O_WRONLY)
+            for fd, way in zip(plan.passed.fds, plan.passed.ways, strict=True)
+        ]
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """What must stay open."""
-        own = [fd for fd, _ in self._stdio]
+        own = [fd for fd, _ in (*self._stdio, *self._passed)]
         return (*own, *self._signals, *((self._terminal,) if self._terminal >= 0 else ()))
 
     def run(self) -> int:
@@ -206,16 +211,26 @@ class Shim:
         if self._terminal >= 0:
             os.set_blocking(self._terminal, False)
             self._sinks[frames.STDOUT] = Sink(self._loop, os.dup(self._terminal), frames.STDOUT, 0, send, keep=True)
-            self._source = Source(self._loop, os.dup(self._terminal), frames.STDIN, 0, send, lambda: None)
+            self._read(frames.STDIN, os.dup(self._terminal))
             self._resize()
         else:
             for kind, (fd, careful) in zip((frames.STDOUT, frames.STDERR), self._stdio[1:], strict=True):
                 self._sinks[kind] = Sink(self._loop, fd, kind, 0, send, careful=careful)
-            fd, careful = self._stdio[0]
-            self._source = Source(self._loop, fd, frames.STDIN, 0, send, lambda: None)
+            self._read(frames.STDIN, self._stdio[0][0])
+        for index, (fd, careful) in enumerate(self._passed):
+            both = self._ways[index] == frames.BOTH
+            if self._ways[index] != frames.OUT:
+                self._read(frames.toward_guest(index), os.dup(fd) if both else fd)
+            if self._ways[index] != frames.IN:
+                kind = frames.toward_host(index)
+                self._sinks[kind] = Sink(self._loop, fd, kind, 0, send, careful=careful, half=both)
         self._loop.watch(self._signals[0], IN, self._signal)
         self._loop.run()
         return LOST if self._code is None else self._code
+
+    def _read(self, kind: int, fd: int) -> None:
+        assert self._connection is not None
+        self._sources[kind] = Source(self._loop, fd, kind, 0, self._connection.send, lambda: None)
 
     def _take_terminal(self) -> None:
         """The pty's slave becomes the controlling terminal, so that its size changes arrive, and raw: the guest's
@@ -230,11 +245,11 @@ class Shim:
             self._finish()
         elif frame.kind == frames.CREDIT_KIND:
             stream, count = frames.decode_credit(frame)
-            if stream == frames.STDIN and self._source is not None:
-                self._source.credit(count)
-        elif frame.kind == frames.STDIN:
-            if not frame.payload and self._source is not None:
-                self._source.close(silent=True)
+            if stream in self._sources:
+                self._sources[stream].credit(count)
+        elif frame.kind in self._sources:
+            if not frame.payload:
+                self._sources[frame.kind].close(silent=True)
         elif frame.kind in self._sinks:
             self._sinks[frame.kind].write(frame.payload)
 

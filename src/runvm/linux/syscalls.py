@@ -125,6 +125,11 @@ def set_name(name: str) -> None:
     _check(_libc.prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]), 0, 0, 0), "prctl PR_SET_NAME")
 
 
+def end_writing(fd: int) -> None:
+    """shutdown(2) of a socket's writing side; of one whose peer has gone, too."""
+    _libc.shutdown(fd, 1)
+
+
 def reboot(command: int) -> None:
     """reboot(2)."""
     _check(_libc.reboot(ctypes.c_int(command - (1 << 32) if command >= 1 << 31 else command)), "reboot")

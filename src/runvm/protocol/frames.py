@@ -20,7 +20,15 @@ STDOUT = 2
 STDERR = 3
 CREDIT_KIND = 4
 DNS = 5
-_KINDS = 6
+PASSED = 16
+"""The first kind of the streams of descriptors beyond stdio: two for each, toward the guest and toward the host."""
+MOST_PASSED = 32
+"""How many of those a process may have."""
+_STREAMS = frozenset((STDIN, STDOUT, STDERR, *range(PASSED, PASSED + 2 * MOST_PASSED)))
+_KINDS = _STREAMS | {MESSAGE, CREDIT_KIND, DNS}
+
+IN, OUT, BOTH = WAYS = ("in", "out", "both")
+"""Which way the bytes of a descriptor beyond stdio go, as seen from the process: a pipe's or a socket's."""
 
 MAX_MESSAGE = 16 << 20
 """Bytes of a message: config.json's own limit, which `create` carries."""
@@ -59,9 +67,19 @@ def decode_credit(frame: Frame) -> tuple[int, int]:
     if len(frame.payload) != CREDIT.size:
         raise FrameError("a credit frame of the wrong size")
     stream, count = CREDIT.unpack(frame.payload)
-    if stream not in (STDIN, STDOUT, STDERR):
+    if stream not in _STREAMS:
         raise FrameError(f"credit for stream {stream}")
     return stream, count
+
+
+def toward_guest(index: int) -> int:
+    """The kind of the stream into the process's descriptor 3 + *index*."""
+    return PASSED + 2 * index
+
+
+def toward_host(index: int) -> int:
+    """The kind of the stream out of the process's descriptor 3 + *index*."""
+    return PASSED + 2 * index + 1
 
 
 class Decoder:
@@ -79,7 +97,7 @@ class Decoder:
         offset = 0
         while len(buffer) - offset >= HEADER.size:
             length, kind, channel = HEADER.unpack_from(buffer, offset)
-            if kind >= _KINDS:
+            if kind not in _KINDS:
                 raise FrameError(f"a frame of unknown kind {kind}")
             if length > self._limit.get(kind, CHUNK):
                 raise FrameError(f"a frame of {length} bytes, kind {kind}")

@@ -57,7 +57,8 @@ class Create(NamedTuple):
 
     *namespaces* maps a namespace type to the id of the container (in this VM) whose namespace it joins. *network* is
     the number of the guest's network namespace (0 = the VM's own), *interfaces* what it gets where it is new
-    (protocol.interfaces.Network). Result: {"pid": guest pid}.
+    (protocol.interfaces.Network). *passed* has a frames.WAYS for each descriptor beyond stdio.
+    Result: {"pid": guest pid}.
     """
 
     container: str
@@ -68,6 +69,7 @@ class Create(NamedTuple):
     interfaces: Json
     rows: int
     columns: int
+    passed: list[str]
 
 
 class Start(NamedTuple):
@@ -85,6 +87,7 @@ class Exec(NamedTuple):
     process: Json
     rows: int
     columns: int
+    passed: list[str]
     cgroup: str
     outside: bool
 
@@ -200,6 +203,7 @@ class Build(NamedTuple):
     shim_pid: int
     rows: int
     columns: int
+    passed: list[str]
 
 
 class Enter(NamedTuple):
@@ -211,6 +215,7 @@ class Enter(NamedTuple):
     cgroup: str
     rows: int
     columns: int
+    passed: list[str]
     outside: bool
 
 

@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 
+from runvm.linux import syscalls
 from runvm.linux.loop import HANGUP, IN, OUT, Loop
 from runvm.protocol import frames
 
@@ -79,7 +80,8 @@ class Sink:
 
     *on_gone* is called once if the reader of *fd* goes away first; what comes after is thrown away, but credited.
     With *careful* the
-    descriptor may block (it couldn't be opened anew without blocking), so little is written at a time.
+    descriptor may block (it couldn't be opened anew without blocking), so little is written at a time. *half*: it is a
+    socket that has another descriptor for reading, so its writing side has to be ended by itself.
     """
 
     def __init__(
@@ -92,11 +94,13 @@ class Sink:
         *,
         keep: bool = False,
         careful: bool = False,
+        half: bool = False,
     ) -> None:
         self._loop, self._fd, self._kind, self._channel, self._send = loop, fd, kind, channel, send
         self._keep = keep
         self._limit = 4096 if careful else frames.CHUNK  # PIPE_BUF: what poll(2) promises to take (pipe(7))
         self._careful = careful
+        self._half = half
         self._queue: deque[memoryview] = deque()
         self._ended = False
         self._owed = 0
@@ -132,6 +136,8 @@ class Sink:
         if self.open:
             self.open = False
             self._loop.forget(self._fd)
+            if self._half:
+                syscalls.end_writing(self._fd)
             os.close(self._fd)
             for left in self._queue:
                 self._credit(len(left))

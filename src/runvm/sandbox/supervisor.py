@@ -279,8 +279,16 @@ class Supervisor:
         if request.network:
             network, interfaces = self.networks.join(member.name, request.shim_pid)
         create = Create(
-            member.name, task.channel, request.spec, request.namespaces, network, interfaces, request.rows, request.columns,  # noqa: E501
-        )  # fmt: skip
+            member.name,
+            task.channel,
+            request.spec,
+            request.namespaces,
+            network,
+            interfaces,
+            request.rows,
+            request.columns,
+            request.passed,
+        )
 
         def built(answer: Done | Failed) -> None:
             if isinstance(answer, Done):
@@ -330,6 +338,7 @@ class Supervisor:
             request.process,
             request.rows,
             request.columns,
+            request.passed,
             request.cgroup,
             request.outside,
         )

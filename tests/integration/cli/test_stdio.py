@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import select
+import socket
 import sys
 import threading
 from typing import TYPE_CHECKING
+
+import pytest
 
 from framework import process
 from framework.process import wait_until
@@ -169,19 +173,124 @@ def test_a_descriptor_that_the_caller_leaks_is_held_by_nobody(box: Box) -> None:
     assert "leaked" not in container.sh("ls -l /proc/1/fd")
 
 
+SHIFT = """import os, sys
+count = int(sys.argv[1])
+high = [os.dup2(int(fd), 100 + n, inheritable=False) for n, fd in enumerate(sys.argv[2:2 + count])]
+for n, fd in enumerate(high):
+    os.dup2(fd, 3 + n, inheritable=True)
+if "LISTEN_FDS" in os.environ:
+    os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.argv[2 + count], sys.argv[2 + count:])
+"""
+
+
+def handing(argv: list[str], *fds: int) -> list[str]:
+    """The command for *argv* with *fds* as its descriptors 3 and up, made its own by LISTEN_PID where LISTEN_FDS is."""
+    return [sys.executable, "-c", SHIFT, str(len(fds)), *map(str, fds), *argv]
+
+
 def test_preserve_fds_reach_the_container(box: Box, runtime: Runtime) -> None:
-    """--preserve-fds 1 passes descriptor 3 on to init, and LISTEN_FDS' count is apart from it."""
+    """--preserve-fds 3: a pipe to write to, one to read from to its end, a file, as descriptors 3, 4 and 5."""
     reader, writer = os.pipe()
-    container = box.sh("echo through >&3")
+    source, feed = os.pipe()
+    container = box.sh("cat <&4 >&3; cat <&5 >&3; echo done >&3")
+    path = container.bundle.file("/file", "from the file\n")
     container.bundle.save()
-    log = f"{container.bundle.path}/log"
-    flags = ["--bundle", container.bundle.path, "--preserve-fds", "1"]
-    argv = runtime.argv("run", *flags, container.id, log=log)
-    shift = "import os, sys; os.dup2(int(sys.argv[1]), 3, inheritable=True); os.execv(sys.argv[2], sys.argv[2:])"
-    command = [sys.executable, "-c", shift, str(writer), *argv]
-    result = process.call(command, pass_fds=(writer,), timeout=runtime.timeout)
+    argv = runtime.argv("run", "--bundle", container.bundle.path, "--preserve-fds", "3", container.id)
+    data = bytes(range(256)) * 1024
+
+    def write() -> None:
+        with open(feed, "wb") as file:
+            file.write(data)
+
+    feeder = threading.Thread(target=write)
+    with open(path, "rb") as file:
+        fds = (writer, source, file.fileno())
+        running = process.Process(handing(argv, *fds), pass_fds=fds)
     os.close(writer)
-    data = read_some(reader, 100)
+    os.close(source)
+    feeder.start()
+    received = b""
+    while chunk := read_some(reader, 65536):
+        received += chunk
+    feeder.join(10)
     os.close(reader)
+    result = running.wait(runtime.timeout)
     assert result.code == 0, result.describe()
-    assert data == b"through\n"
+    assert received == data + b"from the file\ndone\n"
+
+
+def test_a_connected_socket_is_handed_on_both_ways(box: Box, runtime: Runtime) -> None:
+    """To exec, too: what either side sends arrives, and so does that one side has ended while the other goes on."""
+    container = box.sleeper()
+    ours, theirs = socket.socketpair()
+    script = "cat <&3 >/tmp/all; echo answer >&3"
+    argv = runtime.argv("exec", "--preserve-fds", "1", container.id, "sh", "-c", script)
+    running = process.Process(handing(argv, theirs.fileno()), pass_fds=(theirs.fileno(),))
+    theirs.close()
+    with ours:
+        ours.settimeout(runtime.timeout)
+        ours.sendall(b"question")
+        ours.shutdown(socket.SHUT_WR)
+        received = b""
+        while chunk := ours.recv(100):
+            received += chunk
+    assert received == b"answer\n"
+    running.wait(runtime.timeout).expect(0)
+    assert container.sh("cat /tmp/all") == "question"
+
+
+def test_descriptors_of_a_service_manager_come_first(box: Box, runtime: Runtime) -> None:
+    """LISTEN_FDS=1 with LISTEN_PID: descriptor 3, told to the process; --preserve-fds' are after it. Those that are
+    meant for another process are not handed on."""
+    reader, writer = os.pipe()
+    second, other = os.pipe()
+    container = box.sh("echo $LISTEN_FDS $LISTEN_PID >&3; echo second >&4")
+    container.bundle.save()
+    argv = runtime.argv("run", "--bundle", container.bundle.path, "--preserve-fds", "1", container.id)
+    env = {**os.environ, "LISTEN_FDS": "1"}
+    running = process.Process(handing(argv, writer, other), pass_fds=(writer, other), env=env)
+    os.close(writer)
+    os.close(other)
+    running.wait(runtime.timeout).expect(0)
+    assert read_some(reader, 100) == b"1 1\n"
+    assert read_some(second, 100) == b"second\n"
+    os.close(reader)
+    os.close(second)
+    stranger = box.sh("echo ${LISTEN_FDS-none}; test -e /proc/self/fd/3 && echo open; true")
+    stranger.bundle.save()
+    argv = runtime.argv("run", "--bundle", stranger.bundle.path, stranger.id)
+    result = process.call(argv, env={**os.environ, "LISTEN_FDS": "1", "LISTEN_PID": "1"}, timeout=runtime.timeout)
+    assert result.expect(0).text == "none"
+
+
+def test_a_preserved_descriptor_that_is_not_open_is_named(box: Box, runtime: Runtime) -> None:
+    """runc's words; nothing is left."""
+    container = box("true")
+    container.bundle.save()
+    result = runtime.call("run", "--bundle", container.bundle.path, "--preserve-fds", "20", container.id)
+    assert result.code == 1
+    assert re.search(r"unable to stat preserved-fd \d+ \(of 20\)", result.error)
+    assert container.id not in runtime.ids()
+
+
+@pytest.mark.only("runvm", "others hand any descriptor on")
+def test_descriptors_that_bytes_cannot_stand_for_are_refused(box: Box, runtime: Runtime) -> None:
+    """A listening socket, a directory, a file open for both: an error that says what it is, before anything is made."""
+    container = box("true")
+    container.bundle.save()
+    argv = runtime.argv("run", "--bundle", container.bundle.path, "--preserve-fds", "1", container.id)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        directory = os.open("/", os.O_RDONLY)
+        both = os.memfd_create("both")
+        for fd, words in (
+            (server.fileno(), b"descriptor 3 is a listening socket"),
+            (directory, b"descriptor 3 is a directory"),
+            (both, b"descriptor 3 is a file open for reading and writing"),
+        ):
+            result = process.call(handing(argv, fd), pass_fds=(fd,), timeout=runtime.timeout)
+            assert result.code == 1
+            assert words in result.stderr
+        os.close(directory)
+        os.close(both)
+    assert container.id not in runtime.ids()
