@@ -162,6 +162,10 @@ class Cri(Containerd):
         """A container's status."""
         return json.loads(self.ok("inspect", container))["status"]
 
+    def leases(self) -> set[str]:
+        """The addresses that are in use: one for each pod's network namespace and interface."""
+        return {name for name in os.listdir(f"{self.directory}/ipam/rvtcni") if name[0].isdigit()}
+
     def remove_all(self) -> None:
         """Every pod with its containers, running or not."""
         for pod in self.ok("pods", "--quiet").split():

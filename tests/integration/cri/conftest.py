@@ -32,4 +32,6 @@ def nothing_left(cri: Cri, host: Host) -> Iterator[None]:
     host.mark()
     yield
     cri.remove_all()
-    assert host.leaks(settle=10) == set()
+    # another containerd's pods have networks by the same names; ours are known by their leases
+    left = {entry for entry in host.leaks(settle=10) if not entry.startswith(("interface veth", "netns cni-"))}
+    assert left | cri.leases() == set()
