@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from runvm.errors import DeadlineError, GuestError, VmmError
 from runvm.hypervisor import jail
 from runvm.hypervisor.driver import Driver, Endpoints, Machine, Vm
-from runvm.hypervisor.qemu import BASE_CMDLINE
 from runvm.linux import process
 from runvm.log import log
 from runvm.protocol import frames, messages
@@ -102,7 +101,7 @@ def machine_for(
     extra = " mitigations=off" if accelerator == "tcg" else ""
     if config.debug_console:
         extra += " ignore_loglevel"
-    cmdline = f"{BASE_CMDLINE}{extra} {config.kernel_args}".strip()
+    cmdline = f"{driver.kernel_args}{extra} {config.kernel_args}".strip()
     return Machine(accelerator, vcpus, memory_mib, _growth_mib(), guest.kernel, guest.initramfs, guest.key, cmdline)
 
 

@@ -65,6 +65,8 @@ class Driver(Protocol):
 
     name: str
     can_snapshot: bool
+    kernel_args: str
+    """The guest kernel's command line for this machine, its console among it."""
 
     def version_key(self) -> str:
         """What tells this VMM's build from another, for a template's key. Raises HostError where it is missing."""

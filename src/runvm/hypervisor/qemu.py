@@ -26,7 +26,7 @@ PORTS = 4
 """Empty PCIe root ports: one for the share, the others for further NICs."""
 TRANSLATION_MIB = 64
 """Room for translated code under emulation; QEMU's own default is 1 GiB, which a long-lived VM would come to fill."""
-BASE_CMDLINE = (
+_KERNEL_ARGS = (
     "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 rcupdate.rcu_expedited=1 cryptomgr.notests net.ifnames=0"
     # what virtio-mem brings is put to use by itself
     " memhp_default_state=online"
@@ -71,6 +71,7 @@ class Qemu:
     """The built-in driver."""
 
     name = "qemu"
+    kernel_args = _KERNEL_ARGS
     can_snapshot = True
 
     def __init__(self, config: Config) -> None:
