@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from runvm import __version__
 from runvm.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ _BUILD = "run 'runvm image build'"
 
 
 class Image(NamedTuple):
-    """What a VM boots from. *modules* is '' where an own kernel has none; *key* changes whenever any part does."""
+    """What a VM boots from. *modules* is '' where an own kernel has none; *key* changes whenever any part does;
+    *agent* is the version of the runvm that built it."""
 
     name: str
     directory: str
@@ -30,6 +32,7 @@ class Image(NamedTuple):
     modules: str
     kernel_version: str
     key: str
+    agent: str
 
 
 class Built(NamedTuple):
@@ -50,6 +53,7 @@ class Manifest(NamedTuple):
     kernel_version: str
     created: int
     sizes: dict[str, int]
+    agent: str
 
 
 def images_directory(config: Config) -> str:
@@ -60,11 +64,16 @@ def images_directory(config: Config) -> str:
 def resolve(config: Config) -> Image:
     """The image that *config* asks for: by name or path, else the one built last; its own files replace an image's.
 
-    Raises: HostError (no image has been built), ConfigError (a file or an image that *config* names isn't there).
+    Raises: HostError (no image has been built, or by another version of runvm), ConfigError (a file or an image that
+    *config* names isn't there).
     """
     if config.kernel and config.initramfs:
-        return _with_own_files(config, Image("", "", "", "", "", "", ""))
+        return _with_own_files(config, Image("", "", "", "", "", "", "", ""))
     image = _read(_locate(config))
+    if image.agent != __version__:
+        raise HostError(
+            f"the guest image {image.name} was built by runvm {image.agent}, this is {__version__}", do=_BUILD
+        )
     if config.kernel or config.initramfs or config.modules:
         return _with_own_files(config, image)
     return image
@@ -157,7 +166,13 @@ def _manifest(directory: str) -> Manifest:
     try:
         with open(path, "rb") as file:
             fields = json.load(file)
-        return Manifest(str(fields["hash"]), str(fields["kernel"]), int(fields["created"]), dict(fields["sizes"]))
+        return Manifest(
+            str(fields["hash"]),
+            str(fields["kernel"]),
+            int(fields["created"]),
+            dict(fields["sizes"]),
+            str(fields["agent"]),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HostError(f"can't read {path}: {error}", do=_BUILD) from error
 
@@ -172,6 +187,7 @@ def _read(directory: str) -> Image:
         modules=os.path.join(directory, "modules"),
         kernel_version=manifest.kernel_version,
         key=manifest.hash,
+        agent=manifest.agent,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from runvm import __version__
 from runvm.config import Config
 from runvm.errors import ConfigError, HostError
 from runvm.guest import image, store
@@ -21,7 +22,9 @@ def config(tmp_path: Path) -> Config:
     return Config(data_dir=str(tmp_path / "data"))
 
 
-def add(config: Config, name: str, *, created: int = 1, packages: tuple[str, ...] = ()) -> Path:
+def add(
+    config: Config, name: str, *, created: int = 1, packages: tuple[str, ...] = (), agent: str = __version__
+) -> Path:
     """An image as the builder leaves one, with next to nothing in its files."""
     directory = Path(config.data_dir, "images", name)
     (directory / "modules").mkdir(parents=True)
@@ -31,6 +34,7 @@ def add(config: Config, name: str, *, created: int = 1, packages: tuple[str, ...
         "hash": name * 5,
         "kernel": "6.1.0-1-amd64",
         "created": created,
+        "agent": agent,
         "sizes": {"vmlinuz": 7, "initramfs": 9, "modules": 0},
         "packages": [{"name": "a", "sha256": package} for package in packages],
     }
@@ -56,6 +60,12 @@ def test_without_an_image_the_error_says_how_to_build_one(config: Config) -> Non
     assert caught.value.do == "run 'runvm image build'"
 
 
+def test_an_image_of_another_version_is_refused(config: Config) -> None:
+    add(config, "old", agent="0.0.9")
+    with pytest.raises(HostError, match=r"the guest image old was built by runvm 0\.0\.9, this is"):
+        image.resolve(config)
+
+
 def test_the_image_built_last_is_taken(config: Config) -> None:
     add(config, "older", created=2)
     newer = add(config, "newer", created=1)
@@ -68,6 +78,7 @@ def test_the_image_built_last_is_taken(config: Config) -> None:
         modules=str(newer / "modules"),
         kernel_version="6.1.0-1-amd64",
         key="newer" * 5,
+        agent=__version__,
     )
 
 
