@@ -61,7 +61,7 @@ if [ "$(id -u)" = 0 ]; then
 fi
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
     echo "$POSTGRES_PASSWORD" >/tmp/password
-    initdb --username=postgres --pwfile=/tmp/password --auth-host=scram-sha-256 >/dev/null
+    initdb --username=postgres --pwfile=/tmp/password --auth-host=scram-sha-256 --encoding=UTF8 >/dev/null
     rm /tmp/password
     echo "host all all all scram-sha-256" >>"$PGDATA/pg_hba.conf"
     if [ -n "$POSTGRES_DB" ]; then
