@@ -111,7 +111,7 @@ def _docker(bench: Bench, bundle: Bundle) -> None:
             measured("runsc")()
             measures["runsc"] = measured("runsc")
         except AssertionError as error:
-            bench.skip("docker run with runsc", str(error).splitlines()[0])
+            bench.skip("docker run with runsc", str(error).partition("stderr: ")[2].partition("\n")[0])
     samples = bench.side_by_side(measures, 9)
     what = "`docker run --rm busybox true`"
     more = zip(samples["runvm"], samples["runc"], samples["floor"], strict=True)
