@@ -3,6 +3,7 @@ PYTHON ?= /usr/bin/python3
 PREFIX ?= /usr/local
 DESTDIR ?=
 TESTFLAGS ?=
+FLAGS ?=
 
 SBINDIR = $(PREFIX)/sbin
 LIBDIR = $(PREFIX)/lib/runvm
@@ -17,7 +18,7 @@ BIN = $(VENV)/bin
 RUN = PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 $(PYTHON)
 
 .DELETE_ON_ERROR:
-.PHONY: all help deps test-deps image demo test unit lint format install uninstall clean FORCE
+.PHONY: all help deps test-deps image demo test bench bench-check unit lint format install uninstall clean FORCE
 
 all: build/lib/.done build/runvm build/runvm.8 build/runvm.bash build/runvm@.service  ## build: bytecode, manual page, completion
 
@@ -107,6 +108,23 @@ test-wide: test-deps $(BIN)/.done image  ## every test there is, RUNTIME=runc pr
 
 unit: $(BIN)/.done  ## the tests that need neither root nor a VM: seconds
 	$(BIN)/pytest -q tests/unit $(TESTFLAGS)
+
+# --- the benchmark: it measures this checkout, compiled and laid out as installed
+
+BENCH = PYTHONPATH=src:tests:. $(BIN)/python -m bench
+
+$(BIN)/.bench: packaging/deps/python-bench.txt $(BIN)/.done
+	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+bench: $(BIN)/.bench  ## measure all and write docs/benchmarks.md, < 15 minutes, as root; FLAGS="start" or another family: that one only
+	packaging/deps/install run test bench
+	$(MAKE) --no-print-directory --silent install PREFIX=$(CURDIR)/build/bench DESTDIR=
+	build/bench/sbin/runvm image build
+	$(BENCH) run --docs --library build/bench/lib/runvm $(FLAGS)
+
+bench-check: $(BIN)/.bench  ## is the last run worse than the documented one? FLAGS="OLD.json NEW.json --tolerance 0.15"
+	$(BENCH) check $(FLAGS)
 
 lint: $(BIN)/.done  ## ruff and mypy
 	$(BIN)/ruff check

@@ -136,16 +136,15 @@ class Floor:
             chosen,
             guest._replace(initramfs=f"{directory}/initramfs"),
             vcpus=resources.vcpus(config, {}),
-            memory_mib=resources.memory_mib(config, {}),
+            memory_mib=resources.base_mib(config),
         )
         self._program = config.qemu or "/usr/bin/qemu-system-x86_64"
         self._tap = template.scratch_tap()  # QEMU wants one for its card; the same for each VM, as nothing uses it
         self._make()
 
     def _make(self) -> None:
-        ram = os.memfd_create("floor")
-        os.ftruncate(ram, self.machine.memory_mib << 20)
-        vm = self._launch(ram, restore=False, tap=self._tap)
+        memory = self._memory()
+        vm = self._launch(memory, tap=self._tap)
         try:
             deadline = time.monotonic() + _SECONDS
             vm.vm.resume(deadline=deadline)
@@ -154,23 +153,31 @@ class Floor:
             time.sleep(0.3)
             vm.vm.pause(deadline=deadline)
             vm.vm.snapshot(f"{self.directory}/state", deadline=deadline)
-            template.save_ram(f"/proc/self/fd/{ram}", f"{self.directory}/ram")
+            template.save_ram(f"/proc/self/fd/{memory[0]}", f"{self.directory}/ram")
         except TimeoutError:
             raise RuntimeError(f"the floor's guest doesn't boot: {vm.words()}") from None
         finally:
             vm.close()
-            os.close(ram)
+            for fd in memory:
+                os.close(fd)
+
+    def _memory(self) -> tuple[int, int]:
+        """The files `ram` and `more` of a VM."""
+        memory = os.memfd_create("floor"), os.memfd_create("floor-more")
+        for fd, mib in zip(memory, (self.machine.memory_mib, self.machine.growth_mib), strict=True):
+            os.ftruncate(fd, mib << 20)
+        return memory
 
     def start(self, share: str, *, first: str, tap: int = -1) -> FloorVm:
         """A VM with the directory *share* plugged in; its shell has been sent *first*, a line whose answer is due."""
-        ram = os.memfd_create("floor")
+        memory = self._memory()
         try:
-            os.ftruncate(ram, self.machine.memory_mib << 20)
-            boot.copy_sparse(f"{self.directory}/ram", ram)
+            copier = process.fork(lambda: boot.copy_sparse(f"{self.directory}/ram", memory[0]))
             daemon = virtiofs.serve(self.config, share, log=f"{self.directory}/virtiofsd.log")
-            vm = self._launch(ram, restore=True, tap=self._tap if tap < 0 else tap)
+            vm = self._launch(memory, copier=copier, tap=self._tap if tap < 0 else tap)
         finally:
-            os.close(ram)
+            for fd in memory:
+                os.close(fd)
         vm.share = daemon
         deadline = time.monotonic() + _SECONDS
         vm.vm.plug_share(daemon.socket, "runvm", deadline=deadline)
@@ -187,14 +194,16 @@ class Floor:
         finally:
             vm.close()
 
-    def _launch(self, ram: int, *, restore: bool, tap: int) -> FloorVm:
+    def _launch(self, memory: tuple[int, int], *, copier: int = 0, tap: int) -> FloorVm:
+        """QEMU, paused: to boot, or where *copier* (the process that copies its memory) is given, restored."""
+        restore = copier > 0
         pairs = [socket.socketpair() for _ in range(4)]
         lines = Lines(*(ours for ours, _ in pairs))
         qmp, control, data, console = (theirs for _, theirs in pairs)
         state = os.open(f"{self.directory}/state", os.O_RDONLY | os.O_CLOEXEC) if restore else -1
         named = {"qmp": qmp.fileno(), "agent": control.fileno(), "console": console.fileno(), "tap": tap}
         argv = arguments(self.machine, named, program=self._program, restore=restore)
-        argv = [self._adapted(word, ram) for word in argv]
+        argv = [self._adapted(word, memory) for word in argv]
         sandbox = argv.index("-sandbox")
         del argv[sandbox : sandbox + 2]
         argv += [
@@ -203,7 +212,7 @@ class Floor:
             "-device",
             "virtserialport,chardev=data,name=data,nr=2",
         ]
-        keep = (*named.values(), data.fileno(), ram)
+        keep = (*named.values(), data.fileno(), *memory)
         parent = os.getpid()
 
         def child() -> None:
@@ -225,6 +234,8 @@ class Floor:
             wanted = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
             vm.qmp.send("migrate-set-capabilities", {"capabilities": wanted})
             if restore:
+                if process.wait_child(copier, deadline=deadline) != 0:
+                    raise RuntimeError("the floor's template can't be copied")
                 vm.qmp.send("getfd", {"fdname": "state"}, fd=state)
                 vm.qmp.send("migrate-incoming", {"uri": "fd:state"})
             for command in ("capabilities", *(("getfd", "migrate-incoming") if restore else ())):
@@ -243,7 +254,9 @@ class Floor:
                 os.close(state)
         return FloorVm(vm, lines, None)
 
-    def _adapted(self, word: str, ram: int) -> str:
-        """One of runvm's own arguments: the RAM is a descriptor, since there is no jail; one port more."""
-        word = word.replace("mem-path=/ram", f"mem-path=/dev/fd/{ram}").replace("max_ports=2", "max_ports=3")
+    def _adapted(self, word: str, memory: tuple[int, int]) -> str:
+        """One of runvm's own arguments: the memory is descriptors, since there is no jail; one port more."""
+        for name, fd in zip(("ram", "more"), memory, strict=True):
+            word = word.replace(f"mem-path=/{name}", f"mem-path=/dev/fd/{fd}")
+        word = word.replace("max_ports=2", "max_ports=3")
         return word.replace("name=runvm.agent,", "name=control,")

@@ -23,8 +23,8 @@ STEPS = (
     ("create: config.json read", "settings, config.json"),
     ("create: shim started", "cgroup, shim"),
     ("supervisor: tap made", "supervisor, virtiofsd, tap"),
-    ("supervisor: template's memory copied", "template's memory"),
     ("supervisor: QEMU answers", "QEMU's start"),
+    ("supervisor: template's memory copied", "what is left of copying the template's memory"),
     ("supervisor: VMM up and paused", "restore"),
     ("supervisor: guest resumed", "share's device"),
     ("supervisor: Wake answered by the guest", "guest awake, share mounted"),
@@ -111,7 +111,7 @@ def _docker(bench: Bench, bundle: Bundle) -> None:
             measured("runsc")()
             measures["runsc"] = measured("runsc")
         except AssertionError as error:
-            bench.skip("docker run with runsc", str(error).splitlines()[0])
+            bench.skip("docker run with runsc", str(error).partition("stderr: ")[2].partition("\n")[0])
     samples = bench.side_by_side(measures, 9)
     what = "`docker run --rm busybox true`"
     more = zip(samples["runvm"], samples["runc"], samples["floor"], strict=True)

@@ -26,13 +26,17 @@ def vm_of(bench: Bench, cid: str) -> Vm:
 
 
 def guest_mib(vm: Vm) -> float:
-    """The guest's memory: what its file holds, whether or not a process has it mapped."""
-    return os.stat(f"/proc/{vm.pids['vmm']}/root/ram").st_blocks * 512 / (1 << 20)
+    """The guest's memory: what its files hold, whether or not a process has it mapped."""
+    return sum(_blocks(vm, name) for name in ("ram", "more")) * 512 / (1 << 20)
+
+
+def _blocks(vm: Vm, name: str) -> int:
+    return os.stat(f"/proc/{vm.pids['vmm']}/root/{name}").st_blocks
 
 
 def process_mib(vm: Vm) -> dict[str, float]:
     """Each process's proportional share (PSS) of memory, without the guest's (proc(5), smaps), and its page tables."""
-    ram = os.stat(f"/proc/{vm.pids['vmm']}/root/ram").st_ino
+    files = {str(os.stat(f"/proc/{vm.pids['vmm']}/root/{name}").st_ino) for name in ("ram", "more")}
     found = {}
     for role, pid in vm.pids.items():
         kib = 0
@@ -42,7 +46,7 @@ def process_mib(vm: Vm) -> dict[str, float]:
                 name, _, rest = line.partition(":")
                 if " " in name or "-" in name:
                     fields = line.split()
-                    guest = len(fields) > 5 and fields[4] == str(ram)
+                    guest = len(fields) > 5 and fields[4] in files
                 elif name == "Pss" and not guest:
                     kib += int(rest.split()[0])
         with open(f"/proc/{pid}/status", encoding="utf-8") as file:

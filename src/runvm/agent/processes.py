@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -23,6 +24,9 @@ from runvm.protocol.streams import Sink, Source
 
 _STOP_WAIT = 0.2
 """Seconds that output which others still hold open is waited for once a process has ended."""
+_PIPE = 1 << 20
+"""Bytes that a stream's pipe may hold, the most that anybody may ask for (pipe(7)): with the usual 64 KiB the agent and
+the process wait for each other at each frame."""
 
 
 class Container:
@@ -208,6 +212,7 @@ class Processes:
         stderr_read, stderr_write = os.pipe2(os.O_CLOEXEC)
         for fd in (stdin_write, stdout_read, stderr_read):
             os.set_blocking(fd, False)
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE)
         process.sinks[frames.STDIN] = Sink(self._loop, stdin_write, frames.STDIN, process.channel, self._send)
         self._source(process, frames.STDOUT, stdout_read)
         self._source(process, frames.STDERR, stderr_read)

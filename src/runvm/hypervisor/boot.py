@@ -125,6 +125,7 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
         pid, copier = copier, -1
         if pid > 0 and process.wait_child(pid, deadline=deadline) != 0:
             raise VmmError(f"the memory of the template {template} can't be copied")
+        log.debug("supervisor: template's memory copied")
 
     try:
         os.ftruncate(ram, machine.memory_mib << 20)
@@ -134,7 +135,6 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
             state = os.open(f"{template}/state", os.O_RDONLY | os.O_CLOEXEC)
             # the VMM starts meanwhile
             copier = process.fork(lambda: copy_sparse(f"{template}/ram", ram))
-            log.debug("supervisor: template's memory copied")
         endpoints = Endpoints(agent_vmm.fileno(), console_vmm.fileno(), tap)
         try:
             vm = driver.launch(machine, endpoints, jail=root, state=state, ram_ready=ram_ready, deadline=deadline)

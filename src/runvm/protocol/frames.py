@@ -34,9 +34,9 @@ MAX_MESSAGE = 16 << 20
 """Bytes of a message: config.json's own limit, which `create` carries."""
 MAX_GUEST_MESSAGE = 1 << 20
 """Bytes of a message from the guest, which is not trusted with the host's memory."""
-CHUNK = 64 << 10
+CHUNK = 256 << 10
 """Bytes of stream data in one frame."""
-WINDOW = 512 << 10
+WINDOW = 2 << 20
 """Bytes of one stream under way without credit."""
 
 
