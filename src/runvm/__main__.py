@@ -25,7 +25,7 @@ import sys
 
 from runvm.cli.globals import GLOBAL, configure_log, context
 from runvm.cli.grammar import HELP, nearest, parse
-from runvm.errors import RunvmError, UsageError
+from runvm.errors import RunvmError, UsageError, words
 from runvm.log import log
 
 TYPE_CHECKING = False
@@ -171,9 +171,7 @@ def _stdout_is_gone() -> bool:
 
 
 def _words(error: OSError) -> str:
-    """In Go's case: Docker finds "no such file or directory" and "permission denied" in messages."""
-    said = error.strerror or str(error) or type(error).__name__
-    said = said[:1].lower() + said[1:]
+    said = words(error)
     return f"{os.fsdecode(error.filename)}: {said}" if isinstance(error.filename, str | bytes) else said
 
 

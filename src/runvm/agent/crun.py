@@ -75,6 +75,5 @@ def as_runc_says(message: str, program: str) -> str:
         return f"{start}{_NOT_FOUND}"  # in PATH, but a symlink that leads in a circle, or the like: Go looks on
     if cwd := _CHDIR.match(message):
         return f'{failed}chdir to cwd ("{cwd[1]}") set in config.json failed: {cwd[2].lower()}'
-    for text in ("No such file or directory", "Permission denied", "Operation not permitted", "Not a directory"):
-        message = message.replace(text, text.lower())
-    return message
+    head, colon, said = message.rpartition(": ")
+    return f"{head}{colon}{said[:1].lower()}{said[1:]}"

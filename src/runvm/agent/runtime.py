@@ -137,7 +137,7 @@ class Runtime:
             json.dump(resources, file)
 
         def finished(status: int) -> None:
-            done({} if status == 0 else AgentError(crun.error(container.bundle, "update")))
+            done({} if status == 0 else AgentError(crun.as_runc_says(crun.error(container.bundle, "update"), "")))
 
         self._crun.run(container.bundle, ["update", f"--resources={path}", name], finished)
 

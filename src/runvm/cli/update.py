@@ -5,7 +5,7 @@ from __future__ import annotations
 from runvm.cli.common import ID, container_id
 from runvm.cli.globals import absolute
 from runvm.cli.grammar import Command, Flag
-from runvm.errors import SpecError, UnsupportedError, UsageError
+from runvm.errors import SpecError, UnsupportedError, UsageError, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -141,8 +141,7 @@ def _read(source: str) -> bytes:
         try:
             return read_bounded(path)
         except OSError as error:
-            said = error.strerror or str(error)
-            raise SpecError(f"{path}: {said[:1].lower()}{said[1:]}") from error
+            raise SpecError(f"{path}: {words(error)}") from error
     data = b""
     while len(data) <= MOST_BYTES and (chunk := os.read(0, 1 << 16)):
         data += chunk

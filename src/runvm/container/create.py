@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from runvm.container import guest_spec, passed, shim, state, terminal
 from runvm.container.state import ContainerRecord
-from runvm.errors import HostError, RunvmError, UnsupportedError
+from runvm.errors import HostError, RunvmError, UnsupportedError, words
 from runvm.linux import process, syscalls
 from runvm.linux.process import Identity
 from runvm.log import log
@@ -195,7 +195,7 @@ def write_pid_file(path: str, pid: int) -> None:
             file.write(str(pid))
         os.rename(temporary, path)
     except OSError as error:
-        raise HostError(f"write pid file {path}: {error.strerror}") from error
+        raise HostError(f"write pid file {path}: {words(error)}") from error
 
 
 def _check_terminal(spec: Spec, options: CreateOptions, own: bool) -> None:
@@ -232,7 +232,7 @@ def _namespaces(spec: Spec) -> tuple[shim.Namespaces, list[int]]:
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
-                raise HostError(f"{kind} namespace {path}: {error.strerror}") from error
+                raise HostError(f"{kind} namespace {path}: {words(error)}") from error
             opened.append(fd)
             if not process.is_namespace(fd, kind):
                 raise HostError(f"{kind} namespace {path}: it isn't one")

@@ -122,7 +122,10 @@ def load(ctx: Context, cid: str) -> ContainerRecord:
             body: dict[str, Any] = json.load(file)
         body["shim"] = Identity(*body["shim"])
         body["cgroups"] = tuple(body["cgroups"])
-        record = ContainerRecord(id=cid, status="stopped", pid=0, **body)
+        known = {
+            key: value for key, value in body.items() if key in ContainerRecord._fields
+        }  # another version's record
+        record = ContainerRecord(id=cid, status="stopped", pid=0, **known)
     except FileNotFoundError:
         if not os.path.isdir(path):
             raise ContainerNotFoundError() from None

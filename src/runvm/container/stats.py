@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.container import state
 from runvm.errors import NotRunningError, RunvmError
@@ -13,6 +13,9 @@ from runvm.sandbox import registry
 
 if TYPE_CHECKING:
     from runvm.container.context import Context
+
+
+_UNLIMITED = (1 << 64) - 1
 
 
 def stats(ctx: Context, cid: str) -> dict[str, Any]:
@@ -37,19 +40,36 @@ def stats(ctx: Context, cid: str) -> dict[str, Any]:
         "memory": {
             "cache": memory.get("file", 0),
             "usage": {"limit": limit, "usage": current, "max": _number(files.get("memory.peak", "")), "failcnt": 0},
+            # memory and swap together, as cgroups of version 1 count it, and runc for both
             "swap": {
-                "limit": _number(files.get("memory.swap.max", "")),
-                "usage": _number(files.get("memory.swap.current", "")),
+                "limit": min(limit + _number(files.get("memory.swap.max", "")), _UNLIMITED),
+                "usage": current + _number(files.get("memory.swap.current", "")),
                 "failcnt": 0,
             },
+            "kernel": {"limit": 0, "usage": memory.get("kernel", 0), "failcnt": 0},
+            "kernelTCP": {"limit": 0, "usage": memory.get("sock", 0), "failcnt": 0},
             "raw": memory,
         },
-        "pids": {"current": _number(files.get("pids.current", "")), "limit": _number(files.get("pids.max", ""))},
+        "pids": _pids(files),
         "blkio": {},
         "hugetlb": {},
         "intel_rdt": {},
         "network_interfaces": _interfaces(files.get("net/dev", "")),
     }
+
+
+class MemoryUse(NamedTuple):
+    """Bytes in use, the most there were, and those that can't be freed by dropping cached files."""
+
+    current: int
+    peak: int
+    needed: int
+
+
+def memory_use(files: dict[str, str]) -> MemoryUse:
+    """Out of the files that messages.Stats gives."""
+    current, cached = _number(files.get("memory.current", "")), _pairs(files.get("memory.stat", "")).get("file", 0)
+    return MemoryUse(current, _number(files.get("memory.peak", "")), max(0, current - cached))
 
 
 def watch_oom(ctx: Context, cid: str, callback: Callable[[], None]) -> None:
@@ -73,9 +93,15 @@ def _files(ctx: Context, cid: str) -> dict[str, str]:
     return registry.call(registry.locate(ctx.config.state_dir, record.sandbox), messages.Stats(cid))
 
 
+def _pids(files: dict[str, str]) -> dict[str, int]:
+    found = {"current": _number(files.get("pids.current", ""))}
+    limit = _number(files.get("pids.max", ""))
+    return found if limit == _UNLIMITED else {**found, "limit": limit}  # without a limit runc has no key
+
+
 def _number(text: str) -> int:
     text = text.strip()
-    return int(text) if text.isdigit() else (1 << 64) - 1 if text == "max" else 0
+    return int(text) if text.isdigit() else _UNLIMITED if text == "max" else 0
 
 
 def _pairs(text: str) -> dict[str, int]:

@@ -7,7 +7,7 @@ import fcntl
 import os
 import termios
 
-from runvm.errors import HostError
+from runvm.errors import HostError, words
 from runvm.linux.terminal import set_size
 
 
@@ -31,7 +31,7 @@ def send(path: str, master: int) -> None:
             connection.connect(path)
             socket.send_fds(connection, [b"/dev/ptmx"], [master])
     except OSError as error:
-        raise HostError(f"console socket {path}: {error.strerror or error}") from error
+        raise HostError(f"console socket {path}: {words(error)}") from error
 
 
 def relay(master: int, pid: int) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from runvm.container import guest_spec, state
-from runvm.errors import NotRunningError
+from runvm.container.stats import memory_use
+from runvm.errors import GuestError, NotRunningError
 from runvm.protocol import messages
 from runvm.sandbox import registry
 from runvm.sandbox.resources import Cgroup
@@ -22,5 +23,19 @@ def update(ctx: Context, cid: str, resources: dict[str, Any]) -> None:
             raise NotRunningError()
         guests = guest_spec.resources(resources)
         guests.pop("devices", None)
-        registry.call(registry.locate(ctx.config.state_dir, record.sandbox), messages.Update(cid, guests))
+        sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
+        limit = guests.get("memory", {}).get("limit") or 0
+        if limit > 0:
+            _check_memory(registry.call(sandbox, messages.Stats(cid)), limit)
+        registry.call(sandbox, messages.Update(cid, guests))
         Cgroup(record.cgroups).limit(resources, overhead_mib=ctx.config.overhead_mib)
+
+
+def _check_memory(files: dict[str, str], limit: int) -> None:
+    """A limit below what is in use and can't be freed would be met by killing; cgroups of version 1, and so runc there,
+    refuse it. Raises GuestError in runc's words."""
+    use = memory_use(files)
+    if limit < use.needed:
+        raise GuestError(
+            f"unable to set memory limit to {limit} (current usage: {use.current}, peak usage: {use.peak})"
+        )

@@ -16,7 +16,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from runvm.errors import HookError
+from runvm.errors import HookError, words
 from runvm.oci import OCI_VERSION
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class _Child:
         except OSError as error:
             for fd in (self._stdin, self._stdout, self._stderr, self._report):
                 os.close(fd)
-            raise HookError(f"cannot fork for {job.hook.path}: {_words(error)}") from error
+            raise HookError(f"cannot fork for {job.hook.path}: {words(error)}") from error
         finally:
             for fd in theirs:
                 os.close(fd)
@@ -303,9 +303,9 @@ def _become(job: _Job, stdin: int, stdout: int, stderr: int, report: int) -> NoR
         argv = job.hook.args if job.hook.args and job.hook.args[0] else (job.hook.path, *job.hook.args[1:])
         os.execve(job.hook.path, argv, job.env)
     except BaseException as error:
-        words = _words(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+        said = words(error) if isinstance(error, OSError) else str(error) or type(error).__name__
         try:
-            os.write(report, f"{doing}: {words}".encode(errors="replace")[:_MOST_KEPT])
+            os.write(report, f"{doing}: {said}".encode(errors="replace")[:_MOST_KEPT])
         finally:
             os._exit(127)
     raise AssertionError("execve returned")
@@ -314,7 +314,3 @@ def _become(job: _Job, stdin: int, stdout: int, stderr: int, report: int) -> NoR
 def _tail(output: bytes) -> str:
     cut = "..." if len(output) > _MOST_KEPT else ""
     return cut + output[-_MOST_KEPT:].decode(errors="replace").rstrip()
-
-
-def _words(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

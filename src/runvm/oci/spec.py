@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from runvm.errors import SpecError, UnsupportedError
+from runvm.errors import SpecError, UnsupportedError, words
 from runvm.oci import rules, schema
 from runvm.oci.schema import Invalid, JsonObject, shown
 
@@ -115,7 +115,7 @@ def load(bundle: str, config_file: str = "") -> Spec:
         # runc's bundle path is the getcwd() after its chdir(): symlinks resolved
         bundle = os.path.realpath(bundle, strict=True)
     except OSError as error:
-        raise SpecError(f"bundle {bundle!r}: {_words(error)}") from error
+        raise SpecError(f"bundle {bundle!r}: {words(error)}") from error
     name = config_file or "config.json"
     path = os.path.join(bundle, name)
     try:
@@ -123,7 +123,7 @@ def load(bundle: str, config_file: str = "") -> Spec:
     except FileNotFoundError as error:
         raise SpecError(f"JSON specification file {name} not found", do=f"looked in the bundle {bundle}") from error
     except OSError as error:
-        raise SpecError(f"{path}: {_words(error)}") from error
+        raise SpecError(f"{path}: {words(error)}") from error
     return parse(data, bundle=bundle, config_path=path)
 
 
@@ -144,7 +144,7 @@ def load_process(path: str) -> JsonObject:
     try:
         data = read_bounded(path)
     except OSError as error:
-        raise SpecError(f"{path}: {_words(error)}") from error
+        raise SpecError(f"{path}: {words(error)}") from error
     process = _object(data, path)
     check_process(process, path)
     return process
@@ -265,10 +265,6 @@ def _spec_error(name: str, bad: Invalid) -> SpecError:
     return SpecError(": ".join(part for part in (name, bad.path.lstrip("."), bad.message) if part))
 
 
-def _words(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
-
-
 def _drop_empty_seccomp(raw: JsonObject) -> None:
     """No default action and no rules means no seccomp, as in runc; crun would fail on it."""
     linux = raw.get("linux")
@@ -367,7 +363,7 @@ def _root(path: str, bundle: str) -> str:
     try:
         resolved = os.path.realpath(joined, strict=True)
     except OSError as error:
-        raise Invalid(f"{shown(joined)}: {_words(error)}", ".root.path") from error
+        raise Invalid(f"{shown(joined)}: {words(error)}", ".root.path") from error
     if not os.path.isdir(resolved):
         raise Invalid(f"{shown(joined)}: not a directory", ".root.path")
     return resolved

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm.container.guest_spec import same_namespace
-from runvm.errors import SpecError, UnsupportedError
+from runvm.errors import SpecError, UnsupportedError, words
 from runvm.linux import process
 from runvm.linux.process import Identity
 from runvm.sandbox import registry
@@ -56,7 +56,7 @@ def place(config: Config, spec: Spec) -> Placement:
         try:
             inode = os.stat(path).st_ino
         except OSError as error:
-            raise SpecError(f"config.json: linux.namespaces: {kind}: {path}: {error.strerror}") from error
+            raise SpecError(f"config.json: linux.namespaces: {kind}: {path}: {words(error)}") from error
         owner = next((member for member in members if member.namespaces.get(kind) == inode), None)
         if owner is None:
             if kind == "network":

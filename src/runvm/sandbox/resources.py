@@ -11,7 +11,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from runvm.errors import HostError, UnsupportedError
+from runvm.errors import HostError, UnsupportedError, words
 
 if TYPE_CHECKING:
     from runvm.config import Config
@@ -231,7 +231,7 @@ class Cgroup:
                     file.write(value)
             except OSError as error:
                 if required:
-                    raise HostError(f"set {name} to {value} in the host's cgroup: {error.strerror}") from error
+                    raise HostError(f"set {name} to {value} in the host's cgroup: {words(error)}") from error
 
 
 def cgroup(path: str, cid: str) -> Cgroup:
@@ -248,7 +248,7 @@ def cgroup(path: str, cid: str) -> Cgroup:
         except OSError as error:
             if error.errno == 30:  # EROFS: a hierarchy that we may not write has nothing to hold
                 continue
-            raise HostError(f"make the host cgroup {directory}: {error.strerror}") from error
+            raise HostError(f"make the host cgroup {directory}: {words(error)}") from error
         directories.append(directory)
     return Cgroup(tuple(directories))
 

@@ -12,7 +12,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from runvm.errors import HostError
+from runvm.errors import HostError, words
 from runvm.linux import mounts, syscalls
 
 
@@ -42,7 +42,7 @@ class Tree:
         try:
             self._attach(syscalls.clone_tree(source, recursive=False), f"{self.path}/modules", read_only=True)
         except OSError as error:
-            raise HostError(f"share {source} with the virtual machine: {error.strerror}") from error
+            raise HostError(f"share {source} with the virtual machine: {words(error)}") from error
 
     def add(self, container: str, shares: dict[str, Share], pid: int) -> None:
         """Show each of *shares* by its name, as process *pid* sees the sources now.
@@ -56,7 +56,7 @@ class Tree:
             for (name, share), tree in zip(shares.items(), trees, strict=True):
                 self._attach(tree, f"{self.path}/containers/{container}/{name}", read_only=share.read_only)
         except OSError as error:
-            raise HostError(f"share the container's files with the virtual machine: {error.strerror}") from error
+            raise HostError(f"share the container's files with the virtual machine: {words(error)}") from error
 
     def _attach(self, tree: int, target: str, *, read_only: bool) -> None:
         """Mount *tree*, a descriptor of mounts.clone_from() that is closed here."""

@@ -274,3 +274,14 @@ def test_a_scope_of_systemds_holds_the_container(box: Box, runtime: Runtime) -> 
     container.delete("--force")
     process.reap_orphans()
     assert not [path for path, _, _ in os.walk("/sys/fs/cgroup") if path.endswith(scope)]
+
+
+def test_a_memory_limit_below_what_is_in_use_is_refused(box: Box, runtime: Runtime) -> None:
+    """update fails in the kernel's place, and nothing is killed for it."""
+    container = box.idle()
+    container.bundle.resources["memory"] = {"limit": 128 * MIB}
+    container.launch()
+    result = runtime.call("update", "--memory", "16k", container.id)
+    assert result.code == 1
+    assert "unable to set memory limit to 16384 (current usage: " in result.error
+    assert container.status == "running"
