@@ -27,10 +27,10 @@ def database() -> psycopg.Connection:
 class Handler(BaseHTTPRequestHandler):
     """One request."""
 
-    def do_GET(self) -> None:  # noqa: D102
+    def do_GET(self) -> None:
         self.guarded(self.read)
 
-    def do_POST(self) -> None:  # noqa: D102
+    def do_POST(self) -> None:
         self.guarded(self.add)
 
     def guarded(self, action: Callable[[], None]) -> None:
