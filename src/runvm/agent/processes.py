@@ -36,6 +36,7 @@ class Container:
         self.processes: dict[int, Process] = {}
         self.cgroup = cgroups.path(name)
         self.oom_kills = 0
+        self.shared: set[str] = set()
 
 
 class Process:

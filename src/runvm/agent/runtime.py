@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from runvm.agent import cgroups, crun, network, networks
+from runvm.agent import cgroups, crun, network, networks, shared
 from runvm.agent.children import Children
 from runvm.agent.crun import Crun
 from runvm.agent.errors import AgentError
@@ -52,6 +52,7 @@ class Runtime:
                 namespace["path"] = self._namespace_path(joined, namespace["type"])
             elif namespace["type"] == "network" and request.network:
                 namespace["path"] = network.path(networks.name(request.network))
+        container.shared = shared.mount(spec)
         with open(f"{bundle}/config.json", "w") as file:
             json.dump(spec, file)
         process = Process(container, request.channel)
@@ -158,6 +159,7 @@ class Runtime:
         def deleted(status: int) -> None:
             shutil.rmtree(container.bundle, ignore_errors=True)
             self.containers.pop(name, None)
+            shared.unmount(container.shared.difference(*(other.shared for other in self.containers.values())))
             done({})
 
         self._crun.run(container.bundle, ["delete", "--force", name], deleted)
