@@ -39,7 +39,7 @@ class Container:
         self.init: Process | None = None
         self.processes: dict[int, Process] = {}
         self.cgroup = cgroups.path(name)
-        self.submounts: list[str] = []
+        self.submounts: set[str] = set()
         self.oom_kills = 0
 
 

@@ -160,9 +160,9 @@ class Runtime:
         cgroups.signal_all(container.cgroup, signal.SIGKILL)
 
         def deleted(status: int) -> None:
-            submounts.release(container.submounts)
             shutil.rmtree(container.bundle, ignore_errors=True)
             self.containers.pop(name, None)
+            submounts.release(container.submounts.difference(*(o.submounts for o in self.containers.values())))
             done({})
 
         self._crun.run(container.bundle, ["delete", "--force", name], deleted)

@@ -3,7 +3,8 @@
 virtiofs mounts each where a path first crosses into it, in the mount namespace of whoever goes there. If that is a
 container's, the mount goes with the container's last process, and Linux 6.1 finds inodes that are still being
 released: "VFS: Busy inodes after unmount", which kernels with BUG_ON_DATA_CORRUPTION (Debian's) take for corruption.
-The process then never ends. So the agent goes there first, and leaves when the container's processes have.
+The process then never ends. So the agent goes there first, and leaves when the container's processes have. What several
+containers have of one source is one mount for all of them, so that they share its FIFOs, sockets and locks.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ if TYPE_CHECKING:
     from runvm.protocol.messages import Json
 
 
-def hold(spec: Json, share: str) -> list[str]:
+def hold(spec: Json, share: str) -> set[str]:
     """Have the file systems mounted that the root and the mounts of *spec* are on, where they are below *share*; the
     paths for release()."""
     sources = [spec["root"]["path"], *(mount.get("source", "") for mount in spec.get("mounts", ()))]
-    held = []
-    for path in sources:
+    held = set()
+    for path in {os.path.realpath(source) for source in sources}:
         if path.startswith(f"{share}/"):
             with suppress(OSError):  # a file, which is nobody's mount point
                 os.stat(f"{path}/.")
-                held.append(path)
+                held.add(path)
     return held
 
 
-def release(paths: list[str]) -> None:
+def release(paths: set[str]) -> None:
     """Unmount them; one that is on the share's own file system is no mount."""
     for path in paths:
         with suppress(OSError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from runvm.container import mount_options
 from runvm.errors import UnsupportedError
 from runvm.linux import process
-from runvm.shares.tree import Share
+from runvm.shares.tree import ROOT, Share
 
 if TYPE_CHECKING:
     from runvm.oci.spec import Spec
@@ -52,8 +52,8 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     """Rewrite *spec* for the guest. Raises UnsupportedError, naming what a VM can't have."""
     raw = dict(spec.raw)
     notes: list[str] = []
-    shares = {"rootfs": Share(spec.root_path, True, False)}
-    raw["root"] = {**raw["root"], "path": f"{SHARE}/{cid}/rootfs"}
+    shares = {ROOT: Share(spec.root_path, True, False)}
+    raw["root"] = {**raw["root"], "path": f"{SHARE}/{cid}/{ROOT}"}
     raw["mounts"] = _mounts(spec, cid, shares)
     raw["ociVersion"] = "1.0.2"  # crun 1.8 knows 1.0 only, and by that text
     raw.pop("hooks", None)
