@@ -78,7 +78,10 @@ def _create(
         systemd=ctx.systemd_cgroup or ctx.cgroup_manager == "systemd",
         disabled=ctx.cgroup_manager == "disabled",
     )
-    sandbox = place.sandbox or registry.new(ctx.config.state_dir)
+    sandbox = place.sandbox
+    if sandbox is None:
+        sandbox = registry.new(ctx.config.state_dir)
+        registry.record_cgroups(sandbox, cgroup.directories)
     record = ContainerRecord(
         id=cid,
         status="creating",
@@ -95,6 +98,7 @@ def _create(
         config_path=spec.config_path,
         terminal=spec.process.terminal,
         cgroups=cgroup.directories,
+        vm_cgroups=registry.cgroups(sandbox),
         namespaces={kind: path for kind, path in spec.namespaces.items() if path},
         complete=False,
     )

@@ -62,9 +62,13 @@ def clear(ctx: Context, cid: str) -> None:
     process.kill(record.shim, signal.SIGKILL)
     process.wait_gone(record.shim, deadline=time.monotonic() + 5)
     cgroup = resources.Cgroup(record.cgroups)
-    if not (record.sandbox and placement.others(registry.locate(ctx.config.state_dir, record.sandbox), cid)):
+    if record.sandbox and placement.others(registry.locate(ctx.config.state_dir, record.sandbox), cid):
+        # the VM lives on in the cgroup of its first container: whichever container goes last removes it
+        cgroup.remove(timeout=0.0 if record.cgroups == record.vm_cgroups else 5.0)
+    else:
         cgroup.kill()
-    cgroup.remove()
+        cgroup.remove()
+        resources.Cgroup(record.vm_cgroups).remove(timeout=1.0)
     if not orderly and record.namespaces.get("network"):
         _unwire(record.namespaces["network"])
     _remove(ctx, cid)

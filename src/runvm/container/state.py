@@ -43,6 +43,7 @@ class ContainerRecord(NamedTuple):
     config_path: str
     terminal: bool
     cgroups: tuple[str, ...]
+    vm_cgroups: tuple[str, ...]
     namespaces: dict[str, str]
     complete: bool
 
@@ -121,7 +122,8 @@ def load(ctx: Context, cid: str) -> ContainerRecord:
         with open(f"{path}/{_NAME}") as file:
             body: dict[str, Any] = json.load(file)
         body["shim"] = Identity(*body["shim"])
-        body["cgroups"] = tuple(body["cgroups"])
+        for key in ("cgroups", "vm_cgroups"):
+            body[key] = tuple(body[key])
         record = ContainerRecord(id=cid, status="stopped", pid=0, **body)
     except FileNotFoundError:
         if not os.path.isdir(path):
@@ -159,5 +161,5 @@ def load_all(ctx: Context) -> list[ContainerRecord]:
 def _unfinished(cid: str) -> ContainerRecord:
     """A create is under way, or was killed before it had written anything."""
     return ContainerRecord(
-        cid, "creating", 0, "", "", "0001-01-01T00:00:00Z", {}, "", "", Identity(0, 0), False, False, "", False, (), {}, False,  # noqa: E501
+        cid, "creating", 0, "", "", "0001-01-01T00:00:00Z", {}, "", "", Identity(0, 0), False, False, "", False, (), (), {}, False,  # noqa: E501
     )  # fmt: skip

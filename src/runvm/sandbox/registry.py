@@ -100,6 +100,21 @@ def ask(connection: socket.socket, request: Any, *, timeout: float = ANSWER_SECO
         raise GuestError(f"the supervisor's answer makes no sense: {error}") from error
 
 
+def record_cgroups(sandbox: Sandbox, directories: tuple[str, ...]) -> None:
+    """Write down the host cgroup that the VM's own processes are in: that of its first container."""
+    with open(f"{sandbox.directory}/cgroups.json", "w") as file:
+        json.dump(directories, file)
+
+
+def cgroups(sandbox: Sandbox) -> tuple[str, ...]:
+    """What record_cgroups() wrote; empty where there is nothing."""
+    try:
+        with open(f"{sandbox.directory}/cgroups.json") as file:
+            return tuple(str(directory) for directory in json.load(file))
+    except (OSError, ValueError, TypeError):
+        return ()
+
+
 def record(sandbox: Sandbox, processes: dict[str, int]) -> None:
     """Write down the processes of a sandbox (role → pid), each with its start time."""
     body = {role: identity for role, pid in processes.items() if (identity := process.identity(pid)) is not None}
