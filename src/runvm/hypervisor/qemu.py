@@ -22,7 +22,7 @@ _PROGRAM = "qemu-system-x86_64"
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _DATA = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/ipxe")
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/libexec/qemu")
-PORTS = 4
+PORTS = 8
 """Empty PCIe root ports: one for the share, the others for further NICs."""
 TRANSLATION_MIB = 64
 """Room for translated code under emulation; QEMU's own default is 1 GiB, which a long-lived VM would come to fill."""
@@ -98,6 +98,12 @@ class Qemu:
         except OSError as error:
             raise HostError(f"{program}: {error.strerror}", do="set 'qemu' in the configuration") from error
         return f"{program}:{status.st_size}:{status.st_mtime_ns}"
+
+    def hardware(self, machine: Machine) -> str:
+        """QEMU's argv, apart from the numbers of descriptors."""
+        return " ".join(
+            arguments(machine, dict.fromkeys(("qmp", "agent", "console", "tap"), 0), program="", restore=True)
+        )
 
     def accelerator(self) -> str:
         """The configured one, or with 'auto' KVM where a guest really boots with it."""

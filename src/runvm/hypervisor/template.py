@@ -44,7 +44,8 @@ class Template(NamedTuple):
 
 def key(driver: Driver, machine: Machine) -> str:
     """The hash of everything that a template of *machine* depends on."""
-    parts = [str(_FORMAT), __version__, driver.name, driver.version_key(), *(str(part) for part in machine)]
+    parts = [str(_FORMAT), __version__, driver.name, driver.version_key(), driver.hardware(machine)]
+    parts += (str(part) for part in machine)
     if machine.accelerator == "kvm":
         parts.append(_cpu_model())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
