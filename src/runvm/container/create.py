@@ -143,7 +143,7 @@ def _create(
         log.debug("create: supervisor forked")
     kinds = tuple(kind for kind in placement.JOINED if kind in spec.namespaces)
     try:
-        placement.enlist(sandbox, cid, started.pid, kinds, cgroup.directories)
+        placement.enlist(sandbox, cid, started.pid, kinds, cgroup.directories, placement.pod_of(spec))
         _hooks(spec, cid, started.pid)
         log.debug("create: hooks done")
     except BaseException:
