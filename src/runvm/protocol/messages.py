@@ -140,6 +140,14 @@ class Unplug(NamedTuple):
     network: int
 
 
+class Connect(NamedTuple):
+    """Connect to *port* of a network namespace's loopback; the channel's streams are STDIN and STDOUT. Result: {}."""
+
+    channel: int
+    network: int
+    port: int
+
+
 class Resize(NamedTuple):
     """An event: the size of a channel's terminal has changed."""
 
@@ -233,8 +241,8 @@ class Status(NamedTuple):
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Stats, Remove, Plug, Unplug, Resize, Hello, Exited, OutOfMemory,  # noqa: E501
-        Attach, Build, Enter, Drop, Status,
+        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Stats, Remove, Plug, Unplug, Connect, Resize, Hello, Exited,  # noqa: E501
+        OutOfMemory, Attach, Build, Enter, Drop, Status,
     )
 }  # fmt: skip
 

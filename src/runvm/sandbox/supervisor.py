@@ -108,7 +108,7 @@ class Supervisor:
             on_frame=self._guest_frame,
             on_close=lambda reason: self._end(f"the guest has ended ({reason})"),
         )
-        networks.attach(self.loop, guest.vm, self.agent)
+        networks.attach(self.loop, guest.vm, self.agent, self._next_channel)
         self._watch_child(guest.vm.pid, "the VMM")
         self._watch_child(daemon.pid, "virtiofsd")
         self.loop.watch(guest.console.fileno(), IN, self._console)
@@ -233,8 +233,7 @@ class Supervisor:
             if request.key != "init":
                 raise RunvmError(f"container {request.container} isn't in this virtual machine")
             member = self.members[request.container] = Member(request.container)
-        self._channel += 1
-        task = Task(member, request.key, self._channel)
+        task = Task(member, request.key, self._next_channel())
         task.shim = client.connection
         client.task = task
         member.tasks[request.key] = task
@@ -242,6 +241,10 @@ class Supervisor:
         waiting = self._waiting.pop((request.container, request.key), None)
         if waiting is not None:
             waiting()
+
+    def _next_channel(self) -> int:
+        self._channel += 1
+        return self._channel
 
     def _when_attached(
         self, client: Client, number: int, container: str, key: str, action: Callable[[Task], None]
@@ -430,6 +433,8 @@ class Supervisor:
             self.networks.query(frame)
             return
         task = self._tasks.get(frame.channel)
+        if task is None and self.networks.relay(frame):
+            return
         if task is None or task.shim is None:
             if frame.kind != CREDIT_KIND and frame.payload:
                 self.agent.credit(frame)
