@@ -28,13 +28,14 @@ def rootless(runtime: Runtime, scratch: str, template: str) -> Iterator[Rootless
 
 
 def test_a_users_containers(rootless: Rootless, runtime: Runtime) -> None:
-    """Files are the user's or of the user's ids; network, exec, top, cp and a pod as root has them; nothing is left."""
+    """Files are the user's or of the user's ids; network, ports, exec, top and cp as root has them; nothing is left."""
     shared = f"{rootless.home}/shared"
     os.mkdir(shared)
     os.chown(shared, UID, UID)
     script = "touch /v/root /v/other && chown 5:5 /v/other && echo done; mkdir /w; echo page >/w/index.html"
     script += "; exec httpd -f -p 80 -h /w"
-    rootless.ok("run", "--detach", "--name", "a", "--volume", f"{shared}:/v", IMAGE, "sh", "-c", script)
+    flags = ("--volume", f"{shared}:/v", "--publish", "127.0.0.1:18090:80")
+    rootless.ok("run", "--detach", "--name", "a", *flags, IMAGE, "sh", "-c", script)
     rootless.wait_log("a", "done")
     assert os.stat(f"{shared}/root").st_uid == UID
     assert os.stat(f"{shared}/other").st_uid == SUBORDINATE + 4
@@ -51,6 +52,8 @@ def test_a_users_containers(rootless: Rootless, runtime: Runtime) -> None:
         assert int(status["CapEff"], 16) == 0
     page = rootless.ok("run", "--rm", "--network", "container:a", IMAGE, "wget", "-q", "-O", "-", "http://127.0.0.1/")
     assert page == "page"
+    fetch = ["curl", "-s", "--max-time", "5", "http://127.0.0.1:18090/"]
+    wait_until(lambda: process.call(fetch).text == "page", timeout=20, what="the page at the published port")
     rootless.ok("stop", "--time", "0", "a")
     rootless.ok("rm", "a")
 
