@@ -83,7 +83,8 @@ def _create(
         scope = scopes.start(spec.cgroups_path, cid)
     cgroup = resources.Cgroup(())
     if ctx.cgroup_manager != "disabled":
-        cgroup = resources.cgroup(scope.path if scope is not None else spec.cgroups_path, cid)
+        path = scope.path if scope is not None else spec.cgroups_path
+        cgroup = resources.cgroup(path, cid, rootless=ctx.rootless)
     sandbox = place.sandbox or registry.new(ctx.config.state_dir)
     record = ContainerRecord(
         id=cid,

@@ -156,12 +156,12 @@ class Qemu:
 def _spawn(argv: list[str], fds: tuple[int, ...], machine: Machine, *, directory: str, boots: bool) -> int:
     """Fork, confine, exec. Its stderr goes to the file `vmm.log` beside the jail."""
     parent = os.getpid()
-    uid = jail.user_id()
+    devices = ["/dev/kvm"] if machine.accelerator == "kvm" else []
+    uid = jail.user_id(devices)
     log = os.open(f"{os.path.dirname(directory)}/vmm.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     visible = [path for path in (*_LIBRARIES, *_DATA, argv[0]) if os.path.exists(path)]
     if boots:
         visible += [machine.kernel, machine.initramfs]
-    devices = ["/dev/kvm"] if machine.accelerator == "kvm" else []
 
     def child() -> None:
         os.setsid()

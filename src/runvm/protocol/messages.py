@@ -141,10 +141,12 @@ class Unplug(NamedTuple):
 
 
 class Connect(NamedTuple):
-    """Connect to *port* of a network namespace's loopback; the channel's streams are STDIN and STDOUT. Result: {}."""
+    """Connect to *port* at an address of a network namespace, '' = its loopback; the channel's streams are STDIN and
+    STDOUT. Result: {}."""
 
     channel: int
     network: int
+    address: str
     port: int
 
 

@@ -11,7 +11,7 @@ import time
 
 from runvm.errors import RunvmError
 from runvm.hypervisor import boot, template
-from runvm.linux import process, syscalls
+from runvm.linux import process, syscalls, userns
 from runvm.log import log
 from runvm.protocol.frames import FrameError
 from runvm.sandbox import registry
@@ -34,7 +34,8 @@ def main(plan: Plan, listener: socket.socket, report: int) -> None:
     process.close_above(2, tuple(keep))
     log.path = ""
     registry.record(plan.sandbox, {"supervisor": os.getpid()})
-    syscalls.unshare(syscalls.CLONE_NEWNS)
+    # in a user namespace there is no way back from a container's network to the host's, only to one of our own
+    syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWNET if userns.limited() else 0))
     syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
     os.chdir("/")
     supervisor = None

@@ -6,6 +6,7 @@ events off the host cgroup that cgroupsPath names, by the shim's pid.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -234,10 +235,11 @@ class Cgroup:
                     raise HostError(f"set {name} to {value} in the host's cgroup: {words(error)}") from error
 
 
-def cgroup(path: str, cid: str) -> Cgroup:
+def cgroup(path: str, cid: str, *, rootless: str = "false") -> Cgroup:
     """The host cgroup for a container, made. *path* is cgroupsPath, or a scope's ('' = /runvm/<id>).
 
-    Raises: HostError where the host has no cgroups for us.
+    With *rootless* of --rootless a user that may make none has none. Raises: HostError where the host has no cgroups
+    for us.
     """
     relative = os.path.normpath("/" + (path or f"/runvm/{cid}")).lstrip("/")
     directories = []
@@ -246,11 +248,17 @@ def cgroup(path: str, cid: str) -> Cgroup:
         try:
             _make(hierarchy, relative)
         except OSError as error:
-            if error.errno == 30:  # EROFS: a hierarchy that we may not write has nothing to hold
-                continue
+            if error.errno == errno.EROFS or error.errno == errno.EACCES and _users(rootless):
+                continue  # a hierarchy that we may not write has nothing to hold
             raise HostError(f"make the host cgroup {directory}: {words(error)}") from error
         directories.append(directory)
     return Cgroup(tuple(directories))
+
+
+def _users(rootless: str) -> bool:
+    from runvm.linux import userns
+
+    return rootless == "true" or rootless == "auto" and userns.limited()
 
 
 def hierarchies() -> list[str]:
