@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 from runvm import __version__
+from runvm.agent import processors
 from runvm.agent.errors import AgentError
 from runvm.agent.networks import Networks
 from runvm.agent.runtime import Runtime
@@ -35,6 +36,7 @@ from runvm.protocol.messages import (
     Failed,
     Freeze,
     Hello,
+    Online,
     Plug,
     Remove,
     Resize,
@@ -152,6 +154,9 @@ class Agent:
             return self.runtime.freeze(request.container, request.frozen)
         if isinstance(request, Update):
             self.runtime.update(request.container, request.resources, done)
+            return None
+        if isinstance(request, Online):
+            processors.use(self.loop, request.vcpus, done)
             return None
         if isinstance(request, Stats):
             return self.runtime.stats(request.container)
