@@ -124,6 +124,7 @@ def _create(
             rootfs=spec.root_path,
             connection=connection.fileno(),
             passed=handed,
+            oom_score=spec.raw["process"].get("oomScoreAdj"),
         )
     )
     if scope is not None:
@@ -291,6 +292,8 @@ def _launch(
 
     def run() -> None:
         cgroup.join()
+        # not that of an engine's daemon, which the host's kernel is to spare
+        process.set_oom_score(spec.raw["process"].get("oomScoreAdj"))
         launch.main(plan, listener, writer)
 
     process.orphan(run)

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 
 class Machine(NamedTuple):
-    """A virtual machine to be: all that its template depends on. *growth_mib* is how much memory it can get later."""
+    """A virtual machine to be: all that its template depends on. *growth_mib* is how much memory it can get later,
+    *most_vcpus* how many virtual CPUs it can come to have."""
 
     accelerator: str
     vcpus: int
+    most_vcpus: int
     memory_mib: int
     growth_mib: int
     kernel: str
@@ -46,6 +48,9 @@ class Vm(Protocol):
 
     def grow(self, mib: int, *, deadline: float) -> None:
         """Have *mib* of the machine's growth_mib; the guest takes it as it can."""
+
+    def plug_vcpus(self, count: int, *, deadline: float) -> None:
+        """Have *count* virtual CPUs, at most the machine's most_vcpus; the guest has to take them into use."""
 
     def resume(self, *, deadline: float) -> None:
         """Let the virtual CPUs run."""

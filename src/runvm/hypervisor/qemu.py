@@ -40,13 +40,15 @@ _KERNEL_ARGS = (
 def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: bool) -> list[str]:
     """QEMU's argv for *machine*; *fds* are the descriptors qmp, agent, console and tap."""
     accelerator = "kvm" if machine.accelerator == "kvm" else f"tcg,thread=multi,tb-size={TRANSLATION_MIB}"
+    most = machine.most_vcpus
     argv = [
         program, "-name", "runvm", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot", "-S",  # noqa: E501
         "-sandbox", _SANDBOX,
         "-machine", "q35,usb=off,vmport=off,smm=off,graphics=off,hpet=off,memory-backend=ram",
         "-accel", accelerator,
         "-cpu", "host" if machine.accelerator == "kvm" else "max",
-        "-smp", str(machine.vcpus), "-m", f"{machine.memory_mib}M,maxmem={machine.memory_mib + machine.growth_mib}M",
+        "-smp", f"{machine.vcpus},sockets=1,cores={most},threads=1,maxcpus={most}",
+        "-m", f"{machine.memory_mib}M,maxmem={machine.memory_mib + machine.growth_mib}M",
         "-object", f"memory-backend-file,id=ram,size={machine.memory_mib}M,mem-path=/ram,share=on",
         "-object", f"memory-backend-file,id=more,size={machine.growth_mib}M,mem-path=/more,share=on",
         "-device", "virtio-mem-pci,id=growth,memdev=more,requested-size=0,disable-legacy=on",
@@ -229,6 +231,15 @@ class QemuVm:
         """See Vm.grow: virtio-mem plugs and unplugs in blocks while the guest runs."""
         size = {"path": "growth", "property": "requested-size", "value": mib << 20}
         self.qmp.run("qom-set", size, deadline=deadline)
+
+    def plug_vcpus(self, count: int, *, deadline: float) -> None:
+        """See Vm.plug_vcpus."""
+        slots = self.qmp.run("query-hotpluggable-cpus", deadline=deadline)
+        free = [slot for slot in slots if "qom-path" not in slot]
+        free.sort(key=lambda slot: int(slot["props"]["core-id"]))
+        for slot in free[: max(0, count - (len(slots) - len(free)))]:
+            device = {"driver": slot["type"], "id": f"vcpu{slot['props']['core-id']}", **slot["props"]}
+            self.qmp.run("device_add", device, deadline=deadline)
 
     def resume(self, *, deadline: float) -> None:
         """See Vm.resume."""

@@ -54,15 +54,21 @@ def vcpus(config: Config, resources: dict[str, Any]) -> int:
     """Virtual CPUs for a container with those limits: its quota or its cpuset, else two, or as many as the host has."""
     if config.vcpus:
         return config.vcpus
-    available = len(os.sched_getaffinity(0))
-    cpu = resources.get("cpu", {})
+    return wanted_vcpus(resources.get("cpu", {})) or min(2, _available())
+
+
+def wanted_vcpus(cpu: dict[str, Any]) -> int:
+    """How many of the host's CPUs a container with that *cpu* (of an OCI resources object) can keep busy, by its quota
+    and its cpuset; 0 where it names none."""
     quota, period = cpu.get("quota") or 0, cpu.get("period") or 100_000
-    wanted = min(2, available)
-    if quota > 0:
-        wanted = -(-quota // period)
+    wanted = -(-quota // period) if quota > 0 else 0
     if cpu.get("cpus"):
-        wanted = min(wanted if quota > 0 else available, _count(str(cpu["cpus"])))
-    return int(max(1, min(wanted, available)))
+        wanted = min(wanted or _available(), count_cpus(str(cpu["cpus"])))
+    return int(min(wanted, _available()))
+
+
+def _available() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def most_mib(room_mib: int) -> int:
@@ -105,7 +111,8 @@ def memory_mib(config: Config, limits: list[int], most_mib: int = 0) -> int:
     return min(wanted, most_mib or wanted)
 
 
-def _count(cpus: str) -> int:
+def count_cpus(cpus: str) -> int:
+    """How many a cpuset list such as 0-2,7 names, 1 at least (cpuset(7), List format)."""
     total = 0
     for part in cpus.split(","):
         low, _, high = part.strip().partition("-")
@@ -155,6 +162,11 @@ class Cgroup:
         for key in ("cpus", "mems"):
             if cpu.get(key):
                 self._write("cpuset", f"cpuset.{key}", str(cpu[key]), required=True)
+        if block_io := resources.get("blockIO"):
+            from runvm.sandbox import blkio
+
+            for line in blkio.writes(block_io, v2=v2):
+                self._write("blkio", line.file, line.text, required=line.required)
 
     def room_mib(self) -> int:
         """The least memory limit of the cgroups above, 0 for none: what a pod may take in all."""

@@ -38,6 +38,7 @@ from runvm.protocol.messages import (
 from runvm.sandbox import resources
 from runvm.sandbox.guest_link import GuestLink
 from runvm.sandbox.members import Client, Member, Task
+from runvm.sandbox.sizing import Sizing
 from runvm.shares import virtiofs
 from runvm.shares.tree import Share
 
@@ -53,7 +54,6 @@ _ATTACH_SECONDS = 10.0
 _KILL_SECONDS = 5.0
 """How long a killed container's end is waited for before the whole VM is ended, or the container given up."""
 _FLUSH_SECONDS = 10.0
-_GROW_SECONDS = 5.0
 _OOM_SECONDS = 5.0
 """At most that often a guest's OOM kills are shown on the host, which takes a moment of everybody's time."""
 
@@ -94,13 +94,13 @@ class Supervisor:
         self._tasks: dict[int, Task] = {}
         self._waiting: dict[tuple[str, str], Callable[[], None]] = {}
         self._channel = 0
-        self._grown_mib = 0
         self._listener = listener
         self._ending = False
         self.tree = share
         self.daemon = daemon
         self.networks = networks
         self.guest = guest
+        self._sizing = Sizing(plan.config, plan.machine, plan.most_mib, guest.vm)
         self.agent = GuestLink(
             self.loop,
             guest.agent.detach(),
@@ -190,11 +190,7 @@ class Supervisor:
         elif isinstance(request, messages.Start):
             self._start(client, number, request)
         elif isinstance(request, messages.Update):
-            member = self._member(request.container)
-            if request.resources.get("memory", {}).get("limit"):
-                member.limit_mib = resources.limit_mib(request.resources)
-                self._grow()
-            self.agent.ask(request, lambda answer: client.reply(number, answer))
+            self._update(client, number, request)
         elif isinstance(request, (messages.Freeze, messages.Stats)):
             self._member(request.container)
             self.agent.ask(request, lambda answer: client.reply(number, answer))
@@ -275,7 +271,9 @@ class Supervisor:
         member.cgroups = tuple(request.cgroups)
         member.limit_mib = request.limit_mib
         member.pod_mib = request.pod_mib
-        self._grow()
+        self._sizing.memory(self.members.values())
+        if self._sizing.processors(request.spec["linux"]["resources"]):
+            self.agent.ask(messages.Online(self._sizing.vcpus), _warn)
         shares = {name: Share(**share) for name, share in request.shares.items()}
         self.tree.add(member.name, shares, request.shim_pid)
         network, interfaces = 0, dict[str, Any]()
@@ -304,19 +302,23 @@ class Supervisor:
 
         self.agent.ask(create, built)
 
-    def _grow(self) -> None:
-        """Give the VM the memory that its containers may use; it never shrinks, but what is free goes back to the
-        host."""
-        machine = self.plan.machine
-        limits = [member.limit_mib for member in self.members.values()]
-        pod = [member.pod_mib for member in self.members.values() if member.pod_mib]
-        if pod:
-            limits = [max(pod[0], sum(limits))]  # the pod's is the sum of its containers' to come
-        wanted = resources.memory_mib(self.plan.config, limits, self.plan.most_mib)
-        wanted = min(wanted - machine.memory_mib, machine.growth_mib)
-        if wanted > self._grown_mib:
-            self.guest.vm.grow(wanted, deadline=time.monotonic() + _GROW_SECONDS)
-            self._grown_mib = wanted
+    def _update(self, client: Client, number: int, request: messages.Update) -> None:
+        member = self._member(request.container)
+
+        def update(online: Done | Failed) -> None:
+            if isinstance(online, Failed):
+                client.reply(number, online)
+            else:
+                self.agent.ask(request, lambda answer: client.reply(number, answer))
+
+        plugged = self._sizing.processors(request.resources)
+        if request.resources.get("memory", {}).get("limit"):
+            member.limit_mib = resources.limit_mib(request.resources)
+            self._sizing.memory(self.members.values())
+        if plugged:
+            self.agent.ask(messages.Online(self._sizing.vcpus), update)
+        else:
+            update(Done({}))
 
     def _start(self, client: Client, number: int, request: messages.Start) -> None:
         member = self._member(request.container)
@@ -526,3 +528,8 @@ class Supervisor:
             log.debug(f"sandbox {self.plan.sandbox.name} ends: {reason}")
             self.agent.fail(failed)
             self.loop.stop()
+
+
+def _warn(answer: Done | Failed) -> None:
+    if isinstance(answer, Failed):
+        log.warning(answer.error)
