@@ -125,9 +125,15 @@ class Networks:
                 self._close(namespace)
 
     def close(self) -> None:
-        """The VM has ended."""
+        """The VM has ended: every namespace is left as it was."""
         for namespace in self._namespaces.values():
-            self._restore(namespace)
+            self._let_go(namespace)
+            for card in namespace.cards.values():
+                os.close(card.home)
+        for card in self._free:
+            os.close(card.home)
+        self._namespaces.clear()
+        self._free.clear()
 
     def query(self, frame: Frame) -> None:
         """A DNS query from the guest."""
@@ -216,12 +222,15 @@ class Networks:
         in_namespace(namespace.fd, lambda: tap.wire(interface.name, card.tap, resolver=True))
 
     def _close(self, namespace: _Namespace) -> None:
+        self._guest.ask(Unplug(namespace.number), lambda answer: self._free.extend(namespace.cards.values()))
+        self._let_go(namespace)
+
+    def _let_go(self, namespace: _Namespace) -> None:
         if namespace.monitor is not None:
             self._loop.forget(namespace.monitor.fileno())
             namespace.monitor.close()
         if namespace.forwarder is not None:
             namespace.forwarder.close()
-        self._guest.ask(Unplug(namespace.number), lambda answer: self._free.extend(namespace.cards.values()))
         self._restore(namespace)
         os.close(namespace.fd)
 
