@@ -7,7 +7,7 @@ from runvm.hypervisor import template
 from runvm.hypervisor.driver import Machine
 from runvm.hypervisor.qemu import Qemu
 
-MACHINE = Machine("tcg", 1, 512, 1024, "/kernel", "/initramfs", "image", "console=ttyS0")
+MACHINE = Machine("tcg", 1, 2, 512, 1024, "/kernel", "/initramfs", "image", "console=ttyS0")
 
 
 class OneDeviceMore(Qemu):
