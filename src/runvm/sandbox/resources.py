@@ -27,6 +27,13 @@ _LEAST_MIB = 256
 _STEP_MIB = 128
 """Memory grows by this, Linux' own step on x86."""
 _BASE_MIB = 512
+_THROTTLES = (
+    ("throttleReadBpsDevice", "read_bps", "rbps"),
+    ("throttleWriteBpsDevice", "write_bps", "wbps"),
+    ("throttleReadIOPSDevice", "read_iops", "riops"),
+    ("throttleWriteIOPSDevice", "write_iops", "wiops"),
+)
+"""linux.resources.blockIO: the field, and what cgroups of version 1 and 2 call it."""
 
 
 def of_vm(annotations: dict[str, str], resources: dict[str, Any]) -> dict[str, Any]:
@@ -154,6 +161,21 @@ class Cgroup:
         for key in ("cpus", "mems"):
             if cpu.get(key):
                 self._write("cpuset", f"cpuset.{key}", str(cpu[key]), required=True)
+        self._limit_block_io(resources.get("blockIO", {}), v2=v2)
+
+    def _limit_block_io(self, block_io: dict[str, Any], *, v2: bool) -> None:
+        """Here alone: the guest has no block devices, its files are read and written by the host's processes."""
+        weight = block_io.get("weight") or 0
+        if weight:
+            for name in ("io.bfq.weight",) if v2 else ("blkio.weight", "blkio.bfq.weight"):
+                self._write("io" if v2 else "blkio", name, str(weight))
+        for field, v1_name, v2_key in _THROTTLES:
+            for entry in block_io.get(field, ()):
+                device, rate = f"{entry['major']}:{entry['minor']}", entry.get("rate") or 0
+                if v2:
+                    self._write("io", "io.max", f"{device} {v2_key}={rate or 'max'}", required=True)
+                else:
+                    self._write("blkio", f"blkio.throttle.{v1_name}_device", f"{device} {rate}", required=True)
 
     def room_mib(self) -> int:
         """The least memory limit of the cgroups above, 0 for none: what a pod may take in all."""
