@@ -45,7 +45,7 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
     oci.unsupported(spec)
     for label in oci.host_labels(spec):
         log.info(f"{label} is left out: the virtual machine confines the container instead")
-    _check_terminal(spec, options, terminal_master is not None)
+    terminal.check(spec.process.terminal, options.console_socket, own=terminal_master is not None)
     plan = guest_spec.plan(spec, cid)
     plan.spec["process"]["env"] = [*plan.spec["process"].get("env", ()), *passed.environment(listened)]
     if plan.notes:
@@ -203,13 +203,6 @@ def write_pid_file(path: str, pid: int) -> None:
         os.rename(temporary, path)
     except OSError as error:
         raise HostError(f"write pid file {path}: {words(error)}") from error
-
-
-def _check_terminal(spec: Spec, options: CreateOptions, own: bool) -> None:
-    if spec.process.terminal and not options.console_socket and not own:
-        raise UnsupportedError("cannot allocate tty if runvm will detach without setting console socket")
-    if options.console_socket and not spec.process.terminal:
-        raise UnsupportedError("cannot use console socket if runvm will not detach or allocate tty")
 
 
 def _network(ctx: Context, spec: Spec) -> bool:
