@@ -1,4 +1,4 @@
-"""Connections that the host's programs make to a container's 127.0.0.1: the guest's end of them."""
+"""Connections that the host's programs make to a container's own addresses: the guest's end of them."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ class Connections:
         return True
 
     def _try(self, request: Connect, netns: int, turn: int, done: Callable[[Json | AgentError], None]) -> None:
-        """Connect to the *turn*-th of _LOOPBACKS, then to the next; *netns* is closed in the end."""
-        family, address = _LOOPBACKS[turn]
+        """Connect to the *turn*-th of the addresses, then to the next; *netns* is closed in the end."""
+        addresses = ((socket.AF_INET, request.address),) if request.address else _LOOPBACKS
+        family, address = addresses[turn]
         sock = None
         try:
             sock = in_namespace(netns, lambda: socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
@@ -68,7 +69,7 @@ class Connections:
                 return
             if sock is not None:
                 sock.close()
-            if turn + 1 < len(_LOOPBACKS):
+            if turn + 1 < len(addresses):
                 self._try(request, netns, turn + 1, done)
             else:
                 os.close(netns)
