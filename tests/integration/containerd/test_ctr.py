@@ -11,6 +11,7 @@ import pytest
 
 from framework import host as books
 from framework import process
+from framework.containerd import has_metrics
 from framework.process import Process, wait_until
 from framework.terminal import Session
 
@@ -46,8 +47,8 @@ def test_a_task_is_looked_at_paused_killed_and_deleted(containerd: Containerd, r
     assert str(pid) in containerd.ctr("tasks", "ps", "task").expect(0).text
     executed = containerd.ctr("tasks", "exec", "--exec-id", "one", "task", "sh", "-c", "echo in it; exit 4")
     assert (executed.code, executed.text) == (4, "in it")
-    metrics = json.loads(containerd.ctr("tasks", "metrics", "--format", "json", "task").expect(0).stdout)
-    assert metrics
+    if has_metrics():
+        assert json.loads(containerd.ctr("tasks", "metrics", "--format", "json", "task").expect(0).stdout)
     containerd.ctr("tasks", "pause", "task").expect(0)
     assert "PAUSED" in containerd.ctr("tasks", "list").text
     containerd.ctr("tasks", "resume", "task").expect(0)
