@@ -84,7 +84,7 @@ def test_a_port_is_forwarded(cri: Cri) -> None:
     file = cri.pod_file()
     pod = cri.ok("runp", file)
     serve = "httpd -p 127.0.0.1:80 -h /; httpd -p [::1]:81 -h /"
-    script = f"echo page >/page; {serve}; head -c 3000000 /dev/zero >/big; exec sleep 1000"
+    script = f"echo page >/page; {serve}; head -c 3000000 /dev/zero >/part; mv /part /big; exec sleep 1000"
     container = cri.container(pod, file, "sh", "-c", script)
     cri.sh(container, "while ! test -s /big; do sleep 0.1; done")
     forwarder = Process(cri.crictl_argv("port-forward", pod, "18090:80", "18091:81", "18092:82"))
