@@ -227,6 +227,28 @@ def test_the_hosts_network_is_refused(cri: Cri) -> None:
     assert b"the host's network namespace can't be shared with a virtual machine" in result.stderr
 
 
+@pytest.mark.only("runvm", "a setting of runvm's")
+def test_the_hosts_network_can_be_the_vms(cri: Cri, runtime: Runtime) -> None:
+    """host_network = "vm": such a pod runs, in a network that its containers share and that isn't the host's."""
+    with open(runtime.config_file, encoding="utf-8") as settings:
+        before = settings.read()
+    with open(runtime.config_file, "a", encoding="utf-8") as settings:
+        settings.write('host_network = "vm"\n')
+    try:
+        linux = {"security_context": {"namespace_options": {"network": 2, "pid": 1}}}
+        file = cri.pod_file(linux=linux)
+        pod = cri.ok("runp", file)
+        first = cri.container(pod, file, "sh", "-c", "echo page >/i; exec httpd -f -p 8099 -h /", linux=linux)
+        second = cri.container(pod, file, "sleep", "1000", linux=linux)
+        assert cri.sh(second, "wget -q -O - http://127.0.0.1:8099/i") == "page"
+        assert cri.sh(first, BOOT) == cri.sh(second, BOOT)
+        refused = call(["curl", "-sS", "--max-time", "5", "http://127.0.0.1:8099/i"], timeout=10)
+        assert refused.code != 0, refused.describe()
+    finally:
+        with open(runtime.config_file, "w", encoding="utf-8") as settings:
+            settings.write(before)
+
+
 def test_a_pod_is_ended_by_force(cri: Cri) -> None:
     """rmp --force of a pod whose containers don't heed SIGTERM."""
     file = cri.pod_file()
