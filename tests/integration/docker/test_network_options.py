@@ -70,7 +70,7 @@ def test_addresses_and_names_as_asked(docker: Dockerd) -> None:
     docker.detached("--name", "peer", "--network", "six", "--ip6", "fd00:212:7::9", IMAGE, *SLEEP)
     script = """
     ip -o address show eth0; ip -o link show eth0; ip route; ip -6 route; cat /etc/hosts /etc/resolv.conf
-    hostname; hostname -f; ping -6 -c 1 -W 5 peer; ping -c 1 -W 5 peer | head -n 1
+    hostname; hostname -f; ping -6 -c 1 -W 5 peer; ping -4 -c 1 -W 5 peer
     """
     shown = docker.run(
         *("--network", "six", "--ip", "10.212.7.50", "--ip6", "fd00:212:7::50", "--mac-address", "02:42:aa:bb:cc:dd"),
@@ -106,9 +106,11 @@ def test_names_by_the_resolvers_of_glibc_and_busybox(docker: Dockerd, names: Nam
     }  # fmt: skip
     for client in ("client", "by-tcp"):
         assert json.loads(docker.ok("exec", client, "python3", "-c", LOOK_UP)) == expected, client
-    busybox = docker.run(*common, IMAGE, "sh", "-c", "for name in linked many.example; do nslookup -type=a $name; done")
+    # nslookup of busybox, which asks by itself, knows neither search lists nor TCP
+    script = "nslookup -type=a linked && nslookup -type=aaaa outside.example && ! nslookup no-such-name.example"
+    busybox = docker.run(*common[:-2], IMAGE, "sh", "-c", script)
     assert f"Address: {server}" in busybox.expect(0).text
-    assert busybox.text.count("Address: 198.51.100.") == len(MANY)
+    assert "Address: 2001:db8::55" in busybox.text
 
 
 def test_links_on_the_default_bridge(docker: Dockerd) -> None:
