@@ -73,14 +73,16 @@ def test_addresses_and_names_as_asked(docker: Dockerd) -> None:
     hostname; hostname -f; ping -6 -c 1 -W 5 peer; ping -4 -c 1 -W 5 peer
     """
     shown = docker.run(
-        *("--network", "six", "--ip", "10.212.7.50", "--ip6", "fd00:212:7::50", "--mac-address", "02:42:aa:bb:cc:dd"),
+        *("--network", "six", "--ip", "10.212.7.50", "--ip6", "fd00:212:7::50", "--link-local-ip", "169.254.7.7"),
+        *("--mac-address", "02:42:aa:bb:cc:dd"),
         *("--hostname", "named", "--domainname", "dom.example", "--add-host", "extra:192.0.2.9", "--dns", "192.0.2.53"),
         *("--dns-search", "search.example", "--dns-option", "ndots:3", IMAGE, "sh", "-c", script),
     )
     text = shown.expect(0).text
     for wanted in (
-        "inet 10.212.7.50/24 ", "inet6 fd00:212:7::50/64 ", "link/ether 02:42:aa:bb:cc:dd ", " mtu 1400 ",
-        "default via 10.212.7.1 dev eth0", "default via fd00:212:7::1 dev eth0", "192.0.2.9\textra",
+        "inet 10.212.7.50/24 ", "inet 169.254.7.7/16 ", "inet6 fd00:212:7::50/64 ", " mtu 1400 ",
+        "link/ether 02:42:aa:bb:cc:dd ", "default via 10.212.7.1 dev eth0", "default via fd00:212:7::1 dev eth0",
+        "192.0.2.9\textra",
         "10.212.7.50\tnamed.dom.example named", "search search.example", "nameserver 127.0.0.11", "\nnamed\n",
         "\nnamed.dom.example\n", "PING peer (fd00:212:7::9)", "1 packets received", "PING peer (10.212.7.",
     ):  # fmt: skip
