@@ -54,6 +54,7 @@ PORT = "runvm.agent"
 SHARE = "/run/share"
 _MODULES = (
     "virtio_pci", "virtio_console", "virtio_net", "virtiofs", "overlay", "virtio_balloon", "virtio_mem", "virtio_rng",
+    "ip_tables", "ip6_tables",
 )  # fmt: skip
 _FILE_SYSTEMS = (
     ("proc", "/proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),

@@ -30,7 +30,7 @@ def test_cp_as_a_stream_and_onto_a_volume_of_a_running_container(docker: Dockerd
         back = docker.call("cp", f"streamed:{place}/dir", "-").expect(0).stdout
         with tarfile.open(fileobj=io.BytesIO(back)) as found:
             member = found.getmember("dir/file")
-            assert (member.uid, member.gid, member.mode) == (1000, 2000, 0o640)
+            assert (member.uid, member.gid, member.mode & 0o777) == (1000, 2000, 0o640)
     docker.ok("exec", "streamed", "ln", "-s", "/vol/dir/file", "/root/link")
     docker.ok("cp", "--follow-link", "streamed:/root/link", f"{tmp_path}/out")
     with open(f"{tmp_path}/out", encoding="utf-8") as file:
