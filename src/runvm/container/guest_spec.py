@@ -132,6 +132,7 @@ def _mounts(spec: Spec, cid: str, shares: dict[str, Share]) -> list[dict[str, An
             "options": mount_options.for_guest(mount.options, f"mounts[{number}].options"),
         }
         if mount.is_bind and not _kernels_own(mount.source):
+            mount_options.check_bind(mount.options, f"mounts[{number}].options")
             name = f"m{number}"
             shares[name] = Share(mount.source, "rbind" in mount.options, mount_options.read_only(mount.options))
             entry["source"] = f"{SHARE}/{cid}/{name}"
