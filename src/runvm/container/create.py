@@ -80,7 +80,8 @@ def _create(
     if ctx.cgroup_manager == "systemd":
         from runvm.sandbox import scope as scopes
 
-        scope = scopes.start(spec.cgroups_path, cid)
+        limits = resources.host_limits(spec.resources, overhead_mib=config.overhead_mib)
+        scope = scopes.start(spec.cgroups_path, cid, limits)
     cgroup = resources.Cgroup(())
     if ctx.cgroup_manager != "disabled":
         path = scope.path if scope is not None else spec.cgroups_path
@@ -104,6 +105,7 @@ def _create(
         cgroups=cgroup.directories,
         namespaces={kind: path for kind, path in spec.namespaces.items() if path},
         complete=False,
+        scope="" if scope is None else scope.name,
     )
     state.save(ctx, record)  # what outlives us is written down before it is made
     cgroup.limit(spec.resources, overhead_mib=config.overhead_mib)

@@ -45,6 +45,8 @@ class ContainerRecord(NamedTuple):
     cgroups: tuple[str, ...]
     namespaces: dict[str, str]
     complete: bool
+    scope: str = ""
+    """The unit of systemd's that its cgroup is, '' where systemd doesn't manage it."""
 
 
 class Lock:
