@@ -172,6 +172,7 @@ def _create(
         rows,
         columns,
         list(handed.ways),
+        plan.notify,
     )
     registry.call(sandbox, build)
     log.debug("create: container built in the guest")

@@ -43,9 +43,10 @@ class Check(NamedTuple):
 
 
 def check_root(config: Config) -> Check:
-    """Root, for namespaces, mounts and cgroups."""
+    """Root, for namespaces, mounts and cgroups; in a user namespace, as rootless Podman makes one, it is one's own."""
     uid = os.geteuid()
-    return Check("root", uid == 0, "running as root" if uid == 0 else f"running as user {uid}", "sudo runvm doctor")
+    found = "running as root" if uid == 0 else f"running as user {uid}"
+    return Check("root", uid == 0, found, "sudo runvm doctor, or for rootless Podman: podman unshare runvm doctor")
 
 
 def check_hypervisor(config: Config) -> Check:
