@@ -140,7 +140,7 @@ def test_readiness_is_told_by_the_container(podman: Podman, tmp_path: Path) -> N
 def test_a_container_for_systemd(podman: Podman) -> None:
     """--systemd=always: what systemd wants is mounted, and the control groups can be written."""
     script = (
-        "for d in /sys/fs/cgroup /sys/fs/cgroup/systemd; do mkdir $d/made 2>/dev/null && rmdir $d/made && echo made; done;"
+        "for d in /sys/fs/cgroup /sys/fs/cgroup/systemd; do mkdir $d/x 2>/dev/null && rmdir $d/x && echo made; done;"
         " echo $container; mount | grep -c 'on /run '"
     )
     seen = podman.run("--systemd", "always", IMAGE, "sh", "-c", script).expect(0).text
