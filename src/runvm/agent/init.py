@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 from runvm import __version__
+from runvm.agent import processors
 from runvm.agent.connections import Connections
 from runvm.agent.errors import AgentError
 from runvm.agent.networks import Networks
@@ -37,6 +38,7 @@ from runvm.protocol.messages import (
     Failed,
     Freeze,
     Hello,
+    Online,
     Plug,
     Remove,
     Resize,
@@ -156,6 +158,9 @@ class Agent:
             return self.runtime.freeze(request.container, request.frozen)
         if isinstance(request, Update):
             self.runtime.update(request.container, request.resources, done)
+            return None
+        if isinstance(request, Online):
+            processors.use(self.loop, request.vcpus, done)
             return None
         if isinstance(request, Stats):
             return self.runtime.stats(request.container)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from runvm.container import guest_spec, passed, shim, state, terminal
 from runvm.container.state import ContainerRecord
-from runvm.errors import HostError, RunvmError, UnsupportedError, words
+from runvm.errors import DeadlineError, HostError, RunvmError, UnsupportedError, words
 from runvm.linux import process, syscalls
 from runvm.linux.process import Identity
 from runvm.log import log
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from runvm.container.options import CreateOptions
     from runvm.oci.spec import Spec
 
+_START_SECONDS = 60
+"""How long a virtual machine may take to start beside its guest's boot."""
 _NEW = {"network": syscalls.CLONE_NEWNET, "ipc": syscalls.CLONE_NEWIPC, "uts": syscalls.CLONE_NEWUTS}
 
 
@@ -43,7 +45,7 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
     oci.unsupported(spec)
     for label in oci.host_labels(spec):
         log.info(f"{label} is left out: the virtual machine confines the container instead")
-    _check_terminal(spec, options, terminal_master is not None)
+    terminal.check(spec.process.terminal, options.console_socket, own=terminal_master is not None)
     plan = guest_spec.plan(spec, cid)
     plan.spec["process"]["env"] = [*plan.spec["process"].get("env", ()), *passed.environment(listened)]
     if plan.notes:
@@ -84,8 +86,7 @@ def _create(
         scope = scopes.start(spec.cgroups_path, cid, limits)
     cgroup = resources.Cgroup(())
     if ctx.cgroup_manager != "disabled":
-        path = scope.path if scope is not None else spec.cgroups_path
-        cgroup = resources.cgroup(path, cid, rootless=ctx.rootless)
+        cgroup = resources.planned(scope.path if scope is not None else spec.cgroups_path, cid)
     sandbox = place.sandbox or registry.new(ctx.config.state_dir)
     record = ContainerRecord(
         id=cid,
@@ -103,11 +104,14 @@ def _create(
         config_path=spec.config_path,
         terminal=spec.process.terminal,
         cgroups=cgroup.directories,
+        cgroup_shared=scope is None and cgroup.in_use(),
         namespaces={kind: path for kind, path in spec.namespaces.items() if path},
         complete=False,
         scope="" if scope is None else scope.name,
     )
     state.save(ctx, record)  # what outlives us is written down before it is made
+    cgroup = resources.make(cgroup, rootless=ctx.rootless)
+    record = record._replace(cgroups=cgroup.directories)
     cgroup.limit(spec.resources, overhead_mib=config.overhead_mib)
     log.debug("create: cgroup made")
     listener = registry.listen(sandbox) if place.sandbox is None else None
@@ -126,6 +130,7 @@ def _create(
             rootfs=spec.root_path,
             connection=connection.fileno(),
             passed=handed,
+            oom_score=spec.raw["process"].get("oomScoreAdj"),
         )
     )
     if scope is not None:
@@ -146,17 +151,17 @@ def _create(
         log.debug("create: supervisor forked")
     kinds = tuple(kind for kind in placement.JOINED if kind in spec.namespaces)
     try:
-        placement.enlist(sandbox, cid, started.pid, kinds, cgroup.directories)
+        placement.enlist(sandbox, cid, started.pid, kinds, cgroup.directories, placement.pod_of(spec))
         _hooks(spec, cid, started.pid)
         log.debug("create: hooks done")
     except BaseException:
         if report >= 0:
             # a supervisor that is just coming up has to be there before it can be told to go
             with suppress(RunvmError):
-                _await_launch(report)
+                _await_launch(report, config)
         raise
     if report >= 0:
-        _await_launch(report)
+        _await_launch(report, config)
         log.debug("create: virtual machine runs")
     rows, columns = spec.process.console_size
     build = messages.Build(
@@ -174,7 +179,8 @@ def _create(
         list(handed.ways),
         plan.notify,
     )
-    registry.call(sandbox, build)
+    # where a template proves broken only now, the supervisor boots instead
+    registry.call(sandbox, build, timeout=registry.ANSWER_SECONDS + config.boot_timeout_s)
     log.debug("create: container built in the guest")
     shim.release(started)
     if slave >= 0:
@@ -200,13 +206,6 @@ def write_pid_file(path: str, pid: int) -> None:
         os.rename(temporary, path)
     except OSError as error:
         raise HostError(f"write pid file {path}: {words(error)}") from error
-
-
-def _check_terminal(spec: Spec, options: CreateOptions, own: bool) -> None:
-    if spec.process.terminal and not options.console_socket and not own:
-        raise UnsupportedError("cannot allocate tty if runvm will detach without setting console socket")
-    if options.console_socket and not spec.process.terminal:
-        raise UnsupportedError("cannot use console socket if runvm will not detach or allocate tty")
 
 
 def _network(ctx: Context, spec: Spec) -> bool:
@@ -292,11 +291,8 @@ def _launch(
         held,
     )
 
-    def run() -> None:
-        cgroup.join()
-        launch.main(plan, listener, writer)
-
-    process.orphan(run)
+    oom_score = spec.raw["process"].get("oomScoreAdj")
+    process.orphan(lambda: launch.main(plan, cgroup.procs, oom_score, listener, writer))
     os.close(writer)
     for fd in (namespace, held):
         if fd >= 0:
@@ -304,15 +300,16 @@ def _launch(
     return reader
 
 
-def _await_launch(report: int) -> None:
+def _await_launch(report: int, config: Config) -> None:
     """Until the VM runs. Raises RunvmError with what the supervisor says."""
     import select
 
+    seconds = config.boot_timeout_s + _START_SECONDS
     poll = select.poll()
     poll.register(report, select.POLLIN)
     try:
-        if not poll.poll(180_000):
-            raise RunvmError("timed out after 180 s waiting for the virtual machine to start")
+        if not poll.poll(seconds * 1000):
+            raise DeadlineError(f"timed out after {seconds} s waiting for the virtual machine to start")
         data = os.read(report, 65536)
         if data[:1] != b"\0":
             message, _, details = data[1:].decode(errors="replace").partition("\n")

@@ -47,7 +47,7 @@ class Namespaces(NamedTuple):
 
 class Plan(NamedTuple):
     """What a shim is to be. *terminal* is a pty slave or -1; *rootfs* what its root shall show ('' = the host's),
-    *passed* the descriptors beyond stdio that the process gets."""
+    *passed* the descriptors beyond stdio that the process gets, *oom_score* its oom_score_adj (None = the caller's)."""
 
     title: str
     namespaces: Namespaces
@@ -56,6 +56,7 @@ class Plan(NamedTuple):
     rootfs: str
     connection: int
     passed: Passed = Passed()
+    oom_score: int | None = None
 
 
 class Started(NamedTuple):
@@ -111,6 +112,7 @@ def _main(plan: Plan, gate: object) -> None:
 
     assert isinstance(gate, socket.socket)
     os.setsid()
+    process.set_oom_score(plan.oom_score)
     # first of all the sandbox's listener: held here it would let commands connect to a supervisor that has gone
     own = (plan.connection, gate.fileno(), *plan.passed.fds, *((plan.terminal,) if plan.terminal >= 0 else ()))
     process.close_above(2, (*own, *plan.namespaces.join))

@@ -117,6 +117,12 @@ class Update(NamedTuple):
     resources: Json
 
 
+class Online(NamedTuple):
+    """Use that many virtual CPUs, the last of which are just being plugged in. Result: {}."""
+
+    vcpus: int
+
+
 class Stats(NamedTuple):
     """Read the container's cgroup. Result: {file name: its text}."""
 
@@ -254,8 +260,8 @@ class Status(NamedTuple):
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Stats, Remove, Plug, Unplug, Connect, Resize, Hello, Exited,  # noqa: E501
-        OutOfMemory, Notified, Attach, Build, Enter, Drop, Status,
+        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Online, Stats, Remove, Plug, Unplug, Connect, Resize, Hello,  # noqa: E501
+        Exited, OutOfMemory, Notified, Attach, Build, Enter, Drop, Status,
     )
 }  # fmt: skip
 

@@ -134,9 +134,15 @@ class Networks:
                 self._close(namespace)
 
     def close(self) -> None:
-        """The VM has ended."""
+        """The VM has ended: every namespace is left as it was."""
         for namespace in self._namespaces.values():
-            self._restore(namespace)
+            self._let_go(namespace)
+            for card in namespace.cards.values():
+                os.close(card.home)
+        for card in self._free:
+            os.close(card.home)
+        self._namespaces.clear()
+        self._free.clear()
 
     def query(self, frame: Frame) -> None:
         """A DNS query from the guest."""
@@ -233,6 +239,10 @@ class Networks:
             namespace.door = self._forwards.open(namespace.fd, namespace.number)
 
     def _close(self, namespace: _Namespace) -> None:
+        self._guest.ask(Unplug(namespace.number), lambda answer: self._free.extend(namespace.cards.values()))
+        self._let_go(namespace)
+
+    def _let_go(self, namespace: _Namespace) -> None:
         if namespace.door is not None:
             namespace.door.close()
         if namespace.monitor is not None:
@@ -240,7 +250,6 @@ class Networks:
             namespace.monitor.close()
         if namespace.forwarder is not None:
             namespace.forwarder.close()
-        self._guest.ask(Unplug(namespace.number), lambda answer: self._free.extend(namespace.cards.values()))
         self._restore(namespace)
         os.close(namespace.fd)
 
