@@ -82,7 +82,8 @@ def _create(
     if ctx.cgroup_manager == "systemd":
         from runvm.sandbox import scope as scopes
 
-        scope = scopes.start(spec.cgroups_path, cid)
+        limits = resources.host_limits(spec.resources, overhead_mib=config.overhead_mib)
+        scope = scopes.start(spec.cgroups_path, cid, limits)
     cgroup = resources.Cgroup(())
     if ctx.cgroup_manager != "disabled":
         cgroup = resources.planned(scope.path if scope is not None else spec.cgroups_path, cid)
@@ -106,6 +107,7 @@ def _create(
         cgroup_shared=scope is None and cgroup.in_use(),
         namespaces={kind: path for kind, path in spec.namespaces.items() if path},
         complete=False,
+        scope="" if scope is None else scope.name,
     )
     state.save(ctx, record)  # what outlives us is written down before it is made
     cgroup = resources.make(cgroup, rootless=ctx.rootless)
@@ -175,6 +177,7 @@ def _create(
         rows,
         columns,
         list(handed.ways),
+        plan.notify,
     )
     # where a template proves broken only now, the supervisor boots instead
     registry.call(sandbox, build, timeout=registry.ANSWER_SECONDS + config.boot_timeout_s)

@@ -32,6 +32,7 @@ from runvm.protocol.messages import (
     Exec,
     Exited,
     Failed,
+    Notified,
     OutOfMemory,
     Signal,
     Status,
@@ -366,6 +367,10 @@ class Supervisor:
                 self.agent.ask(messages.Online(self._sizing.vcpus), _warn)
             shares = {name: Share(**share) for name, share in request.shares.items()}
             self.tree.add(member.name, shares, request.shim_pid)
+            if request.notify and member.notifier is None:
+                from runvm.sandbox.notify import Notifier
+
+                member.notifier = Notifier(request.notify)
             network, interfaces = 0, dict[str, Any]()
             if request.network:
                 network, interfaces = self.networks.join(member.name, request.shim_pid)
@@ -379,6 +384,7 @@ class Supervisor:
                 request.rows,
                 request.columns,
                 request.passed,
+                bool(request.notify),
             )
             self.agent.ask(create, built)
 
@@ -477,6 +483,8 @@ class Supervisor:
     def _dropped(self, member: Member) -> None:
         if self.members.pop(member.name, None) is None:
             return
+        if member.notifier is not None:
+            member.notifier.close()
         for task in list(member.tasks.values()):
             self._tasks.pop(task.channel, None)
             if task.shim is not None:
@@ -538,6 +546,10 @@ class Supervisor:
             self._exited(message)
         elif isinstance(message, OutOfMemory):
             self._out_of_memory(message.container)
+        elif isinstance(message, Notified):
+            member = self.members.get(message.container)
+            if member is not None and member.notifier is not None:
+                member.notifier.say(message.text)
 
     def _out_of_memory(self, container: str) -> None:
         member = self.members.get(container)

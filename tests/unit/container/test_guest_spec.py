@@ -39,3 +39,12 @@ def test_without_a_uts_namespace_the_hosts_name_shows(tmp_path: Path) -> None:
     plan = planned(tmp_path, linux={"namespaces": [{"type": "mount"}]})
     assert plan.spec["hostname"] == os.uname().nodename
     assert {"type": "uts"} in plan.spec["linux"]["namespaces"]
+
+
+def test_systemds_hierarchy_makes_the_guests_writable(tmp_path: Path) -> None:
+    """podman run --systemd on cgroup v1: a container's systemd has to write in what it finds at /sys/fs/cgroup."""
+    groups = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "ro"]}
+    place = "/sys/fs/cgroup/systemd"
+    own = {"destination": place, "type": "bind", "source": place, "options": ["bind", "rprivate"]}
+    (seen,) = planned(tmp_path, mounts=[groups, own]).spec["mounts"]
+    assert (seen["type"], seen["options"]) == ("cgroup", ["nosuid"])
