@@ -111,6 +111,10 @@ class Dockerd(Engine):
         assert self._process is not None
         self._process.kill()
 
+    def stop(self) -> None:
+        """SIGTERM to dockerd, as a service manager stops it; its containers are live-restored by the next `start`."""
+        stop(self._process, 60)
+
     def argv(self, *args: str) -> list[str]:
         """The client's command."""
         return [CLIENT, "--host", f"unix://{self.socket}", *args]
