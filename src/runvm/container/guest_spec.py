@@ -40,7 +40,7 @@ _NOT_IN_GUEST = {
 }
 
 _UNSET = {"memory": ("limit", "reservation", "swap"), "cpu": ("shares", "quota", "period", "cpus")}
-"""Where 0 or '' is no value to runc, and `docker update` sends it for what isn't asked for; crun takes 0 for the limit."""
+"""Where 0 or '' is no value to runc, and `docker update` sends it for what isn't asked for; crun takes it literally."""
 
 
 class GuestPlan(NamedTuple):
