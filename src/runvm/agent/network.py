@@ -130,19 +130,6 @@ def open_namespace(name: str) -> int:
     return os.open(path(name), os.O_RDONLY | os.O_CLOEXEC)
 
 
-def set_sysctls(name: str, sysctls: dict[str, str]) -> None:
-    """Write settings, named as in linux.sysctl (sysctl.d(5): the first separator decides), in a namespace. Raises
-    OSError."""
-
-    def write() -> None:
-        for key, value in sysctls.items():
-            dotted = next((char for char in key if char in "./"), ".") == "."
-            with open(f"/proc/sys/{key.translate({46: '/', 47: '.'}) if dotted else key}", "w") as file:
-                file.write(value)
-
-    in_namespace(_namespaces[name].fd, write)
-
-
 def configure(name: str, network: Network, *, deadline: float) -> list[str]:
     """Bring a namespace from what it was last told to have to *network*; what the container itself changed stays.
 

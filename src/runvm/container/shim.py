@@ -156,11 +156,12 @@ def _show_root(rootfs: str, *, own_processes: bool) -> None:
     syscalls.mount(rootfs, rootfs, "", syscalls.MS_BIND | syscalls.MS_REC)
     os.chdir(rootfs)
     syscalls.pivot_root(".", ".")
-    syscalls.unmount(".", syscalls.MNT_DETACH)
-    os.chdir("/")
     if own_processes:
+        # while the old root is there: in a user namespace who sees no /proc can't mount one
         with suppress(OSError):  # an image without /proc, a host that doesn't let it be mounted
             syscalls.mount("proc", "/proc", "proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
+    syscalls.unmount(".", syscalls.MNT_DETACH)
+    os.chdir("/")
 
 
 def release(started: Started, *, timeout: float = 10.0) -> None:

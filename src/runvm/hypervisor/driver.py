@@ -76,6 +76,9 @@ class Driver(Protocol):
     def version_key(self) -> str:
         """What tells this VMM's build from another, for a template's key. Raises HostError where it is missing."""
 
+    def hardware(self, machine: Machine) -> str:
+        """What *machine* is built of when a snapshot of it is restored, which fits no other: for a template's key."""
+
     def accelerator(self) -> str:
         """'kvm' where it works, else 'tcg'."""
 

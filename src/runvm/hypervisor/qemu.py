@@ -22,12 +22,14 @@ _PROGRAM = "qemu-system-x86_64"
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _DATA = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/ipxe")
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/libexec/qemu")
-PORTS = 4
+PORTS = 8
 """Empty PCIe root ports: one for the share, the others for further NICs."""
 TRANSLATION_MIB = 64
 """Room for translated code under emulation; QEMU's own default is 1 GiB, which a long-lived VM would come to fill."""
 _KERNEL_ARGS = (
     "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 rcupdate.rcu_expedited=1 cryptomgr.notests net.ifnames=0"
+    # on a busy host an emulated timer loses ticks, and the kernel's test of it ends in a guest that hangs
+    " no_timer_check"
     # what virtio-mem brings is put to use by itself
     " memhp_default_state=online"
     # a kernel that has lost its way ends, and the containers with it: half of one leaves processes that never end
@@ -99,6 +101,12 @@ class Qemu:
             raise HostError(f"{program}: {error.strerror}", do="set 'qemu' in the configuration") from error
         return f"{program}:{status.st_size}:{status.st_mtime_ns}"
 
+    def hardware(self, machine: Machine) -> str:
+        """QEMU's argv, apart from the numbers of descriptors."""
+        return " ".join(
+            arguments(machine, dict.fromkeys(("qmp", "agent", "console", "tap"), 0), program="", restore=True)
+        )
+
     def accelerator(self) -> str:
         """The configured one, or with 'auto' KVM where a guest really boots with it."""
         if self._config.accelerator != "auto":
@@ -150,12 +158,12 @@ class Qemu:
 def _spawn(argv: list[str], fds: tuple[int, ...], machine: Machine, *, directory: str, boots: bool) -> int:
     """Fork, confine, exec. Its stderr goes to the file `vmm.log` beside the jail."""
     parent = os.getpid()
-    uid = jail.user_id()
+    devices = ["/dev/kvm"] if machine.accelerator == "kvm" else []
+    uid = jail.user_id(devices)
     log = os.open(f"{os.path.dirname(directory)}/vmm.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     visible = [path for path in (*_LIBRARIES, *_DATA, argv[0]) if os.path.exists(path)]
     if boots:
         visible += [machine.kernel, machine.initramfs]
-    devices = ["/dev/kvm"] if machine.accelerator == "kvm" else []
 
     def child() -> None:
         os.setsid()

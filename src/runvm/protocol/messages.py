@@ -146,6 +146,16 @@ class Unplug(NamedTuple):
     network: int
 
 
+class Connect(NamedTuple):
+    """Connect to *port* at an address of a network namespace, '' = its loopback; the channel's streams are STDIN and
+    STDOUT. Result: {}."""
+
+    channel: int
+    network: int
+    address: str
+    port: int
+
+
 class Resize(NamedTuple):
     """An event: the size of a channel's terminal has changed."""
 
@@ -239,8 +249,8 @@ class Status(NamedTuple):
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Online, Stats, Remove, Plug, Unplug, Resize, Hello, Exited, OutOfMemory,  # noqa: E501
-        Attach, Build, Enter, Drop, Status,
+        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Online, Stats, Remove, Plug, Unplug, Connect, Resize, Hello,  # noqa: E501
+        Exited, OutOfMemory, Attach, Build, Enter, Drop, Status,
     )
 }  # fmt: skip
 

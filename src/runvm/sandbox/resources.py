@@ -6,6 +6,7 @@ events off the host cgroup that cgroupsPath names, by the shim's pid.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -190,7 +191,18 @@ class Cgroup:
                         found.update(int(line) for line in file)
                 except OSError:
                     continue
-        return sorted(found)
+        return sorted(found - {0})  # what is outside of our PID namespace
+
+    def in_use(self) -> bool:
+        """Whether others have it: what is in it, and the cgroups below, are then not for us to clear away."""
+        for directory in self.directories:
+            try:
+                with os.scandir(directory) as entries:
+                    if any(entry.is_dir(follow_symlinks=False) for entry in entries):
+                        return True
+            except FileNotFoundError:
+                continue
+        return bool(self.processes())
 
     def hand_over(self, directories: tuple[str, ...]) -> None:
         """Move every process in it to another one, which *directories* are."""
@@ -207,13 +219,19 @@ class Cgroup:
                     continue  # it has ended
 
     def kill(self) -> None:
-        """SIGKILL to whatever a crash has left in it, this process never."""
+        """SIGKILL to whatever a crash has left in it, this process never; nor one that has taken the pid over since."""
         for pid in self.processes():
-            if pid != os.getpid():
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+            try:
+                fd = os.pidfd_open(pid)
+            except OSError:
+                continue
+            try:
+                if pid != os.getpid() and pid in self.processes():
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            finally:
+                os.close(fd)
 
     def remove(self, *, timeout: float = 5.0) -> None:
         """Remove the directories, and those of ours above that are empty; waits for processes that are just ending."""
@@ -243,23 +261,36 @@ class Cgroup:
                     raise HostError(f"set {name} to {value} in the host's cgroup: {words(error)}") from error
 
 
-def cgroup(path: str, cid: str) -> Cgroup:
-    """The host cgroup for a container, made. *path* is cgroupsPath, or a scope's ('' = /runvm/<id>).
+def planned(path: str, cid: str) -> Cgroup:
+    """The host cgroup for a container, not made yet. *path* is cgroupsPath, or a scope's ('' = /runvm/<id>)."""
+    relative = os.path.normpath("/" + (path or f"/runvm/{cid}")).strip("/")
+    return Cgroup(tuple(f"{hierarchy}/{relative}".rstrip("/") for hierarchy in hierarchies()))
 
-    Raises: HostError where the host has no cgroups for us.
+
+def make(cgroup: Cgroup, *, rootless: str = "false") -> Cgroup:
+    """Make what planned() gave; those directories of it that this host lets us have.
+
+    With *rootless* of --rootless a user that may make none has none. Raises: HostError where the host has no cgroups
+    for us.
     """
-    relative = os.path.normpath("/" + (path or f"/runvm/{cid}")).lstrip("/")
     directories = []
-    for hierarchy in hierarchies():
-        directory = f"{hierarchy}/{relative}"
+    roots = hierarchies()
+    for directory in cgroup.directories:
+        hierarchy = next(root for root in roots if f"{directory}/".startswith(f"{root}/"))
         try:
-            _make(hierarchy, relative)
+            _make(hierarchy, directory[len(hierarchy) + 1 :])
         except OSError as error:
-            if error.errno == 30:  # EROFS: a hierarchy that we may not write has nothing to hold
-                continue
+            if error.errno == errno.EROFS or error.errno == errno.EACCES and _users(rootless):
+                continue  # a hierarchy that we may not write has nothing to hold
             raise HostError(f"make the host cgroup {directory}: {words(error)}") from error
         directories.append(directory)
     return Cgroup(tuple(directories))
+
+
+def _users(rootless: str) -> bool:
+    from runvm.linux import userns
+
+    return rootless == "true" or rootless == "auto" and userns.limited()
 
 
 def hierarchies() -> list[str]:
@@ -280,7 +311,7 @@ def hierarchies() -> list[str]:
 def _make(hierarchy: str, relative: str) -> None:
     path = hierarchy
     v2 = hierarchy == _ROOT
-    for part in relative.split("/"):
+    for part in filter(None, relative.split("/")):
         if v2:
             _enable(path)
         parent, path = path, f"{path}/{part}"

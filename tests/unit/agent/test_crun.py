@@ -20,6 +20,7 @@ START = "unable to start container process: "
             "/bin/x",
             f'{START}exec: "/bin/x": stat /bin/x: no such file or directory',
         ),
+        ("open executable: Permission denied", "", f'{START}exec: "": executable file not found in $PATH'),
         ("open executable: Permission denied", "/etc", f'{START}exec: "/etc": permission denied'),
         (
             "open executable: Too many levels of symbolic links",
