@@ -41,6 +41,9 @@ _NOT_IN_GUEST = {
     "cpu": ("mems", "realtimeRuntime", "realtimePeriod"),
 }
 
+_UNSET = {"memory": ("limit", "reservation", "swap"), "cpu": ("shares", "quota", "period", "cpus")}
+"""Where 0 or '' is no value to runc, and `docker update` sends it for what isn't asked for; crun takes it literally."""
+
 
 class GuestPlan(NamedTuple):
     """What `create` sends to the supervisor: the guest's spec, what is shared, what was left out (for the log), the
@@ -112,7 +115,11 @@ def resources(given: dict[str, Any]) -> dict[str, Any]:
     }
     for group, names in _NOT_IN_GUEST.items():
         if group in kept:
-            kept[group] = {key: value for key, value in kept[group].items() if key not in names}
+            kept[group] = {
+                key: value
+                for key, value in kept[group].items()
+                if key not in names and (value or key not in _UNSET[group])
+            }
     burst = given.get("cpu", {}).get("burst")
     if burst is not None:  # crun 1.8 passes it over
         kept["unified"] = {"cpu.max.burst": str(burst), **kept.get("unified", {})}

@@ -6,7 +6,10 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from runvm.container import guest_spec
+from runvm.errors import UnsupportedError
 from runvm.oci import spec
 
 if TYPE_CHECKING:
@@ -48,3 +51,23 @@ def test_systemds_hierarchy_makes_the_guests_writable(tmp_path: Path) -> None:
     own = {"destination": place, "type": "bind", "source": place, "options": ["bind", "rprivate"]}
     (seen,) = planned(tmp_path, mounts=[groups, own]).spec["mounts"]
     assert (seen["type"], seen["options"]) == ("cgroup", ["nosuid"])
+
+
+def test_zeros_of_an_update_are_no_limits() -> None:
+    """`docker update --cpus 2` sends a memory limit of 0, which crun would make the limit."""
+    sent = {
+        "memory": {"limit": 0, "reservation": 0, "kernel": 0},
+        "cpu": {"shares": 0, "quota": 200_000, "period": 100_000, "cpus": "", "mems": "", "idle": 0},
+        "blockIO": {"weight": 0},
+    }
+    assert guest_spec.resources(sent) == {
+        "memory": {},
+        "cpu": {"quota": 200_000, "period": 100_000, "idle": 0},
+    }
+
+
+def test_real_time_is_refused() -> None:
+    """No guarantee of the host's reaches a guest."""
+    assert guest_spec.resources({"cpu": {"realtimeRuntime": 0, "realtimePeriod": 1000}}) == {"cpu": {}}
+    with pytest.raises(UnsupportedError, match="realtimeRuntime"):
+        guest_spec.resources({"cpu": {"realtimeRuntime": 1000}})
