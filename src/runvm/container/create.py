@@ -176,7 +176,9 @@ def _create(
         list(handed.ways),
     )
     # where a template proves broken only now, the supervisor boots instead
-    registry.call(sandbox, build, timeout=registry.ANSWER_SECONDS + config.boot_timeout_s)
+    answer = registry.call(sandbox, build, timeout=registry.ANSWER_SECONDS + config.boot_timeout_s)
+    for note in answer.get("notes", ()):
+        log.warning(note)
     log.debug("create: container built in the guest")
     shim.release(started)
     if slave >= 0:

@@ -58,13 +58,14 @@ def ensure(config: Config, driver: Driver, machine: Machine) -> str:
     made."""
     name = key(driver, machine)
     directory = f"{_base(config)}/{name}"
-    if _is_whole(directory):
+    if is_whole(directory):
         return directory
     with _Lock(config, timeout=2 * config.boot_timeout_s):
-        if _is_whole(directory):
+        if is_whole(directory):
             return directory
         if os.path.exists(directory):
-            drop(config, directory)
+            log.warning(f"the template {name} isn't as it was made: it is made anew")
+            _remove(directory)
         for other in list_templates(config):
             if not os.path.exists(other.made_from.get("kernel", "/")):
                 _remove(other.directory)  # of an image that has been pruned: no start will want it
@@ -126,12 +127,11 @@ def sweep(config: Config) -> None:
             continue
 
 
-def drop(config: Config, directory: str) -> None:
-    """Remove a template that proved broken; the next start makes it anew."""
-    log.warning(
-        f"the template {os.path.basename(directory)} is broken and has been dropped; the next start makes it anew"
-    )
+def drop(directory: str, reason: str) -> str:
+    """Remove a template that proved broken, so that the next start makes it anew; what is to be said of it."""
     _remove(directory)
+    words = f"the template {os.path.basename(directory)} is broken, booting instead; the next start makes it anew"
+    return f"{words}: {reason}"
 
 
 def prove(config: Config, accelerator: str, *, timeout: float) -> None:
@@ -264,7 +264,7 @@ def _stamp(directory: str, name: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _is_whole(directory: str) -> bool:
+def is_whole(directory: str) -> bool:
     """Whether a template is there as it was made. Bits that have changed on the disk don't show: the guest tells."""
     try:
         with open(f"{directory}/meta.json") as file:

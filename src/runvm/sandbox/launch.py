@@ -80,26 +80,25 @@ def _start(plan: Plan, share: tree.Tree) -> Running:
     networks = Networks()
     tap = networks.first_tap(plan.namespace) if plan.namespace >= 0 else template.scratch_tap()
     log.debug("supervisor: tap made")
-    guest = _start_guest(plan, tap, daemon.socket)
+    guest, note = _start_guest(plan, tap, daemon.socket)
     os.close(tap)
     registry.record(plan.sandbox, {"supervisor": os.getpid(), "vmm": guest.vm.pid, "virtiofsd": daemon.pid})
-    return Running(guest, daemon, networks)
+    return Running(guest, daemon, networks, note)
 
 
-def _start_guest(plan: Plan, tap: int, share: socket.socket) -> boot.Guest:
+def _start_guest(plan: Plan, tap: int, share: socket.socket) -> tuple[boot.Guest, str]:
     """Start the VM from its template, or boot it where there is none or it fails; then plug the share in and let
-    it run."""
+    it run. With it comes what the user should know."""
     deadline = time.monotonic() + plan.config.boot_timeout_s
     directory = plan.sandbox.directory
-    guest = None
+    guest, note = None, ""
     if plan.template:
         try:
             guest = boot.start(
                 plan.driver, plan.machine, directory=directory, tap=tap, template=plan.template, deadline=deadline
             )
         except (RunvmError, OSError) as error:
-            log.warning(f"starting from the template failed, booting instead: {error}")
-            template.drop(plan.config, plan.template)
+            note = template.drop(plan.template, str(error))
             syscalls.unmount(f"{directory}/jail", syscalls.MNT_DETACH)
     cold = guest is None
     if guest is None:
@@ -111,4 +110,4 @@ def _start_guest(plan: Plan, tap: int, share: socket.socket) -> boot.Guest:
     log.debug("supervisor: guest resumed")
     if cold:
         guest.wait_hello(deadline=deadline)
-    return guest
+    return guest, note

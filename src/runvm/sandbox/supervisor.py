@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runvm.errors import RunvmError
+from runvm.errors import RunvmError, VmmError
 from runvm.linux.loop import IN, Loop
 from runvm.log import log
 from runvm.protocol import messages
@@ -82,11 +82,12 @@ class Plan(NamedTuple):
 
 
 class Running(NamedTuple):
-    """What a VM's supervisor has started, all its own."""
+    """What a VM's supervisor has started, all its own; *note* is what the user should know of it."""
 
     guest: boot.Guest
     daemon: virtiofs.Daemon
     networks: Networks
+    note: str = ""
 
 
 class _Build(NamedTuple):
@@ -113,6 +114,7 @@ class Supervisor:
         self._broken = False
         self._oom_shown = -_OOM_SECONDS
         self._builds: dict[str, _Build] = {}
+        self._notes: list[str] = []
         self._watched: list[int] = []
         self._start_vm = start
         self.tree = share
@@ -122,7 +124,9 @@ class Supervisor:
 
     def _adopt(self, running: Running) -> None:
         """Take a VM over, and have its guest become this VM's."""
-        self.guest, self.daemon, self.networks = running
+        self.guest, self.daemon, self.networks, note = running
+        if note:
+            self._notes.append(note)
         self._vm_ended = False
         self.agent = GuestLink(
             self.loop,
@@ -192,8 +196,7 @@ class Supervisor:
         self._broken = True
         from runvm.hypervisor import template
 
-        log.warning(f"a guest from the template {self.plan.template} failed, booting instead: {reason}")
-        template.drop(self.plan.config, self.plan.template)
+        self._notes.append(template.drop(self.plan.template, reason))
         self.loop.call_later(0, self._start_again)
 
     def _start_again(self) -> None:
@@ -358,7 +361,7 @@ class Supervisor:
                 member.built = True
                 task.running = True
             client.building = ""
-            client.reply(number, answer)
+            client.reply(number, answer if isinstance(answer, Failed) else Done({"notes": self._notes}))
             if isinstance(answer, Failed):
                 self._drop(member.name, lambda: None)
 
@@ -388,9 +391,16 @@ class Supervisor:
             except (RunvmError, OSError) as error:
                 built(Failed(str(error)))
 
-        if not self._awake:
-            self._builds[member.name] = _Build(again, built)
-        build()
+        if self._awake:
+            build()
+            return
+        self._builds[member.name] = _Build(again, built)
+        try:
+            build()
+        except VmmError as error:
+            self._fail(str(error))
+            if not self._broken:
+                raise
 
     def _grow(self) -> None:
         """Give the VM the memory that its containers may use; it never shrinks, but what is free goes back to the
