@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from runvm.container import guest_spec, passed, shim, state, terminal
 from runvm.container.state import ContainerRecord
 from runvm.errors import DeadlineError, HostError, RunvmError, UnsupportedError, words
-from runvm.linux import process, syscalls
+from runvm.linux import files, process, syscalls
 from runvm.linux.process import Identity
 from runvm.log import log
 from runvm.protocol import frames, messages
@@ -199,7 +199,9 @@ def write_pid_file(path: str, pid: int) -> None:
     """The pid, by rename, so that who waits for the file never reads half of it. Raises HostError."""
     temporary = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}"
     try:
-        with open(temporary, "w") as file:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)  # of a command that was killed
+        with open(temporary, "w", opener=files.exclusive) as file:
             file.write(str(pid))
         os.rename(temporary, path)
     except OSError as error:

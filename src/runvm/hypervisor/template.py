@@ -20,7 +20,7 @@ from runvm.errors import DeadlineError, GuestError, RunvmError
 from runvm.guest import image
 from runvm.hypervisor import boot
 from runvm.hypervisor import driver as drivers
-from runvm.linux import locking, process, syscalls
+from runvm.linux import files, locking, process, syscalls
 from runvm.log import log, progress
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class _Lock:
         self._timeout = timeout
 
     def __enter__(self) -> None:
-        os.makedirs(self._base, mode=0o700, exist_ok=True)
+        files.make_directories(self._base, 0o700, exist_ok=True)
         self._fd = os.open(f"{self._base}/.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             locking.lock(
@@ -150,7 +150,7 @@ def prove(config: Config, accelerator: str, *, timeout: float) -> None:
         finally:
             guest.kill()
 
-    os.makedirs(directory, mode=0o700)
+    files.make_directories(directory, 0o700)
     try:
         with _locked(directory):
             _in_private_mounts(attempt, timeout + 10)
@@ -268,8 +268,8 @@ def is_whole(directory: str) -> bool:
     """Whether a template is there as it was made. Bits that have changed on the disk don't show: the guest tells."""
     try:
         with open(f"{directory}/meta.json") as file:
-            files = json.load(file)["files"]
-        return all(files[name] == _stamp(directory, name) for name in _FILES)
+            stamps = json.load(file)["files"]
+        return all(stamps[name] == _stamp(directory, name) for name in _FILES)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -311,6 +311,7 @@ def _in_private_mounts(action: Callable[[], None], timeout: float) -> None:
 
     def child() -> None:
         process.die_with_parent(parent)
+        os.umask(0o022)  # the hypervisor, of another user, looks into its jail
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
         try:

@@ -60,6 +60,7 @@ def _settle(plan: Plan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) ->
         with open(path, "w") as file:
             file.write("0")
     os.setsid()
+    os.umask(0o022)  # the hypervisor, of another user, looks into its jail
     syscalls.set_name("runvm-sandbox")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # an engine's stop of a whole process group isn't meant for the VM
@@ -91,15 +92,16 @@ def _start_guest(plan: Plan, tap: int, share: socket.socket) -> tuple[boot.Guest
     it run. With it comes what the user should know."""
     deadline = time.monotonic() + plan.config.boot_timeout_s
     directory = plan.sandbox.directory
-    guest, note = None, ""
+    guest, broken = None, ""
     if plan.template:
         try:
             guest = boot.start(
                 plan.driver, plan.machine, directory=directory, tap=tap, template=plan.template, deadline=deadline
             )
         except (RunvmError, OSError) as error:
-            note = template.drop(plan.template, str(error))
-            syscalls.unmount(f"{directory}/jail", syscalls.MNT_DETACH)
+            broken = str(error)
+            with suppress(OSError):
+                syscalls.unmount(f"{directory}/jail", syscalls.MNT_DETACH)
     cold = guest is None
     if guest is None:
         guest = boot.start(plan.driver, plan.machine, directory=directory, tap=tap, deadline=deadline)
@@ -110,4 +112,5 @@ def _start_guest(plan: Plan, tap: int, share: socket.socket) -> tuple[boot.Guest
     log.debug("supervisor: guest resumed")
     if cold:
         guest.wait_hello(deadline=deadline)
-    return guest, note
+    # only now is it the template that was to blame, and not the host
+    return guest, template.drop(plan.template, broken) if broken else ""

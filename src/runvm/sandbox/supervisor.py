@@ -194,16 +194,17 @@ class Supervisor:
             )
             return
         self._broken = True
-        from runvm.hypervisor import template
+        self.loop.call_later(0, lambda: self._start_again(reason))
 
-        self._notes.append(template.drop(self.plan.template, reason))
-        self.loop.call_later(0, self._start_again)
-
-    def _start_again(self) -> None:
-        """The VM anew, without a template; the containers that were to be built in it are, now."""
+    def _start_again(self, reason: str) -> None:
+        """The VM anew, without the template that failed for *reason*; the containers that were to be built in it are,
+        now."""
         if self._ending:
             return
+        from runvm.hypervisor import template
+
         self._end_vm()
+        broken = self.plan.template
         for name in self.members:
             self.tree.remove(name)
         self.plan = self.plan._replace(template="")
@@ -218,6 +219,7 @@ class Supervisor:
             self._end(str(error))
             return
         self._broken = False
+        self._notes.append(template.drop(broken, reason))
         for build in builds:
             build.again()
 
