@@ -112,11 +112,15 @@ class Tree:
                 os.mkdir(target, 0o755)
             else:
                 os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+            # nodes that the guest makes are devices of its own kernel: the daemon is to open none of the host's
+            syscalls.forbid_devices(tree)
             syscalls.attach_tree(tree, target)
         finally:
             os.close(tree)
         if read_only:
-            syscalls.mount("none", target, "", syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY)
+            syscalls.mount(
+                "none", target, "", syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | syscalls.MS_NODEV
+            )
 
     def remove(self, container: str) -> None:
         """Take away everything of *container*; what is still busy goes when its last user does."""
