@@ -207,7 +207,7 @@ class Attach(NamedTuple):
 
 
 class Build(NamedTuple):
-    """From create, after the hooks: make the container in the guest. Result: {}.
+    """From create, after the hooks: make the container in the guest. Result: {"notes"}, what the user should know.
 
     *spec* is the guest's config.json; *shares* maps a name in the container's part of the share to {"source",
     "recursive", "read_only"};
