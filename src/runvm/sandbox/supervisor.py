@@ -35,7 +35,7 @@ from runvm.protocol.messages import (
     Signal,
     Status,
 )
-from runvm.sandbox import resources
+from runvm.sandbox import resources, settings
 from runvm.sandbox.guest_link import GuestLink
 from runvm.sandbox.members import Client, Member, Task
 from runvm.shares import virtiofs
@@ -114,7 +114,7 @@ class Supervisor:
         self.loop.watch(guest.console.fileno(), IN, self._console)
         listener.setblocking(False)
         self.loop.watch(listener.fileno(), IN, self._accept)
-        wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG)
+        wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG, settings.sysctls())
         self.agent.ask(wake, self._woken)
 
     def run(self) -> None:
