@@ -88,12 +88,13 @@ class Cri(Containerd):
         pause = f"{self.directory}/pause"
         os.mkdir(pause)
         shutil.copy("/usr/bin/catatonit", f"{pause}/pause")
-        self._import(PAUSE, pause, ["/pause", "-P"])
-        self._import(IMAGE, self._template, ["sh"])
+        self.import_image(PAUSE, pause, ["/pause", "-P"])
+        self.import_image(IMAGE, self._template, ["sh"])
 
-    def _import(self, name: str, root: str, command: list[str]) -> None:
+    def import_image(self, name: str, root: str, command: list[str], *, user: str = "") -> None:
+        """Make an image of the directory *root*."""
         path = f"{self.directory}/image.tar"
-        archives.write(path, name=name, root=root, command=command)
+        archives.write(path, name=name, root=root, command=command, user=user)
         call(["ctr", "--address", self.address, "--namespace", "k8s.io", "images", "import", path]).expect(0)
 
     def crictl(self, *args: str, stdin: bytes | int = b"", timeout: float | None = None) -> Result:

@@ -20,6 +20,8 @@ import time
 from typing import Any
 
 from runvm import __version__
+from runvm.agent import processors
+from runvm.agent.connections import Connections
 from runvm.agent.errors import AgentError
 from runvm.agent.networks import Networks
 from runvm.agent.runtime import Runtime
@@ -30,12 +32,14 @@ from runvm.protocol.connection import Connection
 from runvm.protocol.frames import Frame
 from runvm.protocol.interfaces import NetworkError
 from runvm.protocol.messages import (
+    Connect,
     Create,
     Done,
     Exec,
     Failed,
     Freeze,
     Hello,
+    Online,
     Plug,
     Remove,
     Resize,
@@ -80,6 +84,7 @@ class Agent:
         self.connection = Connection(self.loop, port, on_frame=self._frame, on_close=self._closed)
         self.networks = Networks(self.loop, self.connection.send, _say)
         self.runtime = Runtime(self.loop, self.connection.send, self._event)
+        self.connections = Connections(self.loop, self.connection.send)
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -115,7 +120,8 @@ class Agent:
             self.networks.answer(frame)
             return
         if frame.kind != frames.MESSAGE:
-            self.runtime.processes.frame(frame)
+            if not self.connections.frame(frame):
+                self.runtime.processes.frame(frame)
             return
         number, request = messages.decode(frame.payload)
 
@@ -154,6 +160,9 @@ class Agent:
         if isinstance(request, Update):
             self.runtime.update(request.container, request.resources, done)
             return None
+        if isinstance(request, Online):
+            processors.use(self.loop, request.vcpus, done)
+            return None
         if isinstance(request, Stats):
             return self.runtime.stats(request.container)
         if isinstance(request, Remove):
@@ -162,6 +171,9 @@ class Agent:
         if isinstance(request, Plug):
             self.networks.set(request.network, request.interfaces)
             return {}
+        if isinstance(request, Connect):
+            self.connections.open(request, done)
+            return None
         if isinstance(request, Unplug):
             self.networks.remove(request.network)
             return {}

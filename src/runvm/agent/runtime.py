@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from runvm.agent import cgroups, crun, network, networks, submounts
+from runvm.agent import cgroups, crun, network, networks, submounts, sysctls
 from runvm.agent.children import Children
 from runvm.agent.crun import Crun
 from runvm.agent.errors import AgentError
@@ -53,6 +53,12 @@ class Runtime:
                 namespace["path"] = self._namespace_path(joined, namespace["type"])
             elif namespace["type"] == "network" and request.network:
                 namespace["path"] = network.path(networks.name(request.network))
+        if request.network:
+            netns = network.open_namespace(networks.name(request.network))
+            try:
+                sysctls.write_networks(spec, netns)
+            finally:
+                os.close(netns)
         container.submounts = submounts.hold(spec, _SHARE)
         with open(f"{bundle}/config.json", "w") as file:
             json.dump(spec, file)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from runvm.container import guest_spec, passed, shim, state, terminal
 from runvm.container.state import ContainerRecord
-from runvm.errors import HostError, RunvmError, UnsupportedError, words
+from runvm.errors import DeadlineError, HostError, RunvmError, UnsupportedError, words
 from runvm.linux import process, syscalls
 from runvm.linux.process import Identity
 from runvm.log import log
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from runvm.container.options import CreateOptions
     from runvm.oci.spec import Spec
 
+_START_SECONDS = 60
+"""How long a virtual machine may take to start beside its guest's boot."""
 _NEW = {"network": syscalls.CLONE_NEWNET, "ipc": syscalls.CLONE_NEWIPC, "uts": syscalls.CLONE_NEWUTS}
 
 
@@ -83,7 +85,7 @@ def _create(
         scope = scopes.start(spec.cgroups_path, cid)
     cgroup = resources.Cgroup(())
     if ctx.cgroup_manager != "disabled":
-        cgroup = resources.cgroup(scope.path if scope is not None else spec.cgroups_path, cid)
+        cgroup = resources.planned(scope.path if scope is not None else spec.cgroups_path, cid)
     sandbox = place.sandbox or registry.new(ctx.config.state_dir)
     record = ContainerRecord(
         id=cid,
@@ -101,10 +103,13 @@ def _create(
         config_path=spec.config_path,
         terminal=spec.process.terminal,
         cgroups=cgroup.directories,
+        cgroup_shared=scope is None and cgroup.in_use(),
         namespaces={kind: path for kind, path in spec.namespaces.items() if path},
         complete=False,
     )
     state.save(ctx, record)  # what outlives us is written down before it is made
+    cgroup = resources.make(cgroup, rootless=ctx.rootless)
+    record = record._replace(cgroups=cgroup.directories)
     cgroup.limit(spec.resources, overhead_mib=config.overhead_mib)
     log.debug("create: cgroup made")
     listener = registry.listen(sandbox) if place.sandbox is None else None
@@ -123,6 +128,7 @@ def _create(
             rootfs=spec.root_path,
             connection=connection.fileno(),
             passed=handed,
+            oom_score=spec.raw["process"].get("oomScoreAdj"),
         )
     )
     if scope is not None:
@@ -143,17 +149,17 @@ def _create(
         log.debug("create: supervisor forked")
     kinds = tuple(kind for kind in placement.JOINED if kind in spec.namespaces)
     try:
-        placement.enlist(sandbox, cid, started.pid, kinds, cgroup.directories)
+        placement.enlist(sandbox, cid, started.pid, kinds, cgroup.directories, placement.pod_of(spec))
         _hooks(spec, cid, started.pid)
         log.debug("create: hooks done")
     except BaseException:
         if report >= 0:
             # a supervisor that is just coming up has to be there before it can be told to go
             with suppress(RunvmError):
-                _await_launch(report)
+                _await_launch(report, config)
         raise
     if report >= 0:
-        _await_launch(report)
+        _await_launch(report, config)
         log.debug("create: virtual machine runs")
     rows, columns = spec.process.console_size
     build = messages.Build(
@@ -170,7 +176,8 @@ def _create(
         columns,
         list(handed.ways),
     )
-    registry.call(sandbox, build)
+    # where a template proves broken only now, the supervisor boots instead
+    registry.call(sandbox, build, timeout=registry.ANSWER_SECONDS + config.boot_timeout_s)
     log.debug("create: container built in the guest")
     shim.release(started)
     if slave >= 0:
@@ -281,11 +288,8 @@ def _launch(
         held,
     )
 
-    def run() -> None:
-        cgroup.join()
-        launch.main(plan, listener, writer)
-
-    process.orphan(run)
+    oom_score = spec.raw["process"].get("oomScoreAdj")
+    process.orphan(lambda: launch.main(plan, cgroup.procs, oom_score, listener, writer))
     os.close(writer)
     for fd in (namespace, held):
         if fd >= 0:
@@ -293,15 +297,16 @@ def _launch(
     return reader
 
 
-def _await_launch(report: int) -> None:
+def _await_launch(report: int, config: Config) -> None:
     """Until the VM runs. Raises RunvmError with what the supervisor says."""
     import select
 
+    seconds = config.boot_timeout_s + _START_SECONDS
     poll = select.poll()
     poll.register(report, select.POLLIN)
     try:
-        if not poll.poll(180_000):
-            raise RunvmError("timed out after 180 s waiting for the virtual machine to start")
+        if not poll.poll(seconds * 1000):
+            raise DeadlineError(f"timed out after {seconds} s waiting for the virtual machine to start")
         data = os.read(report, 65536)
         if data[:1] != b"\0":
             message, _, details = data[1:].decode(errors="replace").partition("\n")

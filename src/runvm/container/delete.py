@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from runvm.container import state
 from runvm.container.state import ContainerRecord
 from runvm.errors import ContainerNotFoundError, NotRunningError, RunvmError, StateError
-from runvm.linux import process
+from runvm.linux import process, syscalls
 from runvm.log import log
 from runvm.protocol import messages
 from runvm.sandbox import placement, registry, resources
@@ -61,16 +61,31 @@ def clear(ctx: Context, cid: str) -> None:
     orderly = not record.sandbox or _leave_sandbox(ctx, record)
     process.kill(record.shim, signal.SIGKILL)
     process.wait_gone(record.shim, deadline=time.monotonic() + 5)
-    cgroup = resources.Cgroup(record.cgroups)
-    heir = placement.other(registry.locate(ctx.config.state_dir, record.sandbox), cid) if record.sandbox else None
-    if heir is not None:
-        cgroup.hand_over(heir.cgroups)  # it may hold the virtual machine, as that of the first container does
-    else:
-        cgroup.kill()
-    cgroup.remove()
+    if not record.cgroup_shared:
+        _clear_cgroup(ctx, record)
     if not orderly and record.namespaces.get("network"):
         _unwire(record.namespaces["network"])
+    if not record.complete:
+        # its create may have been killed while it booted a guest
+        from runvm.hypervisor import template
+
+        template.sweep(ctx.config)
     _remove(ctx, cid)
+
+
+def _clear_cgroup(ctx: Context, record: ContainerRecord) -> None:
+    """Nothing is left in a container's cgroup on the host, nor that itself; unless another container is in it, too."""
+    cgroup = resources.Cgroup(record.cgroups)
+    if cgroup.processes():
+        others = [member for member in placement.all_members(ctx.config) if member.container != record.id]
+        if any(set(other.cgroups) & set(record.cgroups) for other in others):
+            return
+        heir = next((other for other in others if other.sandbox.name == record.sandbox), None)
+        if heir is not None:
+            cgroup.hand_over(heir.cgroups)  # it may hold the virtual machine, as that of the first container does
+        else:
+            cgroup.kill()
+    cgroup.remove()
 
 
 def _remove(ctx: Context, cid: str) -> None:
@@ -81,19 +96,23 @@ def _remove(ctx: Context, cid: str) -> None:
 
 def _unwire(path: str) -> None:
     """Leave an engine's network namespace as it was before a VM that was killed."""
-    from runvm.linux.netns import in_namespace
     from runvm.network import tap
 
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return  # the engine has removed it
-    try:
-        in_namespace(fd, tap.unwire_all)
-    except OSError as error:
-        log.warning(f"network namespace {path}: {error}")
-    finally:
-        os.close(fd)
+
+    def unwire() -> None:
+        try:
+            syscalls.setns(fd, syscalls.CLONE_NEWNET)
+            tap.unwire_all()
+        except OSError as error:
+            log.warning(f"network namespace {path}: {error}")
+
+    # a child: in a user namespace there is no way back
+    os.waitpid(process.fork(unwire), 0)
+    os.close(fd)
 
 
 def _leave_sandbox(ctx: Context, record: ContainerRecord) -> bool:

@@ -70,6 +70,7 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
                 rootfs="",
                 connection=connection.fileno(),
                 passed=handed,
+                oom_score=described.get("oomScoreAdj"),
             )
         )
     log.debug("exec: shim started")

@@ -36,7 +36,7 @@ _OVERLAY = {
 # resources that cgroup v2, which the guest has, doesn't know, or that mean the host's devices and processors
 _NOT_IN_GUEST = {
     "memory": ("kernel", "kernelTCP", "swappiness", "disableOOMKiller", "useHierarchy", "checkBeforeUpdate"),
-    "cpu": ("cpus", "mems", "realtimeRuntime", "realtimePeriod"),
+    "cpu": ("mems", "realtimeRuntime", "realtimePeriod"),
 }
 
 
@@ -101,7 +101,17 @@ def with_limits(process_object: dict[str, Any]) -> dict[str, Any]:
 
 
 def resources(given: dict[str, Any]) -> dict[str, Any]:
-    """The part of an OCI resources object that the guest enforces; the rest holds around the VMM, on the host."""
+    """The part of an OCI resources object that the guest enforces; the rest holds around the VMM, on the host.
+
+    `cpus` are the host's: the supervisor says which of the guest's these are (sandbox.sizing).
+    Raises UnsupportedError for real-time CPU time.
+    """
+    if given.get("cpu", {}).get("realtimeRuntime"):
+        raise UnsupportedError(
+            "linux.resources.cpu.realtimeRuntime: a virtual machine's processors are threads of the host, without"
+            " real-time guarantees",
+            do="leave --cpu-rt-runtime out",
+        )
     kept = {
         key: value
         for key, value in given.items()

@@ -26,7 +26,7 @@ _NAME = "state.json"
 
 class ContainerRecord(NamedTuple):
     """What is known of a container. *status* and *pid* are derived when it is loaded; *pid* is 0 unless the
-    container lives."""
+    container lives. *cgroup_shared*: others were in its cgroup on the host before it."""
 
     id: str
     status: str
@@ -45,6 +45,7 @@ class ContainerRecord(NamedTuple):
     cgroups: tuple[str, ...]
     namespaces: dict[str, str]
     complete: bool
+    cgroup_shared: bool = False
 
 
 class Lock:

@@ -2,7 +2,7 @@
 
 A template is named by the hash of all that it depends on, written under a temporary name, fsynced and renamed. It holds
 no container, mount, network or identity: the agent hasn't been woken yet (see agent.init). Two first starts at once
-make one, since the directory is locked.
+make one, since the directory is locked; what a maker that was killed has left goes with the next one that locks it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm import __version__
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from runvm.hypervisor.driver import Driver, Machine
 
 _PAGE = 4096
-_FORMAT = 1
+_FORMAT = 2
 """Raised when what a template holds changes in another way than its key tells."""
+_FILES = ("state", "ram")
+_PROOF = "prove-"
 
 
 class Template(NamedTuple):
@@ -44,7 +47,8 @@ class Template(NamedTuple):
 
 def key(driver: Driver, machine: Machine) -> str:
     """The hash of everything that a template of *machine* depends on."""
-    parts = [str(_FORMAT), __version__, driver.name, driver.version_key(), *(str(part) for part in machine)]
+    parts = [str(_FORMAT), __version__, driver.name, driver.version_key(), driver.hardware(machine)]
+    parts += (str(part) for part in machine)
     if machine.accelerator == "kvm":
         parts.append(_cpu_model())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
@@ -55,28 +59,72 @@ def ensure(config: Config, driver: Driver, machine: Machine) -> str:
     made."""
     name = key(driver, machine)
     directory = f"{_base(config)}/{name}"
-    if os.path.exists(f"{directory}/meta.json"):
+    if _is_whole(directory):
         return directory
-    os.makedirs(_base(config), mode=0o700, exist_ok=True)
-    lock = os.open(f"{_base(config)}/.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        locking.lock(
-            lock,
-            deadline=time.monotonic() + 2 * config.boot_timeout_s,
-            timeout_message="timed out waiting for another process that makes a template",
-            interval=0.05,
-        )
-        if not os.path.exists(f"{directory}/meta.json"):
-            progress("booting a guest to make a template of it; later starts are spared this")
-            temporary = f"{_base(config)}/.{name}.{os.getpid()}"
-            try:
-                _in_private_mounts(lambda: _make(config, driver, machine, temporary), 2 * config.boot_timeout_s)
-                os.rename(temporary, directory)
-            finally:
-                _remove(temporary)
-    finally:
-        os.close(lock)
+    with _Lock(config, timeout=2 * config.boot_timeout_s):
+        if _is_whole(directory):
+            return directory
+        if os.path.exists(directory):
+            drop(config, directory)
+        for other in list_templates(config):
+            if not os.path.exists(other.made_from.get("kernel", "/")):
+                _remove(other.directory)  # of an image that has been pruned: no start will want it
+        progress("booting a guest to make a template of it; later starts are spared this")
+        temporary = f"{_base(config)}/.{name}.{os.getpid()}"
+        try:
+            _in_private_mounts(lambda: _make(config, driver, machine, temporary), 2 * config.boot_timeout_s)
+            os.rename(temporary, directory)
+        finally:
+            _remove(temporary)
     return directory
+
+
+class _Lock:
+    """The directory of templates, there and locked: a context manager. Raises DeadlineError."""
+
+    def __init__(self, config: Config, *, timeout: float) -> None:
+        self._base = _base(config)
+        self._timeout = timeout
+
+    def __enter__(self) -> None:
+        os.makedirs(self._base, mode=0o700, exist_ok=True)
+        self._fd = os.open(f"{self._base}/.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            locking.lock(
+                self._fd,
+                deadline=time.monotonic() + self._timeout,
+                timeout_message="timed out waiting for another process that makes a template",
+                interval=0.05,
+            )
+            for name in os.listdir(self._base):
+                if name.startswith(".") and name != ".lock":
+                    _remove(f"{self._base}/{name}")  # of a maker that was killed
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def sweep(config: Config) -> None:
+    """Take away what commands that were killed while they booted a guest have left of it."""
+    try:
+        with _Lock(config, timeout=0):
+            pass
+    except (DeadlineError, OSError):
+        pass  # one is being made: its maker clears up
+    try:
+        names = [name for name in os.listdir(config.state_dir) if name.startswith(_PROOF)]
+    except FileNotFoundError:
+        return
+    for name in names:
+        directory = f"{config.state_dir}/{name}"
+        try:
+            with _locked(directory):
+                _remove(directory)
+        except (DeadlineError, OSError):
+            continue
 
 
 def drop(config: Config, directory: str) -> None:
@@ -92,7 +140,7 @@ def prove(config: Config, accelerator: str, *, timeout: float) -> None:
     went wrong."""
     driver = drivers.load(config)
     machine = boot.machine_for(config, driver, image.resolve(config), vcpus=1, memory_mib=256, accelerator=accelerator)
-    directory = f"{config.state_dir}/prove-{os.getpid()}"
+    directory = f"{config.state_dir}/{_PROOF}{os.getpid()}"
     deadline = time.monotonic() + timeout
 
     def attempt() -> None:
@@ -105,9 +153,21 @@ def prove(config: Config, accelerator: str, *, timeout: float) -> None:
 
     os.makedirs(directory, mode=0o700)
     try:
-        _in_private_mounts(attempt, timeout + 10)
+        with _locked(directory):
+            _in_private_mounts(attempt, timeout + 10)
     finally:
         _remove(directory)
+
+
+@contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """Hold the lock of a directory that somebody may be at work in. Raises DeadlineError where somebody is, OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        locking.lock(fd, deadline=0, timeout_message=f"{directory} is in use")
+        yield
+    finally:
+        os.close(fd)
 
 
 def build(config: Config) -> Template:
@@ -135,16 +195,21 @@ def list_templates(config: Config) -> list[Template]:
     for name in names:
         try:
             found.append(_read(f"{_base(config)}/{name}"))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue  # a broken one: found out and dropped by the start that wants it
     return sorted(found, key=lambda template: template.created)
 
 
 def prune(config: Config) -> list[Template]:
-    """Remove every template; those removed."""
-    gone = list_templates(config)
-    for template in gone:
-        _remove(template.directory)
+    """Remove every template, broken ones too; those removed that weren't broken. A start from one goes on. Raises
+    DeadlineError."""
+    if not os.path.isdir(_base(config)):
+        return []
+    with _Lock(config, timeout=2 * config.boot_timeout_s):
+        gone = list_templates(config)
+        for name in os.listdir(_base(config)):
+            if name != ".lock":
+                _remove(f"{_base(config)}/{name}")
     return gone
 
 
@@ -188,10 +253,26 @@ def _make(config: Config, driver: Driver, machine: Machine, directory: str) -> N
         "vmm": driver.version_key(),
         **{k: str(v) for k, v in machine._asdict().items()},
     }
+    body = {"made_from": made_from, "created": time.time(), "files": {name: _stamp(directory, name) for name in _FILES}}
     with open(f"{directory}/meta.json", "w") as file:
-        json.dump({"made_from": made_from, "created": time.time()}, file)
+        json.dump(body, file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _stamp(directory: str, name: str) -> list[int]:
+    status = os.stat(f"{directory}/{name}")
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _is_whole(directory: str) -> bool:
+    """Whether a template is there as it was made. Bits that have changed on the disk don't show: the guest tells."""
+    try:
+        with open(f"{directory}/meta.json") as file:
+            files = json.load(file)["files"]
+        return all(files[name] == _stamp(directory, name) for name in _FILES)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def save_ram(source: str, target: str) -> None:
@@ -270,7 +351,12 @@ def _remove(directory: str) -> None:
 
 
 def _base(config: Config) -> str:
-    return f"{config.data_dir}/templates"
+    """With the images; where a user may not write there, below the user's own directory for data."""
+    if os.access(config.data_dir, os.W_OK) or not os.path.isdir(config.data_dir):
+        return f"{config.data_dir}/templates"
+    home = os.environ.get("HOME", "")
+    own = os.environ.get("XDG_DATA_HOME") or (f"{home}/.local/share" if home.startswith("/") else "")
+    return f"{own}/runvm/templates" if own else f"{config.state_dir}/templates"
 
 
 def _cpu_model() -> str:

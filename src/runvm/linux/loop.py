@@ -14,6 +14,8 @@ from collections.abc import Callable
 IN = select.POLLIN
 OUT = select.POLLOUT
 HANGUP = select.POLLHUP | select.POLLERR
+_DEAD_TIMERS = 1000
+"""Cancelled timers that may wait for their time: who sets and cancels them may be a guest, as fast as it can."""
 
 
 class Loop:
@@ -23,8 +25,8 @@ class Loop:
         self._poll = select.poll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._masks: dict[int, int] = {}
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._cancelled: set[int] = set()
+        self._timers: list[tuple[float, int]] = []
+        self._calls: dict[int, Callable[[], None]] = {}
         self._sequence = 0
         self._running = True
 
@@ -50,12 +52,16 @@ class Loop:
     def call_later(self, seconds: float, callback: Callable[[], None]) -> int:
         """Call *callback* once after *seconds*; the number returned cancels it."""
         self._sequence += 1
-        heapq.heappush(self._timers, (time.monotonic() + seconds, self._sequence, callback))
+        self._calls[self._sequence] = callback
+        heapq.heappush(self._timers, (time.monotonic() + seconds, self._sequence))
         return self._sequence
 
     def cancel(self, timer: int) -> None:
-        """Drop a timer of call_later."""
-        self._cancelled.add(timer)
+        """Drop a timer of call_later, and at once what its callback holds; one that has been called is no error."""
+        self._calls.pop(timer, None)
+        if len(self._timers) > 2 * len(self._calls) + _DEAD_TIMERS:
+            self._timers = [entry for entry in self._timers if entry[1] in self._calls]
+            heapq.heapify(self._timers)
 
     def stop(self) -> None:
         """End run() after the callbacks of this turn."""
@@ -78,8 +84,7 @@ class Loop:
                 callback(events)
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
-            _, sequence, call = heapq.heappop(self._timers)
-            if sequence in self._cancelled:
-                self._cancelled.discard(sequence)
-            else:
+            _, sequence = heapq.heappop(self._timers)
+            call = self._calls.pop(sequence, None)
+            if call is not None:
                 call()

@@ -12,6 +12,8 @@ from runvm.protocol import frames
 from runvm.protocol.frames import Decoder, Frame, FrameError
 
 _READ = 256 << 10
+_OVERHEAD = 256
+"""Bytes that a queued frame takes beyond its own."""
 
 
 class Connection:
@@ -53,7 +55,7 @@ class Connection:
         if not self.open:
             return
         self._queue.append(memoryview(data))
-        self._queued += len(data)
+        self._queued += len(data) + _OVERHEAD
         if self._queued > self._max_queue:
             self.close("the peer doesn't read what it is sent")
             return
@@ -101,6 +103,7 @@ class Connection:
                 self._queued -= written
                 if written == len(head):
                     self._queue.popleft()
+                    self._queued -= _OVERHEAD
                 else:
                     self._queue[0] = head[written:]
         except (BlockingIOError, InterruptedError):

@@ -116,6 +116,12 @@ class Update(NamedTuple):
     resources: Json
 
 
+class Online(NamedTuple):
+    """Use that many virtual CPUs, the last of which are just being plugged in. Result: {}."""
+
+    vcpus: int
+
+
 class Stats(NamedTuple):
     """Read the container's cgroup. Result: {file name: its text}."""
 
@@ -139,6 +145,16 @@ class Unplug(NamedTuple):
     """The last container of a network namespace has gone. Result: {}."""
 
     network: int
+
+
+class Connect(NamedTuple):
+    """Connect to *port* at an address of a network namespace, '' = its loopback; the channel's streams are STDIN and
+    STDOUT. Result: {}."""
+
+    channel: int
+    network: int
+    address: str
+    port: int
 
 
 class Resize(NamedTuple):
@@ -234,8 +250,8 @@ class Status(NamedTuple):
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Stats, Remove, Plug, Unplug, Resize, Hello, Exited, OutOfMemory,  # noqa: E501
-        Attach, Build, Enter, Drop, Status,
+        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Online, Stats, Remove, Plug, Unplug, Connect, Resize, Hello,  # noqa: E501
+        Exited, OutOfMemory, Attach, Build, Enter, Drop, Status,
     )
 }  # fmt: skip
 

@@ -34,10 +34,11 @@ class GuestLink:
         self._loop = loop
         self._on_event = on_event
         self._on_frame = on_frame
+        self._on_close = on_close
         self._requests: dict[int, Answered] = {}
         self._number = 0
         self._connection = Connection(
-            loop, fd, on_frame=self._frame, on_close=on_close, max_message=frames.MAX_GUEST_MESSAGE
+            loop, fd, on_frame=self._frame, on_close=self._closed, max_message=frames.MAX_GUEST_MESSAGE
         )
 
     def send(self, kind: int, channel: int, payload: bytes) -> None:
@@ -52,14 +53,28 @@ class GuestLink:
         """An event to the guest."""
         self.send(MESSAGE, 0, messages.encode(message, number))
 
-    def ask(self, message: Any, answered: Answered) -> None:
-        """A request to the guest; *answered* gets its answer, or after _REQUEST_SECONDS a failure that says what was
-        waited for."""
+    def close(self) -> None:
+        """Close the port; nobody is answered any more, nor is the end told."""
+        self._requests.clear()
+        self._on_close = lambda reason: None
+        self._connection.close()
+
+    def ask(self, message: Any, answered: Answered, *, timeout: float = _REQUEST_SECONDS) -> None:
+        """A request to the guest; *answered* gets its answer, or after *timeout* a failure that says what was waited
+        for."""
         self._number = self._number % 0xFFFFFFFE + 1
         number = self._number
         name = type(message).__name__
 
+        def late() -> None:
+            waiting = self._requests.pop(number, None)
+            if waiting is not None:
+                waiting(Failed(f"timed out waiting for the guest to answer {name}"))
+
+        timer = self._loop.call_later(timeout, late)
+
         def answer(result: Done | Failed) -> None:
+            self._loop.cancel(timer)
             log.debug(f"supervisor: {name} answered by the guest")
             answered(result)
 
@@ -67,19 +82,15 @@ class GuestLink:
         log.debug(f"supervisor: {name} sent to the guest")
         self.tell(message, number)
 
-        def late() -> None:
-            waiting = self._requests.pop(number, None)
-            if waiting is not None:
-                waiting(Failed(f"timed out waiting for the guest to answer {name}"))
-
-        self._loop.call_later(_REQUEST_SECONDS, late)
-
     def fail(self, reason: str) -> None:
         """Answer all that is under way: the guest won't."""
         waiting = list(self._requests.values())
         self._requests.clear()
         for answered in waiting:
             answered(Failed(reason))
+
+    def _closed(self, reason: str) -> None:
+        self._on_close(reason)
 
     def _frame(self, frame: Frame) -> None:
         if frame.kind != MESSAGE:
@@ -89,7 +100,12 @@ class GuestLink:
         if isinstance(message, (Done, Failed)):
             answered = self._requests.pop(number, None)
             if answered is not None:
-                answered(message)
+                answered(Failed(_printable(message.error)) if isinstance(message, Failed) else message)
         else:
             log.debug(f"supervisor: {type(message).__name__} from the guest")
             self._on_event(message)
+
+
+def _printable(text: str) -> str:
+    """What the guest says ends on somebody's terminal: no control characters but line ends and tabs."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)

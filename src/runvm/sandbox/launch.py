@@ -8,61 +8,78 @@ import shutil
 import signal
 import socket
 import time
+from contextlib import suppress
 
 from runvm.errors import RunvmError
 from runvm.hypervisor import boot, template
-from runvm.linux import process, syscalls
+from runvm.linux import process, syscalls, userns
 from runvm.log import log
 from runvm.protocol.frames import FrameError
 from runvm.sandbox import registry
 from runvm.sandbox.networks import Networks
-from runvm.sandbox.supervisor import Plan, Supervisor
+from runvm.sandbox.supervisor import Plan, Running, Supervisor
 from runvm.shares import tree, virtiofs
 
 
-def main(plan: Plan, listener: socket.socket, report: int) -> None:
+def main(
+    plan: Plan, cgroup_procs: tuple[str, ...], oom_score: int | None, listener: socket.socket, report: int
+) -> None:
     """The life of a supervisor, in the forked process. One byte on *report* tells the command that the VM runs, a
     text that it doesn't."""
     log.debug("supervisor: forked")
+    runs = False
+    try:
+        _settle(plan, cgroup_procs, (listener.fileno(), report))
+        # not that of an engine's daemon, which the host's kernel is to spare
+        process.set_oom_score(oom_score)
+        share = tree.Tree(f"{plan.sandbox.directory}/share")
+        if plan.modules:
+            share.show_modules(plan.modules)
+        supervisor = Supervisor(plan, listener, share, lambda plan: _start(plan, share))
+        os.write(report, b"\0")
+        os.close(report)
+        runs = True
+        supervisor.run()
+    except Exception as error:  # the process's edge: the VM's callers and the log are told, whatever it is
+        message, details = str(error), getattr(error, "details", "")
+        if not isinstance(error, RunvmError | OSError | FrameError):
+            import traceback
+
+            message, details = f"internal error: {type(error).__name__}: {error}", traceback.format_exc()
+        log.error(message, details)
+        if not runs:
+            os.write(report, b"\1" + "\n".join(part for part in (message, details) if part).encode()[:32768])
+    finally:
+        if not runs or not os.environ.get("RUNVM_KEEP"):
+            for name in ("jail", "share"):
+                with suppress(OSError):
+                    syscalls.unmount(f"{plan.sandbox.directory}/{name}", syscalls.MNT_DETACH)
+            shutil.rmtree(plan.sandbox.directory, ignore_errors=True)
+
+
+def _settle(plan: Plan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) -> None:
+    """Become a process of the container's cgroup that has nothing of the command's but the descriptors *keep*. Raises
+    OSError."""
+    for path in cgroup_procs:
+        with open(path, "w") as file:
+            file.write("0")
     os.setsid()
     syscalls.set_name("runvm-sandbox")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # an engine's stop of a whole process group isn't meant for the VM
     out = os.open(f"{plan.sandbox.directory}/supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     process.redirect(out)
-    keep = [listener.fileno(), report] + ([fd for fd in (plan.namespace, plan.held) if fd >= 0])
-    process.close_above(2, tuple(keep))
+    process.close_above(2, (*keep, *(fd for fd in (plan.namespace, plan.held) if fd >= 0)))
     log.path = ""
     registry.record(plan.sandbox, {"supervisor": os.getpid()})
-    syscalls.unshare(syscalls.CLONE_NEWNS)
+    # in a user namespace there is no way back from a container's network to the host's, only to one of our own
+    syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWNET if userns.limited() else 0))
     syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
     os.chdir("/")
-    supervisor = None
-    try:
-        supervisor = _supervisor(plan, listener)
-        os.write(report, b"\0")
-        os.close(report)
-        supervisor.run()
-    except (RunvmError, OSError, FrameError) as error:
-        details = getattr(error, "details", "")
-        log.error(str(error), details)
-        if supervisor is None:
-            os.write(report, b"\1" + "\n".join(part for part in (str(error), details) if part).encode()[:32768])
-    finally:
-        if supervisor is None or not os.environ.get("RUNVM_KEEP"):
-            for name in ("jail", "share"):
-                try:
-                    syscalls.unmount(f"{plan.sandbox.directory}/{name}", syscalls.MNT_DETACH)
-                except OSError:
-                    continue
-            shutil.rmtree(plan.sandbox.directory, ignore_errors=True)
 
 
-def _supervisor(plan: Plan, listener: socket.socket) -> Supervisor:
+def _start(plan: Plan, share: tree.Tree) -> Running:
     """Everything of a VM, running. Raises RunvmError, OSError."""
-    share = tree.Tree(f"{plan.sandbox.directory}/share")
-    if plan.modules:
-        share.show_modules(plan.modules)
     daemon = virtiofs.serve(plan.config, share.path, log=f"{plan.sandbox.directory}/virtiofsd.log")
     log.debug("supervisor: virtiofsd forked")
     networks = Networks()
@@ -71,7 +88,7 @@ def _supervisor(plan: Plan, listener: socket.socket) -> Supervisor:
     guest = _start_guest(plan, tap, daemon.socket)
     os.close(tap)
     registry.record(plan.sandbox, {"supervisor": os.getpid(), "vmm": guest.vm.pid, "virtiofsd": daemon.pid})
-    return Supervisor(plan, listener, guest, daemon, share, networks)
+    return Running(guest, daemon, networks)
 
 
 def _start_guest(plan: Plan, tap: int, share: socket.socket) -> boot.Guest:

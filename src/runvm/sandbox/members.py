@@ -31,7 +31,6 @@ class Member:
         self.cgroups: tuple[str, ...] = ()
         self.limit_mib = 0
         self.pod_mib = 0
-        self.oom_shown = -60.0
         self.built = False
         self.dropping: list[Callable[[], None]] = []
 

@@ -6,6 +6,7 @@ events off the host cgroup that cgroupsPath names, by the shim's pid.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -27,13 +28,6 @@ _LEAST_MIB = 256
 _STEP_MIB = 128
 """Memory grows by this, Linux' own step on x86."""
 _BASE_MIB = 512
-_THROTTLES = (
-    ("throttleReadBpsDevice", "read_bps", "rbps"),
-    ("throttleWriteBpsDevice", "write_bps", "wbps"),
-    ("throttleReadIOPSDevice", "read_iops", "riops"),
-    ("throttleWriteIOPSDevice", "write_iops", "wiops"),
-)
-"""linux.resources.blockIO: the field, and what cgroups of version 1 and 2 call it."""
 
 
 def of_vm(annotations: dict[str, str], resources: dict[str, Any]) -> dict[str, Any]:
@@ -60,15 +54,21 @@ def vcpus(config: Config, resources: dict[str, Any]) -> int:
     """Virtual CPUs for a container with those limits: its quota or its cpuset, else two, or as many as the host has."""
     if config.vcpus:
         return config.vcpus
-    available = len(os.sched_getaffinity(0))
-    cpu = resources.get("cpu", {})
+    return wanted_vcpus(resources.get("cpu", {})) or min(2, _available())
+
+
+def wanted_vcpus(cpu: dict[str, Any]) -> int:
+    """How many of the host's CPUs a container with that *cpu* (of an OCI resources object) can keep busy, by its quota
+    and its cpuset; 0 where it names none."""
     quota, period = cpu.get("quota") or 0, cpu.get("period") or 100_000
-    wanted = min(2, available)
-    if quota > 0:
-        wanted = -(-quota // period)
+    wanted = -(-quota // period) if quota > 0 else 0
     if cpu.get("cpus"):
-        wanted = min(wanted if quota > 0 else available, _count(str(cpu["cpus"])))
-    return int(max(1, min(wanted, available)))
+        wanted = min(wanted or _available(), count_cpus(str(cpu["cpus"])))
+    return int(min(wanted, _available()))
+
+
+def _available() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def most_mib(room_mib: int) -> int:
@@ -111,7 +111,8 @@ def memory_mib(config: Config, limits: list[int], most_mib: int = 0) -> int:
     return min(wanted, most_mib or wanted)
 
 
-def _count(cpus: str) -> int:
+def count_cpus(cpus: str) -> int:
+    """How many a cpuset list such as 0-2,7 names, 1 at least (cpuset(7), List format)."""
     total = 0
     for part in cpus.split(","):
         low, _, high = part.strip().partition("-")
@@ -161,21 +162,11 @@ class Cgroup:
         for key in ("cpus", "mems"):
             if cpu.get(key):
                 self._write("cpuset", f"cpuset.{key}", str(cpu[key]), required=True)
-        self._limit_block_io(resources.get("blockIO", {}), v2=v2)
+        if block_io := resources.get("blockIO"):
+            from runvm.sandbox import blkio
 
-    def _limit_block_io(self, block_io: dict[str, Any], *, v2: bool) -> None:
-        """Here alone: the guest has no block devices, its files are read and written by the host's processes."""
-        weight = block_io.get("weight") or 0
-        if weight:
-            for name in ("io.bfq.weight",) if v2 else ("blkio.weight", "blkio.bfq.weight"):
-                self._write("io" if v2 else "blkio", name, str(weight))
-        for field, v1_name, v2_key in _THROTTLES:
-            for entry in block_io.get(field, ()):
-                device, rate = f"{entry['major']}:{entry['minor']}", entry.get("rate") or 0
-                if v2:
-                    self._write("io", "io.max", f"{device} {v2_key}={rate or 'max'}", required=True)
-                else:
-                    self._write("blkio", f"blkio.throttle.{v1_name}_device", f"{device} {rate}", required=True)
+            for line in blkio.writes(block_io, v2=v2):
+                self._write("blkio", line.file, line.text, required=line.required)
 
     def room_mib(self) -> int:
         """The least memory limit of the cgroups above, 0 for none: what a pod may take in all."""
@@ -203,7 +194,18 @@ class Cgroup:
                         found.update(int(line) for line in file)
                 except OSError:
                     continue
-        return sorted(found)
+        return sorted(found - {0})  # what is outside of our PID namespace
+
+    def in_use(self) -> bool:
+        """Whether others have it: what is in it, and the cgroups below, are then not for us to clear away."""
+        for directory in self.directories:
+            try:
+                with os.scandir(directory) as entries:
+                    if any(entry.is_dir(follow_symlinks=False) for entry in entries):
+                        return True
+            except FileNotFoundError:
+                continue
+        return bool(self.processes())
 
     def hand_over(self, directories: tuple[str, ...]) -> None:
         """Move every process in it to another one, which *directories* are."""
@@ -220,13 +222,19 @@ class Cgroup:
                     continue  # it has ended
 
     def kill(self) -> None:
-        """SIGKILL to whatever a crash has left in it, this process never."""
+        """SIGKILL to whatever a crash has left in it, this process never; nor one that has taken the pid over since."""
         for pid in self.processes():
-            if pid != os.getpid():
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+            try:
+                fd = os.pidfd_open(pid)
+            except OSError:
+                continue
+            try:
+                if pid != os.getpid() and pid in self.processes():
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            finally:
+                os.close(fd)
 
     def remove(self, *, timeout: float = 5.0) -> None:
         """Remove the directories, and those of ours above that are empty; waits for processes that are just ending."""
@@ -256,23 +264,36 @@ class Cgroup:
                     raise HostError(f"set {name} to {value} in the host's cgroup: {words(error)}") from error
 
 
-def cgroup(path: str, cid: str) -> Cgroup:
-    """The host cgroup for a container, made. *path* is cgroupsPath, or a scope's ('' = /runvm/<id>).
+def planned(path: str, cid: str) -> Cgroup:
+    """The host cgroup for a container, not made yet. *path* is cgroupsPath, or a scope's ('' = /runvm/<id>)."""
+    relative = os.path.normpath("/" + (path or f"/runvm/{cid}")).strip("/")
+    return Cgroup(tuple(f"{hierarchy}/{relative}".rstrip("/") for hierarchy in hierarchies()))
 
-    Raises: HostError where the host has no cgroups for us.
+
+def make(cgroup: Cgroup, *, rootless: str = "false") -> Cgroup:
+    """Make what planned() gave; those directories of it that this host lets us have.
+
+    With *rootless* of --rootless a user that may make none has none. Raises: HostError where the host has no cgroups
+    for us.
     """
-    relative = os.path.normpath("/" + (path or f"/runvm/{cid}")).lstrip("/")
     directories = []
-    for hierarchy in hierarchies():
-        directory = f"{hierarchy}/{relative}"
+    roots = hierarchies()
+    for directory in cgroup.directories:
+        hierarchy = next(root for root in roots if f"{directory}/".startswith(f"{root}/"))
         try:
-            _make(hierarchy, relative)
+            _make(hierarchy, directory[len(hierarchy) + 1 :])
         except OSError as error:
-            if error.errno == 30:  # EROFS: a hierarchy that we may not write has nothing to hold
-                continue
+            if error.errno == errno.EROFS or error.errno == errno.EACCES and _users(rootless):
+                continue  # a hierarchy that we may not write has nothing to hold
             raise HostError(f"make the host cgroup {directory}: {words(error)}") from error
         directories.append(directory)
     return Cgroup(tuple(directories))
+
+
+def _users(rootless: str) -> bool:
+    from runvm.linux import userns
+
+    return rootless == "true" or rootless == "auto" and userns.limited()
 
 
 def hierarchies() -> list[str]:
@@ -293,7 +314,7 @@ def hierarchies() -> list[str]:
 def _make(hierarchy: str, relative: str) -> None:
     path = hierarchy
     v2 = hierarchy == _ROOT
-    for part in relative.split("/"):
+    for part in filter(None, relative.split("/")):
         if v2:
             _enable(path)
         parent, path = path, f"{path}/{part}"

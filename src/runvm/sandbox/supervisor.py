@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.errors import RunvmError
@@ -38,6 +39,7 @@ from runvm.protocol.messages import (
 from runvm.sandbox import resources, settings
 from runvm.sandbox.guest_link import GuestLink
 from runvm.sandbox.members import Client, Member, Task
+from runvm.sandbox.sizing import Sizing
 from runvm.shares import virtiofs
 from runvm.shares.tree import Share
 
@@ -49,13 +51,16 @@ if TYPE_CHECKING:
     from runvm.sandbox.registry import Sandbox
     from runvm.shares import tree
 
+    Start = Callable[["Plan"], "Running"]
+
 _ATTACH_SECONDS = 10.0
 _KILL_SECONDS = 5.0
 """How long a killed container's end is waited for before the whole VM is ended, or the container given up."""
 _FLUSH_SECONDS = 10.0
-_GROW_SECONDS = 5.0
 _OOM_SECONDS = 5.0
 """At most that often a guest's OOM kills are shown on the host, which takes a moment of everybody's time."""
+_WAKE_SECONDS = 30.0
+"""How long a guest that a template was made of may take to become this VM, before the template is taken for broken."""
 
 
 class Plan(NamedTuple):
@@ -76,67 +81,141 @@ class Plan(NamedTuple):
     held: int
 
 
-class Supervisor:
-    """The event loop of one VM."""
+class Running(NamedTuple):
+    """What a VM's supervisor has started, all its own."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        listener: socket.socket,
-        guest: boot.Guest,
-        daemon: virtiofs.Daemon,
-        share: tree.Tree,
-        networks: Networks,
-    ) -> None:
+    guest: boot.Guest
+    daemon: virtiofs.Daemon
+    networks: Networks
+
+
+class _Build(NamedTuple):
+    """A container that is being built while it isn't known yet whether the VM's template is any good."""
+
+    again: Callable[[], None]
+    done: Callable[[Done | Failed], None]
+
+
+class Supervisor:
+    """The event loop of one VM, which *start* starts: now, and again without a template if that proves broken."""
+
+    def __init__(self, plan: Plan, listener: socket.socket, share: tree.Tree, start: Start) -> None:
         self.plan = plan
         self.loop = Loop()
         self.members: dict[str, Member] = {}
         self._tasks: dict[int, Task] = {}
         self._waiting: dict[tuple[str, str], Callable[[], None]] = {}
         self._channel = 0
-        self._grown_mib = 0
         self._listener = listener
         self._ending = False
+        self._awake = False
+        self._broken = False
+        self._oom_shown = -_OOM_SECONDS
+        self._builds: dict[str, _Build] = {}
+        self._watched: list[int] = []
+        self._start_vm = start
         self.tree = share
-        self.daemon = daemon
-        self.networks = networks
-        self.guest = guest
-        self.agent = GuestLink(
-            self.loop,
-            guest.agent.detach(),
-            on_event=self._guest_event,
-            on_frame=self._guest_frame,
-            on_close=lambda reason: self._end(f"the guest has ended ({reason})"),
-        )
-        networks.attach(self.loop, guest.vm, self.agent)
-        self._watch_child(guest.vm.pid, "the VMM")
-        self._watch_child(daemon.pid, "virtiofsd")
-        self.loop.watch(guest.console.fileno(), IN, self._console)
+        self._adopt(start(plan))
         listener.setblocking(False)
         self.loop.watch(listener.fileno(), IN, self._accept)
+
+    def _adopt(self, running: Running) -> None:
+        """Take a VM over, and have its guest become this VM's."""
+        self.guest, self.daemon, self.networks = running
+        self._vm_ended = False
+        self.agent = GuestLink(
+            self.loop,
+            self.guest.agent.detach(),
+            on_event=self._guest_event,
+            on_frame=self._guest_frame,
+            on_close=lambda reason: self._fail(f"the guest has ended ({reason})"),
+        )
+        self.networks.attach(self.loop, self.guest.vm, self.agent, self._next_channel)
+        self._sizing = Sizing(self.plan.config, self.plan.machine, self.plan.most_mib, self.guest.vm)
+        self._watch_child(self.guest.vm.pid, "the VMM")
+        self._watch_child(self.daemon.pid, "virtiofsd")
+        self.loop.watch(self.guest.console.fileno(), IN, self._console)
         wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG, settings.sysctls())
-        self.agent.ask(wake, self._woken)
+        self.agent.ask(wake, self._woken, timeout=_WAKE_SECONDS)
 
     def run(self) -> None:
         """Serve until the last container has gone."""
         gc.collect()
         gc.freeze()
         self.loop.call_later(_ATTACH_SECONDS * 6, self._end_if_empty)
-        self.loop.run()
-        self.close()
+        try:
+            self.loop.run()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """End the VM and what belongs to it."""
         for task in list(self._tasks.values()):
             if task.shim is not None:
                 task.shim.close()
-        self._write_console()
-        self.guest.kill()
-        log.debug("supervisor: VMM ended")
-        self.daemon.kill()
-        log.debug("supervisor: virtiofsd ended")
-        self.networks.close()
-        self._listener.close()
+        with ExitStack() as undo:  # what fails doesn't spare the rest
+            undo.callback(self._listener.close)
+            undo.callback(self._end_vm)
+            undo.callback(self._write_console)
+
+    def _end_vm(self) -> None:
+        """Once for a VM: the ids of processes that have been reaped are others' already."""
+        if self._vm_ended:
+            return
+        self._vm_ended = True
+        for fd in self._watched:
+            self.loop.forget(fd)
+            os.close(fd)
+        self._watched.clear()
+        self.loop.forget(self.guest.console.fileno())
+        self.agent.close()
+        with ExitStack() as undo:
+            undo.callback(self.networks.close)
+            undo.callback(self.daemon.kill)
+            undo.callback(log.debug, "supervisor: VMM ended")
+            undo.callback(self.guest.kill)
+
+    def _fail(self, reason: str) -> None:
+        """The VM has failed: the end, unless it was only the template's fault."""
+        if self._broken:
+            return
+        if self._awake or self._ending:
+            self._end(reason)
+            return
+        if not self.plan.template:
+            words = self.guest.last_words()
+            log.error(f"the virtual machine failed while it started: {reason}", words)
+            self._end(
+                reason, failed="\n".join([f"the virtual machine failed while it started: {reason}", words]).strip()
+            )
+            return
+        self._broken = True
+        from runvm.hypervisor import template
+
+        log.warning(f"a guest from the template {self.plan.template} failed, booting instead: {reason}")
+        template.drop(self.plan.config, self.plan.template)
+        self.loop.call_later(0, self._start_again)
+
+    def _start_again(self) -> None:
+        """The VM anew, without a template; the containers that were to be built in it are, now."""
+        if self._ending:
+            return
+        self._end_vm()
+        for name in self.members:
+            self.tree.remove(name)
+        self.plan = self.plan._replace(template="")
+        builds = list(self._builds.values())
+        try:
+            self._adopt(self._start_vm(self.plan))
+        except (RunvmError, OSError) as error:
+            log.error(str(error), getattr(error, "details", ""))
+            for build in builds:
+                build.done(Failed(str(error)))
+            self._end(str(error))
+            return
+        self._broken = False
+        for build in builds:
+            build.again()
 
     # --- connections
 
@@ -190,11 +269,7 @@ class Supervisor:
         elif isinstance(request, messages.Start):
             self._start(client, number, request)
         elif isinstance(request, messages.Update):
-            member = self._member(request.container)
-            if request.resources.get("memory", {}).get("limit"):
-                member.limit_mib = resources.limit_mib(request.resources)
-                self._grow()
-            self.agent.ask(request, lambda answer: client.reply(number, answer))
+            self._update(client, number, request)
         elif isinstance(request, (messages.Freeze, messages.Stats)):
             self._member(request.container)
             self.agent.ask(request, lambda answer: client.reply(number, answer))
@@ -233,8 +308,7 @@ class Supervisor:
             if request.key != "init":
                 raise RunvmError(f"container {request.container} isn't in this virtual machine")
             member = self.members[request.container] = Member(request.container)
-        self._channel += 1
-        task = Task(member, request.key, self._channel)
+        task = Task(member, request.key, self._next_channel())
         task.shim = client.connection
         client.task = task
         member.tasks[request.key] = task
@@ -242,6 +316,10 @@ class Supervisor:
         waiting = self._waiting.pop((request.container, request.key), None)
         if waiting is not None:
             waiting()
+
+    def _next_channel(self) -> int:
+        self._channel += 1
+        return self._channel
 
     def _when_attached(
         self, client: Client, number: int, container: str, key: str, action: Callable[[Task], None]
@@ -272,23 +350,6 @@ class Supervisor:
         member.cgroups = tuple(request.cgroups)
         member.limit_mib = request.limit_mib
         member.pod_mib = request.pod_mib
-        self._grow()
-        shares = {name: Share(**share) for name, share in request.shares.items()}
-        self.tree.add(member.name, shares, request.shim_pid)
-        network, interfaces = 0, dict[str, Any]()
-        if request.network:
-            network, interfaces = self.networks.join(member.name, request.shim_pid)
-        create = Create(
-            member.name,
-            task.channel,
-            request.spec,
-            request.namespaces,
-            network,
-            interfaces,
-            request.rows,
-            request.columns,
-            request.passed,
-        )
 
         def built(answer: Done | Failed) -> None:
             if isinstance(answer, Done):
@@ -299,21 +360,55 @@ class Supervisor:
             if isinstance(answer, Failed):
                 self._drop(member.name, lambda: None)
 
-        self.agent.ask(create, built)
+        def build() -> None:
+            self._sizing.memory(self.members.values())
+            if self._sizing.processors(request.spec["linux"]["resources"]):
+                self.agent.ask(messages.Online(self._sizing.vcpus), _warn)
+            shares = {name: Share(**share) for name, share in request.shares.items()}
+            self.tree.add(member.name, shares, request.shim_pid)
+            network, interfaces = 0, dict[str, Any]()
+            if request.network:
+                network, interfaces = self.networks.join(member.name, request.shim_pid)
+            create = Create(
+                member.name,
+                task.channel,
+                request.spec,
+                request.namespaces,
+                network,
+                interfaces,
+                request.rows,
+                request.columns,
+                request.passed,
+            )
+            self.agent.ask(create, built)
 
-    def _grow(self) -> None:
-        """Give the VM the memory that its containers may use; it never shrinks, but what is free goes back to the
-        host."""
-        machine = self.plan.machine
-        limits = [member.limit_mib for member in self.members.values()]
-        pod = [member.pod_mib for member in self.members.values() if member.pod_mib]
-        if pod:
-            limits = [max(pod[0], sum(limits))]  # the pod's is the sum of its containers' to come
-        wanted = resources.memory_mib(self.plan.config, limits, self.plan.most_mib)
-        wanted = min(wanted - machine.memory_mib, machine.growth_mib)
-        if wanted > self._grown_mib:
-            self.guest.vm.grow(wanted, deadline=time.monotonic() + _GROW_SECONDS)
-            self._grown_mib = wanted
+        def again() -> None:
+            try:
+                build()
+            except (RunvmError, OSError) as error:
+                built(Failed(str(error)))
+
+        if not self._awake:
+            self._builds[member.name] = _Build(again, built)
+        build()
+
+    def _update(self, client: Client, number: int, request: messages.Update) -> None:
+        member = self._member(request.container)
+
+        def update(online: Done | Failed) -> None:
+            if isinstance(online, Failed):
+                client.reply(number, online)
+            else:
+                self.agent.ask(request, lambda answer: client.reply(number, answer))
+
+        plugged = self._sizing.processors(request.resources)
+        if request.resources.get("memory", {}).get("limit"):
+            member.limit_mib = resources.limit_mib(request.resources)
+            self._sizing.memory(self.members.values())
+        if plugged:
+            self.agent.ask(messages.Online(self._sizing.vcpus), update)
+        else:
+            update(Done({}))
 
     def _start(self, client: Client, number: int, request: messages.Start) -> None:
         member = self._member(request.container)
@@ -430,6 +525,8 @@ class Supervisor:
             self.networks.query(frame)
             return
         task = self._tasks.get(frame.channel)
+        if task is None and self.networks.relay(frame):
+            return
         if task is None or task.shim is None:
             if frame.kind != CREDIT_KIND and frame.payload:
                 self.agent.credit(frame)
@@ -448,14 +545,16 @@ class Supervisor:
             from runvm.sandbox import oom
 
             log.info(f"container {container}: a process was killed for the memory limit")
-            if member.oom_shown + _OOM_SECONDS < time.monotonic():
-                member.oom_shown = time.monotonic()
+            if self._oom_shown + _OOM_SECONDS < time.monotonic():
                 oom.show(member.cgroups)
+                self._oom_shown = time.monotonic()
 
     def _woken(self, answer: Done | Failed) -> None:
-        if isinstance(answer, Failed):
-            log.error(f"the guest can't be set up: {answer.error}", self.guest.last_words())
-            self._end(answer.error, failed=f"the guest can't be set up: {answer.error}")
+        if isinstance(answer, Done):
+            self._awake = True
+            self._builds.clear()
+        else:
+            self._fail(f"the guest can't be set up: {answer.error}")
 
     def _exited(self, event: Exited) -> None:
         task = self._tasks.get(event.channel)
@@ -499,8 +598,9 @@ class Supervisor:
 
         def gone(events: int) -> None:
             self.loop.forget(fd)
-            self._end(f"{what} has ended")
+            self._fail(f"{what} has ended")
 
+        self._watched.append(fd)
         self.loop.watch(fd, IN, gone)
 
     def _console(self, events: int) -> None:
@@ -511,7 +611,7 @@ class Supervisor:
 
     def _write_console(self) -> None:
         self.guest.read_console()
-        with open(f"{self.plan.sandbox.directory}/console.log", "wb") as file:
+        with suppress(OSError), open(f"{self.plan.sandbox.directory}/console.log", "wb") as file:
             file.write(self.guest.console_tail)
 
     def _end(self, reason: str, *, failed: str = "container not running") -> None:
@@ -521,3 +621,8 @@ class Supervisor:
             log.debug(f"sandbox {self.plan.sandbox.name} ends: {reason}")
             self.agent.fail(failed)
             self.loop.stop()
+
+
+def _warn(answer: Done | Failed) -> None:
+    if isinstance(answer, Failed):
+        log.warning(answer.error)

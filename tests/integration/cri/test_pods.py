@@ -77,6 +77,29 @@ def test_attach_reaches_the_first_process(cri: Cri) -> None:
     wait_until(lambda: "got hello" in cri.ok("logs", container), timeout=20, what=f"the echo: {attached.describe()}")
 
 
+def test_a_port_is_forwarded(cri: Cri) -> None:
+    """`kubectl port-forward`: a server on the pod's localhost, of either family, again and again; none is told so."""
+    file = cri.pod_file()
+    pod = cri.ok("runp", file)
+    serve = "httpd -p 127.0.0.1:80 -h /; httpd -p [::1]:81 -h /"
+    script = f"echo page >/page; {serve}; head -c 3000000 /dev/zero >/big; exec sleep 1000"
+    container = cri.container(pod, file, "sh", "-c", script)
+    cri.sh(container, "while ! test -s /big; do sleep 0.1; done")
+    forwarder = Process(cri.crictl_argv("port-forward", pod, "18090:80", "18091:81", "18092:82"))
+    try:
+        page = ["curl", "-s", "--max-time", "20", "--retry", "20", "--retry-connrefused", "--retry-delay", "1"]
+        for _ in range(3):
+            assert call([*page, "http://127.0.0.1:18090/page"], timeout=60).text == "page"
+        assert call([*page, "http://127.0.0.1:18091/page"], timeout=60).text == "page"
+        assert len(call([*page, "http://127.0.0.1:18090/big"], timeout=60).stdout) == 3_000_000
+        refused = call(["curl", "-sS", "--max-time", "20", "http://127.0.0.1:18092/"], timeout=30)
+        assert refused.code != 0, refused.describe()
+        assert b"timed out" not in refused.stderr
+    finally:
+        forwarder.kill()
+        forwarder.wait(10)
+
+
 def test_volumes_are_shared_by_a_pods_containers(cri: Cri, tmp_path: Path) -> None:
     """emptyDir on disk and in memory, subPath, read-only, a ConfigMap whose symlink is swapped by kubelet."""
     disk, memory, single, config = (tmp_path / name for name in ("disk", "memory", "single", "config"))

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from framework import process
 from framework.podman import IMAGE
+from framework.process import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +45,7 @@ def test_overlays_of_the_hosts_directories(podman: Podman, tmp_path: Path) -> No
 
 
 def test_a_network_by_path_and_of_the_users_own(podman: Podman) -> None:
-    """--network ns:PATH is used as it is; --network slirp4netns has its tap."""
+    """--network ns:PATH is used as it is; --network slirp4netns has its tap, and a port that is published."""
     subprocess.run(["ip", "netns", "add", "rvtns"], check=True, timeout=10)
     try:
         ip = ("ip", "-n", "rvtns")
@@ -59,8 +61,11 @@ def test_a_network_by_path_and_of_the_users_own(podman: Podman) -> None:
     finally:
         subprocess.run(["ip", "netns", "delete", "rvtns"], check=True, timeout=10)
     if shutil.which("slirp4netns"):
-        seen = podman.run("--network", "slirp4netns", IMAGE, "ip", "-o", "-4", "addr").expect(0).text
-        assert "tap0" in seen
+        flags = ("--network", "slirp4netns", "--publish", "127.0.0.1:18087:80")
+        serve = "mkdir /w; ip -o -4 addr >/w/index.html; exec httpd -f -p 80 -h /w"
+        podman.detached(*flags, IMAGE, "sh", "-c", serve)
+        fetch = ["curl", "-s", "--max-time", "5", "http://127.0.0.1:18087/"]
+        wait_until(lambda: "tap0" in process.call(fetch).text, timeout=20, what="the page at the published port")
 
 
 def test_secrets_health_commit_and_uts(podman: Podman, tmp_path: Path) -> None:
