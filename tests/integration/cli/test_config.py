@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from framework.runtime import Box, Runtime
 
 
-# Of the host's kernel, not of a namespace
+# Of the host's kernel, not of a namespace (as kernel.pid_max is since Linux 6.14)
 SETTINGS = (
     *("fs/aio-max-nr", "fs/file-max", "fs/inotify/max_user_instances", "fs/inotify/max_user_watches", "fs/nr_open"),
-    *("kernel/pid_max", "kernel/threads-max", "vm/max_map_count", "vm/overcommit_memory"),
+    *("kernel/threads-max", "vm/max_map_count", "vm/overcommit_memory"),
 )
 
 
@@ -305,6 +305,15 @@ def test_without_a_namespace_of_names_and_groups(box: Box) -> None:
     container.bundle.config.pop("hostname", None)
     container.bundle.resources["memory"] = {"limit": 100 << 20}
     assert container.run().text.splitlines() == [os.uname().nodename, str(100 << 20)]
+
+
+@pytest.mark.differs("runc", "fails to pivot where the new root is the old one")
+def test_the_hosts_root_can_be_a_containers(box: Box, runtime: Runtime) -> None:
+    """root.path "/": unusual, and no reason to fail."""
+    container = box("ls", runtime.scratch)
+    container.bundle.config["root"] = {"path": "/", "readonly": True}
+    container.bundle.config["mounts"] = [m for m in container.bundle.config["mounts"] if m["type"] != "cgroup"]
+    assert "rootfs" in container.run().expect(0).text.split()
 
 
 def test_a_user_namespace_maps_ids(box: Box) -> None:
