@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.container import mount_options
 from runvm.errors import UnsupportedError
-from runvm.linux import process
+from runvm.linux import limits, process
 from runvm.shares.tree import ROOT, Share
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     raw["annotations"] = {
         key: value for key, value in spec.annotations.items() if key.startswith("run.oci.") and key != "run.oci.handler"
     }
-    raw["process"] = without_labels(raw["process"])
+    raw["process"] = with_limits(without_labels(raw["process"]))
     linux = dict(raw.get("linux", {}))
     for key in ("mountLabel", "intelRdt", "timeOffsets"):
         linux.pop(key, None)
@@ -94,6 +94,17 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
 def without_labels(process_object: dict[str, Any]) -> dict[str, Any]:
     """A process object without the host's AppArmor and SELinux labels: the virtual machine confines instead."""
     return {key: value for key, value in process_object.items() if key not in ("apparmorProfile", "selinuxLabel")}
+
+
+def with_limits(process_object: dict[str, Any]) -> dict[str, Any]:
+    """A process object with a limit of each kind: what it doesn't set is the caller's own, as in runc, where the
+    process inherits it (an engine's service often has a million open files)."""
+    given = process_object.get("rlimits", [])
+    named = {limit["type"] for limit in given}
+    inherited = [
+        {"type": kind, "soft": soft, "hard": hard} for kind, (soft, hard) in limits.own().items() if kind not in named
+    ]
+    return {**process_object, "rlimits": [*given, *inherited]}
 
 
 def resources(given: dict[str, Any]) -> dict[str, Any]:

@@ -44,11 +44,12 @@ class Failed(NamedTuple):
 
 class Wake(NamedTuple):
     """First after a boot or a restore: who and when this VM is. Clock in ns since the epoch, entropy in hex, the
-    shares' tag."""
+    shares' tag, values of files below /proc/sys."""
 
     clock_ns: int
     entropy: str
     share: str
+    sysctls: Json
 
 
 class Create(NamedTuple):

@@ -37,7 +37,7 @@ from runvm.protocol.messages import (
     Signal,
     Status,
 )
-from runvm.sandbox import resources
+from runvm.sandbox import resources, settings
 from runvm.sandbox.guest_link import GuestLink
 from runvm.sandbox.members import Client, Member, Task
 from runvm.sandbox.sizing import Sizing
@@ -140,7 +140,7 @@ class Supervisor:
         self._watch_child(self.guest.vm.pid, "the VMM")
         self._watch_child(self.daemon.pid, "virtiofsd")
         self.loop.watch(self.guest.console.fileno(), IN, self._console)
-        wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG)
+        wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG, settings.sysctls())
         self.agent.ask(wake, self._woken, timeout=_WAKE_SECONDS)
 
     def run(self) -> None:

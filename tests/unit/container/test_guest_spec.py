@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,6 +36,16 @@ def test_an_overlay_is_the_hosts(tmp_path: Path) -> None:
     (seen,) = plan.spec["mounts"]
     assert (seen["type"], seen["options"]) == ("bind", ["bind", "nosuid", "private"])
     assert seen["source"].startswith(f"{guest_spec.SHARE}/name/")
+
+
+def test_limits_that_are_not_set_are_the_callers(tmp_path: Path) -> None:
+    """As with runc, whose container inherits them."""
+    own = {"type": "RLIMIT_NOFILE", "soft": 5, "hard": 6}
+    limits = guest_spec.with_limits({"args": ["sh"], "rlimits": [own]})["rlimits"]
+    assert limits[0] == own
+    assert len({limit["type"] for limit in limits}) == len(limits) == 16
+    soft, hard = resource.getrlimit(resource.RLIMIT_MSGQUEUE)
+    assert {"type": "RLIMIT_MSGQUEUE", "soft": soft, "hard": hard} in limits
 
 
 def test_without_a_uts_namespace_the_hosts_name_shows(tmp_path: Path) -> None:
