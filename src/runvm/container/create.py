@@ -267,12 +267,13 @@ def _launch(
     chosen = driver.load(config)
     guest = image.resolve(config)
     most_mib = resources.most_mib(cgroup.room_mib())
+    limits = resources.of_vm(spec.annotations, spec.resources)
     machine = boot.machine_for(
         config,
         chosen,
         guest,
-        vcpus=resources.vcpus(config, resources.of_vm(spec.annotations, spec.resources)),
-        memory_mib=resources.base_mib(config, most_mib),
+        vcpus=resources.vcpus(config, limits),
+        memory_mib=resources.base_mib(config, limits, most_mib),
     )
     directory = ""
     if config.template and chosen.can_snapshot:

@@ -180,7 +180,7 @@ def build(config: Config) -> Template:
         driver,
         image.resolve(config),
         vcpus=resources.vcpus(config, {}),
-        memory_mib=resources.base_mib(config),
+        memory_mib=resources.base_mib(config, {}),
     )
     return _read(ensure(config, driver, machine))
 

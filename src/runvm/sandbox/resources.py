@@ -27,7 +27,8 @@ _VMM_LEAST_MIB = 128
 _LEAST_MIB = 256
 _STEP_MIB = 128
 """Memory grows by this, Linux' own step on x86."""
-_BASE_MIB = 512
+_LIMITED_BASE_MIB = 512
+_BASE_MIB = 1024
 
 
 class Limits(NamedTuple):
@@ -108,10 +109,11 @@ def most_mib(room_mib: int) -> int:
     return (room_mib - _VMM_LEAST_MIB) // _STEP_MIB * _STEP_MIB if room_mib else 0
 
 
-def base_mib(config: Config, most_mib: int = 0) -> int:
-    """The RAM in MiB that a VM starts with, the same for all limits so that one template does for them; *most_mib* of
-    most_mib()."""
-    return min(_BASE_MIB, config.memory_mib or config.default_memory_mib, most_mib or _BASE_MIB)
+def base_mib(config: Config, limits: dict[str, Any], most_mib: int = 0) -> int:
+    """The RAM in MiB that a VM starts with: one size for all *limits* of memory (an OCI resources object's), another for
+    none, so that two templates do and what is started most needn't grow; *most_mib* of most_mib()."""
+    usual = _LIMITED_BASE_MIB if limit_mib(limits) or config.memory_mib else _BASE_MIB
+    return min(usual, config.memory_mib or config.default_memory_mib, most_mib or usual)
 
 
 def limit_mib(resources: dict[str, Any]) -> int:
