@@ -83,7 +83,10 @@ def prepare(cards: tuple[str, ...] = ()) -> int:
         # that of the VM itself, which containers are in whose config asks for the host's
         links.set_link(sock, links.link(sock, "lo").ifindex, up=True)
         for link in links.links(sock):
-            if _mac(link) in cards:
+            if link.hardware == links.LOOPBACK:
+                # a container of the VM's own network namespace (host_network) expects it
+                links.set_link(sock, link.ifindex, up=True)
+            elif _mac(link) in cards:
                 # most likely the right name
                 name = f"eth{len(namespace.waiting)}"
                 namespace.waiting[_mac(link)] = _move(namespace, link, name)
