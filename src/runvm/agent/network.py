@@ -80,8 +80,6 @@ def prepare(cards: tuple[str, ...] = ()) -> int:
     _spare.append(namespace)
     from_json(to_json(Network()))  # makes its decoders
     with Socket() as sock:
-        # that of the VM itself, which containers are in whose config asks for the host's
-        links.set_link(sock, links.link(sock, "lo").ifindex, up=True)
         for link in links.links(sock):
             if link.hardware == links.LOOPBACK:
                 # a container of the VM's own network namespace (host_network) expects it
