@@ -143,7 +143,7 @@ def test_much_goes_both_ways_and_each_end_is_told(
 
 
 def test_a_port_without_a_server_resets(box: Namespace, guest: Namespace, link: Link) -> None:
-    with _connect(box, 8081) as client, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), _connect(box, 8081) as client:
         client.recv(1)
 
 
