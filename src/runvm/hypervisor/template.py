@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm import __version__
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from runvm.hypervisor.driver import Driver, Machine
 
 _PAGE = 4096
+_SERVED = "served"
+"""A file of a template from which a guest has come up."""
 _FORMAT = 2
 """Raised when what a template holds changes in another way than its key tells."""
 _FILES = ("state", "ram")
@@ -126,6 +128,24 @@ def sweep(config: Config) -> None:
                 _remove(directory)
         except (DeadlineError, OSError):
             continue
+
+
+def has_served(directory: str) -> bool:
+    """Whether a guest from the template has come up once: what is slow then is the host, not the template."""
+    return os.path.exists(f"{directory}/{_SERVED}")
+
+
+def note_served(directory: str) -> None:
+    """A guest from the template has come up."""
+    if not has_served(directory):
+        with suppress(OSError):  # it has just been dropped or pruned
+            os.close(os.open(f"{directory}/{_SERVED}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def doubt(directory: str) -> None:
+    """It counts as one that has not served, until it does: failing once more it is dropped."""
+    with suppress(OSError):
+        os.unlink(f"{directory}/{_SERVED}")
 
 
 def drop(directory: str, reason: str) -> str:
