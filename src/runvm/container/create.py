@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from runvm.container import guest_spec, passed, shim, state, terminal
 from runvm.container.state import ContainerRecord
 from runvm.errors import DeadlineError, HostError, RunvmError, UnsupportedError, words
-from runvm.linux import process, syscalls
+from runvm.linux import files, process, syscalls
 from runvm.linux.process import Identity
 from runvm.log import log
 from runvm.protocol import frames, messages
@@ -180,7 +180,9 @@ def _create(
         plan.notify,
     )
     # where a template proves broken only now, the supervisor boots instead
-    registry.call(sandbox, build, timeout=registry.ANSWER_SECONDS + config.boot_timeout_s)
+    answer = registry.call(sandbox, build, timeout=registry.ANSWER_SECONDS + config.boot_timeout_s)
+    for note in answer.get("notes", ()):
+        log.warning(note)
     log.debug("create: container built in the guest")
     shim.release(started)
     if slave >= 0:
@@ -201,7 +203,9 @@ def write_pid_file(path: str, pid: int) -> None:
     """The pid, by rename, so that who waits for the file never reads half of it. Raises HostError."""
     temporary = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}"
     try:
-        with open(temporary, "w") as file:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)  # of a command that was killed
+        with open(temporary, "w", opener=files.exclusive) as file:
             file.write(str(pid))
         os.rename(temporary, path)
     except OSError as error:

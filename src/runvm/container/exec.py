@@ -46,7 +46,7 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
         raise StateError("cannot exec in a paused container", do=f"runvm resume {cid}")
     for warning in rules.capability_warnings(options.process):
         log.warning(warning)
-    described = guest_spec.without_labels(options.process)
+    described = guest_spec.with_limits(guest_spec.without_labels(options.process))
     wants_terminal = bool(described.get("terminal"))
     terminal.check(wants_terminal, options.console_socket, own=not options.detach)
     handed = passed.inspect(options.preserve_fds)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.container import mount_options
 from runvm.errors import UnsupportedError
-from runvm.linux import process
+from runvm.linux import limits, process
 from runvm.shares.tree import ROOT, Share
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ _NOT_IN_GUEST = {
     "cpu": ("mems", "realtimeRuntime", "realtimePeriod"),
 }
 
+_UNSET = {"memory": ("limit", "reservation", "swap"), "cpu": ("shares", "quota", "period", "cpus")}
+"""Where 0 or '' is no value to runc, and `docker update` sends it for what isn't asked for; crun takes it literally."""
+
 
 class GuestPlan(NamedTuple):
     """What `create` sends to the supervisor: the guest's spec, what is shared, what was left out (for the log), the
@@ -67,7 +70,7 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     raw["annotations"] = {
         key: value for key, value in spec.annotations.items() if key.startswith("run.oci.") and key != "run.oci.handler"
     }
-    raw["process"] = without_labels(raw["process"])
+    raw["process"] = with_limits(without_labels(raw["process"]))
     linux = dict(raw.get("linux", {}))
     for key in ("mountLabel", "intelRdt", "timeOffsets"):
         linux.pop(key, None)
@@ -93,6 +96,17 @@ def without_labels(process_object: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in process_object.items() if key not in ("apparmorProfile", "selinuxLabel")}
 
 
+def with_limits(process_object: dict[str, Any]) -> dict[str, Any]:
+    """A process object with a limit of each kind: what it doesn't set is the caller's own, as in runc, where the
+    process inherits it (an engine's service often has a million open files)."""
+    given = process_object.get("rlimits", [])
+    named = {limit["type"] for limit in given}
+    inherited = [
+        {"type": kind, "soft": soft, "hard": hard} for kind, (soft, hard) in limits.own().items() if kind not in named
+    ]
+    return {**process_object, "rlimits": [*given, *inherited]}
+
+
 def resources(given: dict[str, Any]) -> dict[str, Any]:
     """The part of an OCI resources object that the guest enforces; the rest holds around the VMM, on the host.
 
@@ -112,7 +126,11 @@ def resources(given: dict[str, Any]) -> dict[str, Any]:
     }
     for group, names in _NOT_IN_GUEST.items():
         if group in kept:
-            kept[group] = {key: value for key, value in kept[group].items() if key not in names}
+            kept[group] = {
+                key: value
+                for key, value in kept[group].items()
+                if key not in names and (value or key not in _UNSET[group])
+            }
     burst = given.get("cpu", {}).get("burst")
     if burst is not None:  # crun 1.8 passes it over
         kept["unified"] = {"cpu.max.burst": str(burst), **kept.get("unified", {})}
@@ -141,6 +159,7 @@ def _mounts(spec: Spec, cid: str, shares: dict[str, Share]) -> list[dict[str, An
             "options": mount_options.for_guest(mount.options, f"mounts[{number}].options"),
         }
         if mount.is_bind and not _kernels_own(mount.source):
+            mount_options.check_bind(mount.options, f"mounts[{number}].options")
             name = f"m{number}"
             shares[name] = Share(mount.source, "rbind" in mount.options, mount_options.read_only(mount.options))
             entry["source"] = f"{SHARE}/{cid}/{name}"

@@ -151,8 +151,13 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
             more.truncate(machine.growth_mib << 20)
         if template:
             state = os.open(f"{template}/state", os.O_RDONLY | os.O_CLOEXEC)
-            # the VMM starts meanwhile
-            copier = process.fork(lambda: copy_sparse(f"{template}/ram", ram))
+            parent = os.getpid()
+
+            def copy() -> None:
+                process.die_with_parent(parent)
+                copy_sparse(f"{template}/ram", ram)
+
+            copier = process.fork(copy)  # the VMM starts meanwhile
         endpoints = Endpoints(agent_vmm.fileno(), console_vmm.fileno(), tap)
         try:
             vm = driver.launch(machine, endpoints, jail=root, state=state, ram_ready=ram_ready, deadline=deadline)

@@ -9,6 +9,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+from runvm.linux import files
 from runvm.log import log, progress
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def verdict(config: Config) -> tuple[bool, str]:
         answer = (True, "")
     except RunvmError as error:
         answer = (False, f"a guest doesn't boot with it: {error.message}")
-    os.makedirs(config.state_dir, mode=0o711, exist_ok=True)
+    files.make_directories(config.state_dir, 0o711, exist_ok=True)
     temporary = f"{memo}.{os.getpid()}"
     with open(temporary, "w") as file:
         json.dump({"boot": boot, "works": answer[0], "reason": answer[1]}, file)

@@ -20,7 +20,7 @@ from runvm.errors import DeadlineError, GuestError, RunvmError
 from runvm.guest import image
 from runvm.hypervisor import boot
 from runvm.hypervisor import driver as drivers
-from runvm.linux import locking, process, syscalls
+from runvm.linux import files, locking, process, syscalls
 from runvm.log import log, progress
 
 if TYPE_CHECKING:
@@ -59,13 +59,14 @@ def ensure(config: Config, driver: Driver, machine: Machine) -> str:
     made."""
     name = key(driver, machine)
     directory = f"{_base(config)}/{name}"
-    if _is_whole(directory):
+    if is_whole(directory):
         return directory
     with _Lock(config, timeout=2 * config.boot_timeout_s):
-        if _is_whole(directory):
+        if is_whole(directory):
             return directory
         if os.path.exists(directory):
-            drop(config, directory)
+            log.warning(f"the template {name} isn't as it was made: it is made anew")
+            _remove(directory)
         for other in list_templates(config):
             if not os.path.exists(other.made_from.get("kernel", "/")):
                 _remove(other.directory)  # of an image that has been pruned: no start will want it
@@ -87,7 +88,7 @@ class _Lock:
         self._timeout = timeout
 
     def __enter__(self) -> None:
-        os.makedirs(self._base, mode=0o700, exist_ok=True)
+        files.make_directories(self._base, 0o700, exist_ok=True)
         self._fd = os.open(f"{self._base}/.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             locking.lock(
@@ -127,12 +128,11 @@ def sweep(config: Config) -> None:
             continue
 
 
-def drop(config: Config, directory: str) -> None:
-    """Remove a template that proved broken; the next start makes it anew."""
-    log.warning(
-        f"the template {os.path.basename(directory)} is broken and has been dropped; the next start makes it anew"
-    )
+def drop(directory: str, reason: str) -> str:
+    """Remove a template that proved broken, so that the next start makes it anew; what is to be said of it."""
     _remove(directory)
+    words = f"the template {os.path.basename(directory)} is broken, booting instead; the next start makes it anew"
+    return f"{words}: {reason}"
 
 
 def prove(config: Config, accelerator: str, *, timeout: float) -> None:
@@ -151,7 +151,7 @@ def prove(config: Config, accelerator: str, *, timeout: float) -> None:
         finally:
             guest.kill()
 
-    os.makedirs(directory, mode=0o700)
+    files.make_directories(directory, 0o700)
     try:
         with _locked(directory):
             _in_private_mounts(attempt, timeout + 10)
@@ -265,12 +265,12 @@ def _stamp(directory: str, name: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _is_whole(directory: str) -> bool:
+def is_whole(directory: str) -> bool:
     """Whether a template is there as it was made. Bits that have changed on the disk don't show: the guest tells."""
     try:
         with open(f"{directory}/meta.json") as file:
-            files = json.load(file)["files"]
-        return all(files[name] == _stamp(directory, name) for name in _FILES)
+            stamps = json.load(file)["files"]
+        return all(stamps[name] == _stamp(directory, name) for name in _FILES)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -312,6 +312,7 @@ def _in_private_mounts(action: Callable[[], None], timeout: float) -> None:
 
     def child() -> None:
         process.die_with_parent(parent)
+        os.umask(0o022)  # the hypervisor, of another user, looks into its jail
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
         try:

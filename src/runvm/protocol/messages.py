@@ -44,11 +44,12 @@ class Failed(NamedTuple):
 
 class Wake(NamedTuple):
     """First after a boot or a restore: who and when this VM is. Clock in ns since the epoch, entropy in hex, the
-    shares' tag."""
+    shares' tag, values of files below /proc/sys."""
 
     clock_ns: int
     entropy: str
     share: str
+    sysctls: Json
 
 
 class Create(NamedTuple):
@@ -207,7 +208,7 @@ class Attach(NamedTuple):
 
 
 class Build(NamedTuple):
-    """From create, after the hooks: make the container in the guest. Result: {}.
+    """From create, after the hooks: make the container in the guest. Result: {"notes"}, what the user should know.
 
     *spec* is the guest's config.json; *shares* maps a name in the container's part of the share to {"source",
     "recursive", "read_only"};

@@ -80,21 +80,18 @@ def vcpus(config: Config, resources: dict[str, Any]) -> int:
     """Virtual CPUs for a container with those limits: its quota or its cpuset, else two, or as many as the host has."""
     if config.vcpus:
         return config.vcpus
-    return wanted_vcpus(resources.get("cpu", {})) or min(2, _available())
+    available = len(os.sched_getaffinity(0))
+    return wanted_vcpus(resources.get("cpu", {}), available) or min(2, available)
 
 
-def wanted_vcpus(cpu: dict[str, Any]) -> int:
-    """How many of the host's CPUs a container with that *cpu* (of an OCI resources object) can keep busy, by its quota
-    and its cpuset; 0 where it names none."""
+def wanted_vcpus(cpu: dict[str, Any], available: int) -> int:
+    """How many of the host's *available* CPUs a container with that *cpu* (of an OCI resources object) can keep busy,
+    by its quota and its cpuset; 0 where it names none."""
     quota, period = cpu.get("quota") or 0, cpu.get("period") or 100_000
     wanted = -(-quota // period) if quota > 0 else 0
     if cpu.get("cpus"):
-        wanted = min(wanted or _available(), count_cpus(str(cpu["cpus"])))
-    return int(min(wanted, _available()))
-
-
-def _available() -> int:
-    return len(os.sched_getaffinity(0))
+        wanted = min(wanted or available, count_cpus(str(cpu["cpus"])))
+    return int(min(wanted, available))
 
 
 def most_mib(room_mib: int) -> int:

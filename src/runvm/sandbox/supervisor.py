@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runvm.errors import RunvmError
+from runvm.errors import RunvmError, VmmError
 from runvm.linux.loop import IN, Loop
 from runvm.log import log
 from runvm.protocol import messages
@@ -37,7 +37,7 @@ from runvm.protocol.messages import (
     Signal,
     Status,
 )
-from runvm.sandbox import resources
+from runvm.sandbox import resources, settings
 from runvm.sandbox.guest_link import GuestLink
 from runvm.sandbox.members import Client, Member, Task
 from runvm.sandbox.sizing import Sizing
@@ -83,11 +83,12 @@ class Plan(NamedTuple):
 
 
 class Running(NamedTuple):
-    """What a VM's supervisor has started, all its own."""
+    """What a VM's supervisor has started, all its own; *note* is what the user should know of it."""
 
     guest: boot.Guest
     daemon: virtiofs.Daemon
     networks: Networks
+    note: str = ""
 
 
 class _Build(NamedTuple):
@@ -113,6 +114,7 @@ class Supervisor:
         self._broken = False
         self._oom_shown = -_OOM_SECONDS
         self._builds: dict[str, _Build] = {}
+        self._notes: list[str] = []
         self._watched: list[int] = []
         self._start_vm = start
         self.tree = share
@@ -122,7 +124,9 @@ class Supervisor:
 
     def _adopt(self, running: Running) -> None:
         """Take a VM over, and have its guest become this VM's."""
-        self.guest, self.daemon, self.networks = running
+        self.guest, self.daemon, self.networks, note = running
+        if note:
+            self._notes.append(note)
         self._vm_ended = False
         self.agent = GuestLink(
             self.loop,
@@ -136,7 +140,7 @@ class Supervisor:
         self._watch_child(self.guest.vm.pid, "the VMM")
         self._watch_child(self.daemon.pid, "virtiofsd")
         self.loop.watch(self.guest.console.fileno(), IN, self._console)
-        wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG)
+        wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG, settings.sysctls())
         self.agent.ask(wake, self._woken, timeout=_WAKE_SECONDS)
 
     def run(self) -> None:
@@ -191,17 +195,17 @@ class Supervisor:
             )
             return
         self._broken = True
-        from runvm.hypervisor import template
+        self.loop.call_later(0, lambda: self._start_again(reason))
 
-        log.warning(f"a guest from the template {self.plan.template} failed, booting instead: {reason}")
-        template.drop(self.plan.config, self.plan.template)
-        self.loop.call_later(0, self._start_again)
-
-    def _start_again(self) -> None:
-        """The VM anew, without a template; the containers that were to be built in it are, now."""
+    def _start_again(self, reason: str) -> None:
+        """The VM anew, without the template that failed for *reason*; the containers that were to be built in it are,
+        now."""
         if self._ending:
             return
+        from runvm.hypervisor import template
+
         self._end_vm()
+        broken = self.plan.template
         for name in self.members:
             self.tree.remove(name)
         self.plan = self.plan._replace(template="")
@@ -215,6 +219,7 @@ class Supervisor:
             self._end(str(error))
             return
         self._broken = False
+        self._notes.append(template.drop(broken, reason))
         for build in builds:
             build.again()
 
@@ -357,7 +362,7 @@ class Supervisor:
                 member.built = True
                 task.running = True
             client.building = ""
-            client.reply(number, answer)
+            client.reply(number, answer if isinstance(answer, Failed) else Done({"notes": self._notes}))
             if isinstance(answer, Failed):
                 self._drop(member.name, lambda: None)
 
@@ -394,9 +399,16 @@ class Supervisor:
             except (RunvmError, OSError) as error:
                 built(Failed(str(error)))
 
-        if not self._awake:
-            self._builds[member.name] = _Build(again, built)
-        build()
+        if self._awake:
+            build()
+            return
+        self._builds[member.name] = _Build(again, built)
+        try:
+            build()
+        except VmmError as error:
+            self._fail(str(error))
+            if not self._broken:
+                raise
 
     def _update(self, client: Client, number: int, request: messages.Update) -> None:
         member = self._member(request.container)

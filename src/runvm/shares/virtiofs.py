@@ -59,7 +59,7 @@ def arguments(binary: str, directory: str, fd: int, *, rust: bool) -> list[str]:
             binary, f"--fd={fd}", f"--shared-dir={directory}", "--sandbox=namespace", "--cache=auto", "--xattr", "--posix-acl",  # noqa: E501
             "--announce-submounts", "--inode-file-handles=never",
         ]  # fmt: skip
-    # the descriptors' limit stays as it is: raising it needs CAP_SYS_RESOURCE, which a root in a container may lack
+    # the descriptors' hard limit stays: raising it needs CAP_SYS_RESOURCE, which a root in a container may lack
     return [
         binary, "-f", f"--fd={fd}", "-o", f"source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto", "-o", "xattr",  # noqa: E501
         "-o", "announce_submounts", "--rlimit-nofile=0",
@@ -101,11 +101,20 @@ def serve(config: Config, directory: str, *, log: str) -> Daemon:
             process.close_above(3)
             os.set_inheritable(3, True)
             process.reset_signals()
+            _raise_limit()
             process.die_with_parent(parent)
             _trust_the_guests_checks()
             os.execve(binary, arguments(binary, directory, 3, rust=rust), {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
 
         return Daemon(process.fork(child), connection)
+
+
+def _raise_limit() -> None:
+    """As many descriptors as the caller's hard limit allows: each file that the guest knows is one of the daemon's."""
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _trust_the_guests_checks() -> None:

@@ -149,6 +149,12 @@ def test_events_stats_has_the_containers_figures(running: Container, runtime: Ru
     assert data["memory"]["usage"]["limit"] in (96 * MIB, 100 * MIB, 128 * MIB)
     assert 1 <= data["pids"]["current"] <= 10
     assert data["pids"]["limit"] in (40, 50, 60)
+    if runtime.is_vm:
+        machine = data["vm"]
+        assert set(machine["processes"]) == {"vmm", "virtiofsd", "supervisor"}
+        assert all(process["cpu"] >= 0 and process["memory"] > 1 << 20 for process in machine["processes"].values())
+        assert machine["memory"]["total"] > machine["memory"]["overhead"] > 32 * MIB
+        assert machine["cpu"]["total"] > 0
     # The interval form writes on until its caller ends it
     watching = runtime.start("events", "--interval", "1s", running.id)
     assert watching.popen.stdout is not None
