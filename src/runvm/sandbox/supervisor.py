@@ -139,6 +139,7 @@ class Supervisor:
         self._watch_child(self.guest.vm.pid, "the VMM")
         self._watch_child(self.daemon.pid, "virtiofsd")
         self.loop.watch(self.guest.console.fileno(), IN, self._console)
+        self.loop.watch(self.daemon.output, IN, self._daemon_speaks)
         wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG)
         self.agent.ask(wake, self._woken, timeout=_WAKE_SECONDS)
 
@@ -172,6 +173,7 @@ class Supervisor:
             os.close(fd)
         self._watched.clear()
         self.loop.forget(self.guest.console.fileno())
+        self.loop.forget(self.daemon.output)
         self.agent.close()
         with ExitStack() as undo:
             undo.callback(self.networks.close)
@@ -614,6 +616,10 @@ class Supervisor:
         self.guest.read_console()
         if self.guest.console_tail is before:
             self.loop.forget(self.guest.console.fileno())
+
+    def _daemon_speaks(self, events: int) -> None:
+        if not self.daemon.keep_words():
+            self.loop.forget(self.daemon.output)
 
     def _write_console(self) -> None:
         self.guest.read_console()
