@@ -100,11 +100,8 @@ $(BIN)/.done: packaging/deps/python-test.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-test: test-deps $(BIN)/.done image  ## unit tests and the core in real VMs; TESTFLAGS="-k states" runs some
-	$(BIN)/pytest tests/unit tests/integration/test_core.py tests/integration/test_install.py $(TESTFLAGS)
-
-test-wide: test-deps $(BIN)/.done image  ## every test there is, RUNTIME=runc proves one on runc; not all pass on runvm yet
-	$(BIN)/pytest $(TESTFLAGS)
+test: test-deps $(BIN)/.done image  ## all tests, < 30 minutes, as root; TESTFLAGS="-k lifecycle" runs some, RUNTIME=runc proves them on runc
+	$(BIN)/pytest tests/unit tests/integration tests/faults $(TESTFLAGS)
 
 unit: $(BIN)/.done  ## the tests that need neither root nor a VM: seconds
 	$(BIN)/pytest -q tests/unit $(TESTFLAGS)

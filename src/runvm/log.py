@@ -77,7 +77,8 @@ class Log:
         if self.format == "json":
             import json
 
-            return json.dumps({"level": level, "msg": message, "time": stamp}) + "\n"
+            # without spaces, as Go has it: callers may look for "level":"error"
+            return json.dumps({"level": level, "msg": message, "time": stamp}, separators=(",", ":")) + "\n"
         quoted = message.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
         return f'time="{stamp}" level={level} msg="{quoted}"\n'
 

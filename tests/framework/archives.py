@@ -8,13 +8,14 @@ import json
 import tarfile
 
 
-def write(path: str, *, name: str, root: str, command: list[str]) -> None:
-    """Write an image called *name* to the file *path*: one layer, the directory *root*; *command* as its CMD."""
+def write(path: str, *, name: str, root: str, command: list[str], user: str = "") -> None:
+    """Write an image called *name* to the file *path*: one layer, the directory *root*; *command* as its CMD, *user*
+    as its USER."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         tar.add(root, arcname=".")
     layer = buffer.getvalue()
-    settings = {"Cmd": command, "Env": ["PATH=/bin:/usr/bin"]}
+    settings = {"Cmd": command, "Env": ["PATH=/bin:/usr/bin"], "User": user}
     config = json.dumps(
         {
             "architecture": "amd64",

@@ -67,7 +67,8 @@ class Host:
 
     def _entries(self) -> Iterator[str]:
         with open("/proc/self/mountinfo", encoding="utf-8") as file:
-            yield from (f"mount {line.strip()}" for line in file if self._marked(line))
+            # without the file system's own options: a remount of the host's disk changes those of every mount of it
+            yield from (f"mount {line.split(' - ')[0]}" for line in file if self._marked(line))
         with open("/proc/net/unix", encoding="utf-8") as file:
             for line in file:
                 fields = line.split()

@@ -77,7 +77,18 @@ exec "$@"
 
 SYSTEM = Recipe(
     "system",
-    ("systemd", "systemd-sysv", "dbus", "docker.io", "iptables", "iproute2", "procps", "busybox-static", "kmod"),
+    (
+        "systemd",
+        "systemd-sysv",
+        "dbus",
+        "docker.io",
+        "iptables",
+        "nftables",
+        "iproute2",
+        "procps",
+        "busybox-static",
+        "kmod",
+    ),
     # what waits for hardware or a console that no container has
     "systemctl mask --quiet getty.target console-getty.service systemd-logind.service docker.socket docker.service "
     "containerd.service",

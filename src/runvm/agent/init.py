@@ -12,6 +12,7 @@ import fcntl
 import gc
 import mmap
 import os
+import resource
 import signal
 import struct
 import sys
@@ -19,6 +20,8 @@ import time
 from typing import Any
 
 from runvm import __version__
+from runvm.agent import processors
+from runvm.agent.connections import Connections
 from runvm.agent.errors import AgentError
 from runvm.agent.networks import Networks
 from runvm.agent.runtime import Runtime
@@ -29,12 +32,14 @@ from runvm.protocol.connection import Connection
 from runvm.protocol.frames import Frame
 from runvm.protocol.interfaces import NetworkError
 from runvm.protocol.messages import (
+    Connect,
     Create,
     Done,
     Exec,
     Failed,
     Freeze,
     Hello,
+    Online,
     Plug,
     Remove,
     Resize,
@@ -50,6 +55,7 @@ PORT = "runvm.agent"
 SHARE = "/run/share"
 _MODULES = (
     "virtio_pci", "virtio_console", "virtio_net", "virtiofs", "overlay", "virtio_balloon", "virtio_mem", "virtio_rng",
+    "ip_tables", "ip6_tables",
 )  # fmt: skip
 _FILE_SYSTEMS = (
     ("proc", "/proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
@@ -79,6 +85,7 @@ class Agent:
         self.connection = Connection(self.loop, port, on_frame=self._frame, on_close=self._closed)
         self.networks = Networks(self.loop, self.connection.send, _say)
         self.runtime = Runtime(self.loop, self.connection.send, self._event)
+        self.connections = Connections(self.loop, self.connection.send)
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -114,7 +121,8 @@ class Agent:
             self.networks.answer(frame)
             return
         if frame.kind != frames.MESSAGE:
-            self.runtime.processes.frame(frame)
+            if not self.connections.frame(frame):
+                self.runtime.processes.frame(frame)
             return
         number, request = messages.decode(frame.payload)
 
@@ -153,6 +161,9 @@ class Agent:
         if isinstance(request, Update):
             self.runtime.update(request.container, request.resources, done)
             return None
+        if isinstance(request, Online):
+            processors.use(self.loop, request.vcpus, done)
+            return None
         if isinstance(request, Stats):
             return self.runtime.stats(request.container)
         if isinstance(request, Remove):
@@ -161,6 +172,9 @@ class Agent:
         if isinstance(request, Plug):
             self.networks.set(request.network, request.interfaces)
             return {}
+        if isinstance(request, Connect):
+            self.connections.open(request, done)
+            return None
         if isinstance(request, Unplug):
             self.networks.remove(request.network)
             return {}
@@ -173,6 +187,13 @@ class Agent:
         time.clock_settime_ns(time.CLOCK_REALTIME, request.clock_ns)
         with open("/etc/machine-id", "w") as file:
             file.write(os.urandom(16).hex() + "\n")
+        for name, value in request.sysctls.items():
+            try:
+                with open(f"/proc/sys/{name}", "w") as file:
+                    file.write(str(value))
+            except OSError as error:
+                _say(f"sysctl {name}: {error.strerror}")
+        _raise_limits()
         if request.share:
             _mount_share(request.share)
         return {}
@@ -187,6 +208,18 @@ def _reseed(seed: bytes) -> None:
         fcntl.ioctl(fd, _RNDRESEEDCRNG)
     finally:
         os.close(fd)
+
+
+def _raise_limits() -> None:
+    """All the hard limits, as far as they go: a container's are the host's, and crun in a user namespace can only lower
+    what it inherits from here."""
+    with open("/proc/sys/fs/nr_open") as file:
+        most_files = int(file.read())
+    for name in dir(resource):
+        if name.startswith("RLIMIT_"):
+            number = getattr(resource, name)
+            most = most_files if number == resource.RLIMIT_NOFILE else resource.RLIM_INFINITY
+            resource.setrlimit(number, (resource.getrlimit(number)[0], most))
 
 
 def _mount_share(tag: str) -> None:

@@ -42,7 +42,7 @@ COMMAND = Command(
         PID_FILE,
         PRESERVE_FDS,
         Flag("cgroup", "run it in this cgroup below the container's, which must exist", metavar="PATH", many=True),
-        Flag("ignore-paused", "accept a paused container; the process runs once it is resumed"),
+        Flag("ignore-paused", "accepted for runc's callers; a paused container takes no process all the same"),
         Flag("process-label", "its SELinux label", metavar="LABEL"),
         Flag("apparmor", "its AppArmor profile", metavar="PROFILE"),
     ),
@@ -84,7 +84,6 @@ def options(args: Args, base_process: Callable[[], JsonObject]) -> ExecOptions:
         tty=process.get("terminal") is True,
         preserve_fds=preserved_fds(args),
         cgroup=sub_cgroup(args.texts("cgroup")),
-        ignore_paused=args.on("ignore-paused"),
     )
 
 

@@ -74,9 +74,11 @@ def context(args: Args, *, read_config: bool) -> Context:
 def _without_root(config: Config) -> Config:
     """As with runc and crun, an unprivileged user's state is below $XDG_RUNTIME_DIR, root's never (sudo keeps it)."""
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR", "")
-    if os.geteuid() == 0 or not runtime_dir.startswith("/") or config.state_dir != type(config)().state_dir:
+    if not runtime_dir.startswith("/") or config.state_dir != type(config)().state_dir:
         return config
-    return config._replace(state_dir=f"{runtime_dir}/runvm")
+    from runvm.linux import userns
+
+    return config._replace(state_dir=f"{runtime_dir}/runvm") if userns.limited() else config
 
 
 def absolute(path: str) -> str:

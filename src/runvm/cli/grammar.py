@@ -207,8 +207,8 @@ class _Reader:
             if word == "-" or not word.startswith("-"):
                 words.append(word)
                 if self._command.hands_on:
-                    # runc's manual has `exec ID [--] COMMAND`
-                    words += argv[at + 1 :] if argv[at : at + 1] == ["--"] else argv[at:]
+                    # runc's manual has `exec ID [--] COMMAND`; after a command's name they are that command's to read
+                    words += argv[at + 1 :] if self._path and argv[at : at + 1] == ["--"] else argv[at:]
                     break
                 continue
             at += self._flag(word, argv[at:], values)

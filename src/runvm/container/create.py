@@ -45,7 +45,7 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
     oci.unsupported(spec)
     for label in oci.host_labels(spec):
         log.info(f"{label} is left out: the virtual machine confines the container instead")
-    _check_terminal(spec, options, terminal_master is not None)
+    terminal.check(spec.process.terminal, options.console_socket, own=terminal_master is not None)
     plan = guest_spec.plan(spec, cid)
     plan.spec["process"]["env"] = [*plan.spec["process"].get("env", ()), *passed.environment(listened)]
     if plan.notes:
@@ -82,7 +82,8 @@ def _create(
     if ctx.cgroup_manager == "systemd":
         from runvm.sandbox import scope as scopes
 
-        scope = scopes.start(spec.cgroups_path, cid)
+        limits = resources.host_limits(spec.resources, overhead_mib=config.overhead_mib)
+        scope = scopes.start(spec.cgroups_path, cid, limits)
     cgroup = resources.Cgroup(())
     if ctx.cgroup_manager != "disabled":
         cgroup = resources.planned(scope.path if scope is not None else spec.cgroups_path, cid)
@@ -106,9 +107,10 @@ def _create(
         cgroup_shared=scope is None and cgroup.in_use(),
         namespaces={kind: path for kind, path in spec.namespaces.items() if path},
         complete=False,
+        scope="" if scope is None else scope.name,
     )
     state.save(ctx, record)  # what outlives us is written down before it is made
-    cgroup = resources.make(cgroup)
+    cgroup = resources.make(cgroup, rootless=ctx.rootless)
     record = record._replace(cgroups=cgroup.directories)
     cgroup.limit(spec.resources, overhead_mib=config.overhead_mib)
     log.debug("create: cgroup made")
@@ -128,6 +130,7 @@ def _create(
             rootfs=spec.root_path,
             connection=connection.fileno(),
             passed=handed,
+            oom_score=spec.raw["process"].get("oomScoreAdj"),
         )
     )
     if scope is not None:
@@ -148,7 +151,7 @@ def _create(
         log.debug("create: supervisor forked")
     kinds = tuple(kind for kind in placement.JOINED if kind in spec.namespaces)
     try:
-        placement.enlist(sandbox, cid, started.pid, kinds, cgroup.directories)
+        placement.enlist(sandbox, cid, started.pid, kinds, cgroup.directories, placement.pod_of(spec))
         _hooks(spec, cid, started.pid)
         log.debug("create: hooks done")
     except BaseException:
@@ -174,6 +177,7 @@ def _create(
         rows,
         columns,
         list(handed.ways),
+        plan.notify,
     )
     # where a template proves broken only now, the supervisor boots instead
     answer = registry.call(sandbox, build, timeout=registry.ANSWER_SECONDS + config.boot_timeout_s)
@@ -206,13 +210,6 @@ def write_pid_file(path: str, pid: int) -> None:
         os.rename(temporary, path)
     except OSError as error:
         raise HostError(f"write pid file {path}: {words(error)}") from error
-
-
-def _check_terminal(spec: Spec, options: CreateOptions, own: bool) -> None:
-    if spec.process.terminal and not options.console_socket and not own:
-        raise UnsupportedError("cannot allocate tty if runvm will detach without setting console socket")
-    if options.console_socket and not spec.process.terminal:
-        raise UnsupportedError("cannot use console socket if runvm will not detach or allocate tty")
 
 
 def _network(ctx: Context, spec: Spec) -> bool:
@@ -298,7 +295,8 @@ def _launch(
         held,
     )
 
-    process.orphan(lambda: launch.main(plan, cgroup.procs, listener, writer))
+    oom_score = spec.raw["process"].get("oomScoreAdj")
+    process.orphan(lambda: launch.main(plan, cgroup.procs, oom_score, listener, writer))
     os.close(writer)
     for fd in (namespace, held):
         if fd >= 0:

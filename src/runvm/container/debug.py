@@ -31,7 +31,7 @@ def shell(ctx: Context, cid: str, command: list[str]) -> int:
     from runvm.container.options import ExecOptions
 
     process = {"args": command or ["sh"], "terminal": os.isatty(0)}
-    return exec_process(ctx, cid, ExecOptions(process, ignore_paused=True), outside=True)
+    return exec_process(ctx, cid, ExecOptions(process), outside=True)
 
 
 def logs(ctx: Context, cid: str, *, follow: bool) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from runvm.container import state
 from runvm.container.state import ContainerRecord
 from runvm.errors import ContainerNotFoundError, NotRunningError, RunvmError, StateError
-from runvm.linux import process
+from runvm.linux import process, syscalls
 from runvm.log import log
 from runvm.protocol import messages
 from runvm.sandbox import placement, registry, resources
@@ -96,19 +96,23 @@ def _remove(ctx: Context, cid: str) -> None:
 
 def _unwire(path: str) -> None:
     """Leave an engine's network namespace as it was before a VM that was killed."""
-    from runvm.linux.netns import in_namespace
     from runvm.network import tap
 
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return  # the engine has removed it
-    try:
-        in_namespace(fd, tap.unwire_all)
-    except OSError as error:
-        log.warning(f"network namespace {path}: {error}")
-    finally:
-        os.close(fd)
+
+    def unwire() -> None:
+        try:
+            syscalls.setns(fd, syscalls.CLONE_NEWNET)
+            tap.unwire_all()
+        except OSError as error:
+            log.warning(f"network namespace {path}: {error}")
+
+    # a child: in a user namespace there is no way back
+    os.waitpid(process.fork(unwire), 0)
+    os.close(fd)
 
 
 def _leave_sandbox(ctx: Context, record: ContainerRecord) -> bool:

@@ -42,13 +42,14 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
     record = state.load(ctx, cid)
     if record.pid == 0:
         raise StateError("cannot exec in a stopped container")
-    if record.status == "paused" and not options.ignore_paused:
-        raise StateError("cannot exec in a paused container (use --ignore-paused to override)")
+    if record.status == "paused" and not outside:
+        raise StateError("cannot exec in a paused container", do=f"runvm resume {cid}")
     for warning in rules.capability_warnings(options.process):
         log.warning(warning)
-    handed = passed.inspect(options.preserve_fds)
-    described = guest_spec.without_labels(options.process)
+    described = guest_spec.with_limits(guest_spec.without_labels(options.process))
     wants_terminal = bool(described.get("terminal"))
+    terminal.check(wants_terminal, options.console_socket, own=not options.detach)
+    handed = passed.inspect(options.preserve_fds)
     if not options.detach:
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
@@ -69,6 +70,7 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
                 rootfs="",
                 connection=connection.fileno(),
                 passed=handed,
+                oom_score=described.get("oomScoreAdj"),
             )
         )
     log.debug("exec: shim started")

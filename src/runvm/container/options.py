@@ -27,4 +27,3 @@ class ExecOptions(NamedTuple):
     tty: bool = False
     preserve_fds: int = 0
     cgroup: str = ""
-    ignore_paused: bool = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runvm.container import state
-from runvm.errors import NotRunningError
 from runvm.sandbox.resources import Cgroup
 
 if TYPE_CHECKING:
@@ -13,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def pids(ctx: Context, cid: str) -> list[int]:
-    """Host pids. Raises NotRunningError."""
+    """Host pids; none of a stopped container, as with runc. Raises ContainerNotFoundError."""
     record = state.load(ctx, cid)
     if record.pid == 0:
-        raise NotRunningError()
+        return []
     found = {record.pid}
     for pid in Cgroup(record.cgroups).processes():
         try:

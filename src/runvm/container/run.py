@@ -47,13 +47,16 @@ def run(ctx: Context, cid: str, options: CreateOptions, *, detach: bool, keep: b
 
 def wait_foreground(pid: int, master: int) -> int:
     """Wait for a shim that is our child, passing signals (and with *master*, the terminal) on; its exit code."""
+    passed_on = frozenset(range(1, signal.NSIG)).difference(
+        # 32 and 33 are the C library's own
+        (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, 32, 33)
+    )
     if master >= 0:
         from runvm.container import terminal
 
-        return process.exit_code(terminal.relay(master, pid))
-    for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, 32, 33):
-            signal.signal(number, lambda number, frame: _forward(pid, number))
+        return process.exit_code(terminal.relay(master, pid, passed_on))
+    for number in passed_on:
+        signal.signal(number, lambda number, frame: _forward(pid, number))
     while True:
         try:
             return process.exit_code(os.waitpid(pid, 0)[1])

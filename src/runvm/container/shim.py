@@ -47,7 +47,7 @@ class Namespaces(NamedTuple):
 
 class Plan(NamedTuple):
     """What a shim is to be. *terminal* is a pty slave or -1; *rootfs* what its root shall show ('' = the host's),
-    *passed* the descriptors beyond stdio that the process gets."""
+    *passed* the descriptors beyond stdio that the process gets, *oom_score* its oom_score_adj (None = the caller's)."""
 
     title: str
     namespaces: Namespaces
@@ -56,6 +56,7 @@ class Plan(NamedTuple):
     rootfs: str
     connection: int
     passed: Passed = Passed()
+    oom_score: int | None = None
 
 
 class Started(NamedTuple):
@@ -111,6 +112,7 @@ def _main(plan: Plan, gate: object) -> None:
 
     assert isinstance(gate, socket.socket)
     os.setsid()
+    process.set_oom_score(plan.oom_score)
     # first of all the sandbox's listener: held here it would let commands connect to a supervisor that has gone
     own = (plan.connection, gate.fileno(), *plan.passed.fds, *((plan.terminal,) if plan.terminal >= 0 else ()))
     process.close_above(2, (*own, *plan.namespaces.join))
@@ -151,14 +153,17 @@ def _main(plan: Plan, gate: object) -> None:
 def _show_root(rootfs: str, *, own_processes: bool) -> None:
     """The container's root as this process's own, for callers that join its mount namespace: podman cp to copy files,
     podman top, with *own_processes*, to read /proc, where it finds this process, titled as the container's."""
+    if rootfs == "/":  # it is already
+        return
     syscalls.mount(rootfs, rootfs, "", syscalls.MS_BIND | syscalls.MS_REC)
     os.chdir(rootfs)
     syscalls.pivot_root(".", ".")
-    syscalls.unmount(".", syscalls.MNT_DETACH)
-    os.chdir("/")
     if own_processes:
+        # while the old root is there: in a user namespace who sees no /proc can't mount one
         with suppress(OSError):  # an image without /proc, a host that doesn't let it be mounted
             syscalls.mount("proc", "/proc", "proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
+    syscalls.unmount(".", syscalls.MNT_DETACH)
+    os.chdir("/")
 
 
 def release(started: Started, *, timeout: float = 10.0) -> None:

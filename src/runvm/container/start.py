@@ -21,6 +21,8 @@ def start(ctx: Context, cid: str) -> None:
         record = state.load(ctx, cid)
         if record.status == "stopped":
             raise StateError("cannot start a container that has stopped")
+        if record.status == "paused":
+            raise StateError("cannot start a container in the paused state")
         if record.status != "created":
             raise StateError("cannot start an already running container")
         registry.call(registry.locate(ctx.config.state_dir, record.sandbox), messages.Start(cid))

@@ -53,6 +53,8 @@ class ContainerRecord(NamedTuple):
     namespaces: dict[str, str]
     complete: bool
     cgroup_shared: bool = False
+    scope: str = ""
+    """The unit of systemd's that its cgroup is, '' where systemd doesn't manage it."""
 
 
 class Lock:

@@ -7,8 +7,17 @@ import fcntl
 import os
 import termios
 
-from runvm.errors import HostError, words
+from runvm.errors import HostError, UnsupportedError, words
 from runvm.linux.terminal import set_size
+
+
+def check(wanted: bool, console_socket: str, *, own: bool) -> None:
+    """Whether a process that does or doesn't want a terminal gets along with what the caller gave; *own*: the caller
+    waits, so that its own terminal may do. Raises UnsupportedError in runc's words."""
+    if wanted and not console_socket and not own:
+        raise UnsupportedError("cannot allocate tty if runvm will detach without setting console socket")
+    if console_socket and not wanted:
+        raise UnsupportedError("cannot use console socket if runvm will not detach or allocate tty")
 
 
 def open_pair(rows: int, columns: int) -> tuple[int, int]:
@@ -34,9 +43,9 @@ def send(path: str, master: int) -> None:
         raise HostError(f"console socket {path}: {words(error)}") from error
 
 
-def relay(master: int, pid: int) -> int:
-    """Connect the caller's terminal, raw, with *master* until the child *pid* ends; its wait status. The terminal is
-    restored in any case."""
+def relay(master: int, pid: int, passed_on: frozenset[int]) -> int:
+    """Connect the caller's terminal, raw, with *master* until the child *pid* ends, and pass the signals *passed_on* to
+    it; its wait status. The terminal is restored in any case."""
     import select
     import signal
     import tty
@@ -45,7 +54,7 @@ def relay(master: int, pid: int) -> int:
     saved = termios.tcgetattr(tty_fd) if tty_fd >= 0 else None
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in (signal.SIGWINCH, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD):
+    for number in {*passed_on, signal.SIGWINCH, signal.SIGCHLD}:
         signal.signal(number, lambda number, frame: None)
     poll = select.poll()
     gone = os.pidfd_open(pid)

@@ -27,6 +27,9 @@ _CONSOLE_READS = 16
 CONSOLE_KEPT = 16 << 10
 """Bytes of the guest's console that are kept for error messages; the guest may write as much as it likes."""
 
+_VCPUS = 16
+"""A guest's kernel sets some hundred KiB aside for each virtual CPU that it might get."""
+
 
 class Guest:
     """A VM with its two lines to the host: the agent's port and the console."""
@@ -107,7 +110,22 @@ def machine_for(
     if config.debug_console:
         extra += " ignore_loglevel"
     cmdline = f"{driver.kernel_args}{extra} {config.kernel_args}".strip()
-    return Machine(accelerator, vcpus, memory_mib, _growth_mib(), guest.kernel, guest.initramfs, guest.key, cmdline)
+    return Machine(
+        accelerator,
+        vcpus,
+        _most_vcpus(vcpus),
+        memory_mib,
+        _growth_mib(),
+        guest.kernel,
+        guest.initramfs,
+        guest.key,
+        cmdline,
+    )
+
+
+def _most_vcpus(vcpus: int) -> int:
+    """What a VM that starts with *vcpus* may grow by: as many as the host has, within _VCPUS."""
+    return max(vcpus, min(_VCPUS, len(os.sched_getaffinity(0))))
 
 
 def _growth_mib() -> int:

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 
 class Machine(NamedTuple):
-    """A virtual machine to be: all that its template depends on. *growth_mib* is how much memory it can get later."""
+    """A virtual machine to be: all that its template depends on. *growth_mib* is how much memory it can get later,
+    *most_vcpus* how many virtual CPUs it can come to have."""
 
     accelerator: str
     vcpus: int
+    most_vcpus: int
     memory_mib: int
     growth_mib: int
     kernel: str
@@ -47,6 +49,9 @@ class Vm(Protocol):
     def grow(self, mib: int, *, deadline: float) -> None:
         """Have *mib* of the machine's growth_mib; the guest takes it as it can."""
 
+    def plug_vcpus(self, count: int, *, deadline: float) -> None:
+        """Have *count* virtual CPUs, at most the machine's most_vcpus; the guest has to take them into use."""
+
     def resume(self, *, deadline: float) -> None:
         """Let the virtual CPUs run."""
 
@@ -70,6 +75,9 @@ class Driver(Protocol):
 
     def version_key(self) -> str:
         """What tells this VMM's build from another, for a template's key. Raises HostError where it is missing."""
+
+    def hardware(self, machine: Machine) -> str:
+        """What *machine* is built of when a snapshot of it is restored, which fits no other: for a template's key."""
 
     def accelerator(self) -> str:
         """'kvm' where it works, else 'tcg'."""

@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import os
 
-from runvm.linux import syscalls
+from runvm.linux import syscalls, userns
 
 _BASE_ID = 0x72760000
 """The first of the user ids that hypervisors run as: 4 Mi ids (one a pid), beyond what distributions hand out."""
 _RDONLY = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
 
 
-def user_id() -> int:
+def user_id(devices: list[str]) -> int:
     """A user and group id that no other hypervisor of this host has: from this process's pid, which no other living
-    process has."""
-    return _BASE_ID + os.getpid()
+    process has.
+
+    In a user namespace it is one that was mapped there, or 0 where none is to spare, or one of *devices* is the user's
+    by their groups.
+    """
+    if not userns.limited():
+        return _BASE_ID + os.getpid()
+    if all(os.stat(path).st_mode & 0o006 == 0o006 for path in devices):
+        return userns.spare_id(os.getpid())
+    return 0
 
 
 def prepare(directory: str) -> None:
@@ -29,8 +37,10 @@ def prepare(directory: str) -> None:
 def enter(directory: str, *, read_only: list[str], devices: list[str], uid: int) -> None:
     """Make *directory* (of prepare()) this process's root and *uid* its user.
 
-    *read_only* are host paths shown at the same place; *devices* are device nodes, made anew and owned by *uid*.
+    *read_only* are host paths shown at the same place; *devices* are device nodes, made anew and owned by *uid*, or in
+    a user namespace, where nobody can make any, the host's.
     """
+    limited = userns.limited()
     syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
     syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
     for path in read_only:
@@ -47,15 +57,22 @@ def enter(directory: str, *, read_only: list[str], devices: list[str], uid: int)
         if os.path.islink(f"/{link}") and not os.path.lexists(f"{directory}/{link}"):
             os.symlink(os.readlink(f"/{link}"), f"{directory}/{link}")
     for path in devices:
-        information = os.stat(path)
         os.makedirs(os.path.dirname(directory + path), exist_ok=True)
-        os.mknod(directory + path, 0o600 | 0o020000, information.st_rdev)
-        os.chown(directory + path, uid, uid)
+        if limited:
+            os.close(os.open(directory + path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            syscalls.mount(path, directory + path, "", syscalls.MS_BIND)
+        else:
+            os.mknod(directory + path, 0o600 | 0o020000, os.stat(path).st_rdev)
+            os.chown(directory + path, uid, uid)
     os.chdir(directory)
     syscalls.pivot_root(".", ".")
     syscalls.unmount(".", syscalls.MNT_DETACH)
     os.chdir("/")
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
+    if uid:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    else:
+        # a user's own id, with none of the powers that it has in the user namespace
+        syscalls.prctl(syscalls.PR_SET_SECUREBITS, syscalls.SECBIT_NOROOT | syscalls.SECBIT_NOROOT_LOCKED)
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)

@@ -22,7 +22,7 @@ _PROGRAM = "qemu-system-x86_64"
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _DATA = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/ipxe")
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/libexec/qemu")
-PORTS = 4
+PORTS = 8
 """Empty PCIe root ports: one for the share, the others for further NICs."""
 _MOST_WRITTEN = 64 << 20
 """Bytes of a file that QEMU may write: its log, or a template's device state; its memory isn't written but mapped."""
@@ -30,6 +30,8 @@ TRANSLATION_MIB = 64
 """Room for translated code under emulation; QEMU's own default is 1 GiB, which a long-lived VM would come to fill."""
 _KERNEL_ARGS = (
     "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 rcupdate.rcu_expedited=1 cryptomgr.notests net.ifnames=0"
+    # on a busy host an emulated timer loses ticks, and the kernel's test of it ends in a guest that hangs
+    " no_timer_check"
     # what virtio-mem brings is put to use by itself
     " memhp_default_state=online"
     # a kernel that has lost its way ends, and the containers with it: half of one leaves processes that never end
@@ -40,13 +42,15 @@ _KERNEL_ARGS = (
 def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: bool) -> list[str]:
     """QEMU's argv for *machine*; *fds* are the descriptors qmp, agent, console and tap."""
     accelerator = "kvm" if machine.accelerator == "kvm" else f"tcg,thread=multi,tb-size={TRANSLATION_MIB}"
+    most = machine.most_vcpus
     argv = [
         program, "-name", "runvm", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot", "-S",  # noqa: E501
         "-sandbox", _SANDBOX,
         "-machine", "q35,usb=off,vmport=off,smm=off,graphics=off,hpet=off,memory-backend=ram",
         "-accel", accelerator,
         "-cpu", "host" if machine.accelerator == "kvm" else "max",
-        "-smp", str(machine.vcpus), "-m", f"{machine.memory_mib}M,maxmem={machine.memory_mib + machine.growth_mib}M",
+        "-smp", f"{machine.vcpus},sockets=1,cores={most},threads=1,maxcpus={most}",
+        "-m", f"{machine.memory_mib}M,maxmem={machine.memory_mib + machine.growth_mib}M",
         "-object", f"memory-backend-file,id=ram,size={machine.memory_mib}M,mem-path=/ram,share=on",
         "-object", f"memory-backend-file,id=more,size={machine.growth_mib}M,mem-path=/more,share=on",
         "-device", "virtio-mem-pci,id=growth,memdev=more,requested-size=0,disable-legacy=on",
@@ -99,6 +103,12 @@ class Qemu:
             raise HostError(f"{program}: {error.strerror}", do="set 'qemu' in the configuration") from error
         return f"{program}:{status.st_size}:{status.st_mtime_ns}"
 
+    def hardware(self, machine: Machine) -> str:
+        """QEMU's argv, apart from the numbers of descriptors."""
+        return " ".join(
+            arguments(machine, dict.fromkeys(("qmp", "agent", "console", "tap"), 0), program="", restore=True)
+        )
+
     def accelerator(self) -> str:
         """The configured one, or with 'auto' KVM where a guest really boots with it."""
         if self._config.accelerator != "auto":
@@ -150,12 +160,12 @@ class Qemu:
 def _spawn(argv: list[str], fds: tuple[int, ...], machine: Machine, *, directory: str, boots: bool) -> int:
     """Fork, confine, exec. Its stderr goes to the file `vmm.log` beside the jail."""
     parent = os.getpid()
-    uid = jail.user_id()
+    devices = ["/dev/kvm"] if machine.accelerator == "kvm" else []
+    uid = jail.user_id(devices)
     log = os.open(f"{os.path.dirname(directory)}/vmm.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     visible = [path for path in (*_LIBRARIES, *_DATA, argv[0]) if os.path.exists(path)]
     if boots:
         visible += [machine.kernel, machine.initramfs]
-    devices = ["/dev/kvm"] if machine.accelerator == "kvm" else []
 
     def child() -> None:
         import resource  # while the host's files are there
@@ -226,6 +236,15 @@ class QemuVm:
         """See Vm.grow: virtio-mem plugs and unplugs in blocks while the guest runs."""
         size = {"path": "growth", "property": "requested-size", "value": mib << 20}
         self.qmp.run("qom-set", size, deadline=deadline)
+
+    def plug_vcpus(self, count: int, *, deadline: float) -> None:
+        """See Vm.plug_vcpus."""
+        slots = self.qmp.run("query-hotpluggable-cpus", deadline=deadline)
+        free = [slot for slot in slots if "qom-path" not in slot]
+        free.sort(key=lambda slot: int(slot["props"]["core-id"]))
+        for slot in free[: max(0, count - (len(slots) - len(free)))]:
+            device = {"driver": slot["type"], "id": f"vcpu{slot['props']['core-id']}", **slot["props"]}
+            self.qmp.run("device_add", device, deadline=deadline)
 
     def resume(self, *, deadline: float) -> None:
         """See Vm.resume."""

@@ -47,7 +47,8 @@ class Template(NamedTuple):
 
 def key(driver: Driver, machine: Machine) -> str:
     """The hash of everything that a template of *machine* depends on."""
-    parts = [str(_FORMAT), __version__, driver.name, driver.version_key(), *(str(part) for part in machine)]
+    parts = [str(_FORMAT), __version__, driver.name, driver.version_key(), driver.hardware(machine)]
+    parts += (str(part) for part in machine)
     if machine.accelerator == "kvm":
         parts.append(_cpu_model())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
@@ -351,7 +352,12 @@ def _remove(directory: str) -> None:
 
 
 def _base(config: Config) -> str:
-    return f"{config.data_dir}/templates"
+    """With the images; where a user may not write there, below the user's own directory for data."""
+    if os.access(config.data_dir, os.W_OK) or not os.path.isdir(config.data_dir):
+        return f"{config.data_dir}/templates"
+    home = os.environ.get("HOME", "")
+    own = os.environ.get("XDG_DATA_HOME") or (f"{home}/.local/share" if home.startswith("/") else "")
+    return f"{own}/runvm/templates" if own else f"{config.state_dir}/templates"
 
 
 def _cpu_model() -> str:

@@ -158,6 +158,17 @@ def orphan(child: Callable[[], None]) -> None:
     os.waitpid(middle, 0)
 
 
+def set_oom_score(value: int | None) -> None:
+    """How readily the kernel kills this process and its children when memory runs out (proc(5), oom_score_adj); None
+    leaves it. Without the right to lower it, it stays."""
+    if value is not None:
+        try:
+            with open("/proc/self/oom_score_adj", "w") as file:
+                file.write(str(value))
+        except PermissionError:
+            return
+
+
 def die_with_parent(parent: int) -> None:
     """SIGKILL to this process when its parent ends; at once if *parent* (its pid) has ended already (prctl(2),
     PR_SET_PDEATHSIG)."""

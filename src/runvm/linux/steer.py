@@ -1,5 +1,5 @@
 """Traffic to an address and port brought to sockets bound elsewhere, by a BPF program: the agent's DNS on
-127.0.0.11:53.
+127.0.0.11:53, what the host's programs connect to at a namespace's own addresses.
 
 To bind port 53 there would keep the container from binding 0.0.0.0:53, as DNS servers do; Docker avoids that by NAT,
 which would cost the guest connection tracking of all its traffic. BPF_PROG_TYPE_SK_LOOKUP (Linux 5.9; kernel docs,
@@ -28,8 +28,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def steer(netns: int, address: str, port: int, *, udp: int, tcp: int) -> int:
-    """Let what comes to IPv4 *address* and *port* in *netns* go to these sockets, the UDP one bound, the TCP one
-    listening.
+    """Let what comes to IPv4 *address* ('': 127.0.0.1 and all beyond 127.0.0.0/8) and *port* (0: every one) in *netns*
+    go to these sockets, the UDP one bound (or -1: UDP is left alone), the TCP one listening.
 
     It lasts as long as the descriptor returned is open. Raises OSError: this kernel can't do that.
     """
@@ -37,6 +37,8 @@ def steer(netns: int, address: str, port: int, *, udp: int, tcp: int) -> int:
     program = -1
     try:
         for key, fd in ((0, udp), (1, tcp)):
+            if fd < 0:
+                continue
             key_buffer, value_buffer = ctypes.c_uint32(key), ctypes.c_uint32(fd)
             update = struct.pack("=IxxxxQQQ", table, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), 0)
             _bpf(_MAP_UPDATE, update, "put a socket in a map")
@@ -44,7 +46,7 @@ def steer(netns: int, address: str, port: int, *, udp: int, tcp: int) -> int:
         instructions, licence = ctypes.create_string_buffer(code), ctypes.create_string_buffer(b"Apache-2.0")
         load = struct.pack(
             "=IIQQIIQII16sII", _SK_LOOKUP_PROGRAM, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(licence),  # noqa: E501
-            0, 0, 0, 0, 0, b"runvm_dns", 0, _SK_LOOKUP_ATTACH,
+            0, 0, 0, 0, 0, b"runvm_steer", 0, _SK_LOOKUP_ATTACH,
         )  # fmt: skip
         program = _bpf(_PROG_LOAD, load, "load a BPF program")
         return _bpf(_LINK_CREATE, struct.pack("=IIII", program, netns, _SK_LOOKUP_ATTACH, 0), "attach a BPF program")
@@ -68,30 +70,32 @@ def _bpf(command: int, attributes: bytes, what: str) -> int:
 
 def _program(table: int, address: str, port: int) -> bytes:
     """Assembled by hand; registers and codes as in the kernel's docs, bpf/standardization/instruction-set."""
-    ip4 = struct.unpack("=i", socket.inet_aton(address))[0]
-    load, jump_unless, jump_if, store = 0x61, 0x56, 0x16, 0x63
+    load, jump_unless, jump_if, go_on, store, mask = 0x61, 0x56, 0x16, 0x05, 0x63, 0x54
     copy, put, add, call, leave = 0xBF, 0xB7, 0x07, 0x85, 0x95
-    end = 26  # where `pass` begins: jumps are relative to the next instruction
+    end = 32767  # as an offset: to where `pass` begins
     lines = [
         (copy, 6, 1, 0, 0),  # r6 = the context
         (load, 2, 6, _FAMILY, 0),
-        (jump_unless, 2, 0, end - 3, socket.AF_INET),
+        (jump_unless, 2, 0, end, socket.AF_INET),
         (load, 2, 6, _LOCAL_PORT, 0),
-        (jump_unless, 2, 0, end - 5, port),
+        (jump_unless, 2, 0, end, port) if port else (go_on, 0, 0, 0, 0),
         (load, 2, 6, _LOCAL_IP4, 0),
-        (jump_unless, 2, 0, end - 7, ip4),
+        (jump_if, 2, 0, 2, _ip4(address or "127.0.0.1")),
+        # with an address, what is left of any other is not this
+        (mask, 2, 0, 0, _ip4("0.0.0.0" if address else "255.0.0.0")),
+        (jump_if, 2, 0, end, _ip4("0.0.0.0" if address else "127.0.0.0")),
         (load, 2, 6, _PROTOCOL, 0),
         (put, 3, 0, 0, 0),
         (jump_if, 2, 0, 2, socket.IPPROTO_UDP),
         (put, 3, 0, 0, 1),
-        (jump_unless, 2, 0, end - 12, socket.IPPROTO_TCP),
+        (jump_unless, 2, 0, end, socket.IPPROTO_TCP),
         (store, 10, 3, -4, 0),  # the key, on the stack
         (0x18, 1, 1, 0, table),  # r1 = the map, a double instruction
         (0, 0, 0, 0, 0),
         (copy, 2, 10, 0, 0),
         (add, 2, 0, 0, -4),
         (call, 0, 0, 0, _LOOKUP_ELEMENT),
-        (0x15, 0, 0, end - 19, 0),  # no such socket
+        (0x15, 0, 0, end, 0),  # no such socket
         (copy, 7, 0, 0, 0),
         (copy, 1, 6, 0, 0),
         (copy, 2, 7, 0, 0),
@@ -102,6 +106,13 @@ def _program(table: int, address: str, port: int) -> bytes:
         (put, 0, 0, 0, 1),  # pass: SK_PASS
         (leave, 0, 0, 0, 0),
     ]
+    # jumps are relative to the next instruction
     return b"".join(
-        struct.pack("=BBhi", code, to | source << 4, offset, value) for code, to, source, offset, value in lines
+        struct.pack("=BBhi", code, to | source << 4, len(lines) - 3 - at if offset == end else offset, value)
+        for at, (code, to, source, offset, value) in enumerate(lines)
     )
+
+
+def _ip4(address: str) -> int:
+    """As the program loads it: in the network's order."""
+    return int(struct.unpack("=i", socket.inet_aton(address))[0])

@@ -41,6 +41,8 @@ PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 
 # linux/securebits.h, capabilities(7)
+SECBIT_NOROOT = 1
+SECBIT_NOROOT_LOCKED = 2
 SECBIT_NO_SETUID_FIXUP = 4
 
 # linux/mount.h, open_tree(2), move_mount(2)

@@ -121,7 +121,10 @@ def load(bundle: str, config_file: str = "") -> Spec:
     try:
         data = read_bounded(path)
     except FileNotFoundError as error:
-        raise SpecError(f"JSON specification file {name} not found", do=f"looked in the bundle {bundle}") from error
+        raise SpecError(
+            f"JSON specification file {name} not found",
+            do="" if name.startswith("/") else f"looked in the bundle {bundle}",
+        ) from error
     except OSError as error:
         raise SpecError(f"{path}: {words(error)}") from error
     return parse(data, bundle=bundle, config_path=path)

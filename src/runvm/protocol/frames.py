@@ -2,8 +2,9 @@
 allocated.
 
 A frame is a header (payload length, kind, channel; big endian) and its payload. A channel is one process (a container's
-init or an exec); channel 0 is the sandbox itself. A DNS frame's channel is a network's number. Streams carry at most
-WINDOW bytes that the receiver hasn't credited yet, so neither side ever has to hold more than that for a slow reader.
+init or an exec) or one forwarded connection; channel 0 is the sandbox itself. A DNS frame's channel is a network's
+number. Streams carry at most WINDOW bytes that the receiver hasn't credited yet, so neither side ever has to hold more
+than that for a slow reader.
 """
 
 from __future__ import annotations

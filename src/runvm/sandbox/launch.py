@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from runvm.errors import RunvmError
 from runvm.hypervisor import boot, template
-from runvm.linux import process, syscalls
+from runvm.linux import process, syscalls, userns
 from runvm.log import log
 from runvm.protocol.frames import FrameError
 from runvm.sandbox import registry
@@ -21,13 +21,17 @@ from runvm.sandbox.supervisor import Plan, Running, Supervisor
 from runvm.shares import tree, virtiofs
 
 
-def main(plan: Plan, cgroup_procs: tuple[str, ...], listener: socket.socket, report: int) -> None:
+def main(
+    plan: Plan, cgroup_procs: tuple[str, ...], oom_score: int | None, listener: socket.socket, report: int
+) -> None:
     """The life of a supervisor, in the forked process. One byte on *report* tells the command that the VM runs, a
     text that it doesn't."""
     log.debug("supervisor: forked")
     runs = False
     try:
         _settle(plan, cgroup_procs, (listener.fileno(), report))
+        # not that of an engine's daemon, which the host's kernel is to spare
+        process.set_oom_score(oom_score)
         share = tree.Tree(f"{plan.sandbox.directory}/share")
         if plan.modules:
             share.show_modules(plan.modules)
@@ -69,7 +73,8 @@ def _settle(plan: Plan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) ->
     process.close_above(2, (*keep, *(fd for fd in (plan.namespace, plan.held) if fd >= 0)))
     log.path = ""
     registry.record(plan.sandbox, {"supervisor": os.getpid()})
-    syscalls.unshare(syscalls.CLONE_NEWNS)
+    # in a user namespace there is no way back from a container's network to the host's, only to one of our own
+    syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWNET if userns.limited() else 0))
     syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
     os.chdir("/")
 

@@ -20,13 +20,18 @@ from runvm.network.dns import Forwarder
 from runvm.protocol import frames
 from runvm.protocol.interfaces import Interface, Network, card_mac, to_json
 from runvm.protocol.messages import Done, Failed, Plug, Unplug
+from runvm.sandbox.forwards import Door, Forwards
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from runvm.hypervisor.driver import Vm
     from runvm.protocol.frames import Frame
     from runvm.sandbox.guest_link import GuestLink
 
 _PLUG_SECONDS = 10.0
+_DOOR_SECONDS = 0.1
+"""How long after a container has come its namespace gets a door: not while its start is waited for."""
 _QUIET_SECONDS = 0.03
 """How long a namespace is left alone after a change: engines make several at once."""
 
@@ -59,6 +64,7 @@ class _Namespace:
         self.cards: dict[int, _Card] = {}
         self.monitor: scan.Monitor | None = None
         self.forwarder: Forwarder | None = None
+        self.door: Door | None = None
         self.stirred = False
 
 
@@ -73,15 +79,17 @@ class Networks:
         self._loop: Loop
         self._vm: Vm
         self._guest: GuestLink
+        self._forwards: Forwards
 
     def first_tap(self, namespace: int) -> int:
         """The tap of the card that the VM has from its start, in the namespace of the first container."""
         self._free.append(_Card(0, os.dup(namespace)))
         return in_namespace(namespace, lambda: tap.create_tap(self._free[0].tap))
 
-    def attach(self, loop: Loop, vm: Vm, guest: GuestLink) -> None:
-        """The VM runs: its cards are plugged into *vm*, its agent is *guest*."""
+    def attach(self, loop: Loop, vm: Vm, guest: GuestLink, channel: Callable[[], int]) -> None:
+        """The VM runs: its cards are plugged into *vm*, its agent is *guest*; *channel* numbers a new channel."""
         self._loop, self._vm, self._guest = loop, vm, guest
+        self._forwards = Forwards(loop, guest, channel)
 
     def join(self, container: str, shim_pid: int) -> tuple[int, dict[str, Any]]:
         """Take a container's namespace (its shim's) in: (the guest's number for it, what the guest has to set up).
@@ -100,6 +108,7 @@ class Networks:
         namespace.users.add(container)
         self._take(namespace)
         number = namespace.number
+        self._loop.call_later(_DOOR_SECONDS, lambda: self._open_door(namespace))
         namespace.forwarder = Forwarder(self._loop, fd, lambda packet: self._guest.send(frames.DNS, number, packet))
         namespace.monitor = in_namespace(fd, scan.Monitor)
         self._loop.watch(namespace.monitor.fileno(), IN, lambda events: self._stir(namespace))
@@ -140,6 +149,10 @@ class Networks:
         for namespace in self._namespaces.values():
             if namespace.number == frame.channel and namespace.forwarder is not None:
                 namespace.forwarder.ask(frame.payload)
+
+    def relay(self, frame: Frame) -> bool:
+        """Take a stream's frame from the guest; False where it is of no forwarded connection."""
+        return self._forwards.frame(frame)
 
     # --- changes
 
@@ -221,11 +234,17 @@ class Networks:
     def _wire(self, namespace: _Namespace, interface: Interface, card: _Card) -> None:
         in_namespace(namespace.fd, lambda: tap.wire(interface.name, card.tap, resolver=True))
 
+    def _open_door(self, namespace: _Namespace) -> None:
+        if namespace.users:
+            namespace.door = self._forwards.open(namespace.fd, namespace.number)
+
     def _close(self, namespace: _Namespace) -> None:
         self._guest.ask(Unplug(namespace.number), lambda answer: self._free.extend(namespace.cards.values()))
         self._let_go(namespace)
 
     def _let_go(self, namespace: _Namespace) -> None:
+        if namespace.door is not None:
+            namespace.door.close()
         if namespace.monitor is not None:
             self._loop.forget(namespace.monitor.fileno())
             namespace.monitor.close()

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from runvm.sandbox.registry import Sandbox
 
 JOINED = ("network", "ipc", "uts", "pid", "user", "cgroup")
-_SANDBOX_ANNOTATIONS = (
-    ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
-    ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
-)
+_POD_ANNOTATIONS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
+_PINNED = ("ipc", "uts")
+"""Namespaces that CRI-O makes itself, as it does the network's, and holds by a bind mount: the first container of its
+pod that joins one finds it nobody's. A path below /proc is that of a process, whose namespace another runtime made."""
 
 
 class Placement(NamedTuple):
@@ -39,13 +39,14 @@ class Member(NamedTuple):
     shim: Identity
     namespaces: dict[str, int]
     cgroups: tuple[str, ...]
+    pod: str
 
 
 def place(config: Config, spec: Spec) -> Placement:
     """Find the VM. Raises UnsupportedError where the namespaces joined are in different VMs, or in none."""
     paths = {kind: path for kind, path in spec.namespaces.items() if path and kind in JOINED}
-    annotated = _annotated(spec)
-    if not paths and not annotated:
+    pod = pod_of(spec)
+    if not paths and not pod:
         return Placement(None, {})
     members = all_members(config)
     joins: dict[str, str] = {}
@@ -59,8 +60,8 @@ def place(config: Config, spec: Spec) -> Placement:
             raise SpecError(f"config.json: linux.namespaces: {kind}: {path}: {words(error)}") from error
         owner = next((member for member in members if member.namespaces.get(kind) == inode), None)
         if owner is None:
-            if kind == "network":
-                continue  # a namespace that the engine made and filled
+            if kind == "network" or kind in _PINNED and pod and not path.startswith("/proc/"):
+                continue  # a namespace that the engine made, and for the network filled
             raise UnsupportedError(
                 f"the {kind} namespace {path} isn't a runvm container's: only containers of one virtual machine can share it"  # noqa: E501
             )
@@ -68,20 +69,37 @@ def place(config: Config, spec: Spec) -> Placement:
             raise UnsupportedError("the namespaces to be joined are in different virtual machines")
         chosen = owner.sandbox
         joins[kind] = owner.container
-    if chosen is None and annotated:
-        chosen = next((member.sandbox for member in members if member.container == annotated), None)
+    if chosen is None and pod:
+        chosen = next((member.sandbox for member in members if member.pod == pod), None)
     return Placement(chosen, joins)
 
 
-def enlist(sandbox: Sandbox, container: str, shim: int, kinds: tuple[str, ...], cgroups: tuple[str, ...]) -> None:
-    """Record a container of *sandbox*, with those namespaces of its shim which are its own, and its host cgroup."""
+def pod_of(spec: Spec) -> str:
+    """The id of the Kubernetes pod that the container is of, by the annotations of containerd, CRI-O or Podman; '' for
+    none."""
+    return next((spec.annotations[key] for key in _POD_ANNOTATIONS if spec.annotations.get(key)), "")
+
+
+def enlist(
+    sandbox: Sandbox, container: str, shim: int, kinds: tuple[str, ...], cgroups: tuple[str, ...], pod: str
+) -> None:
+    """Record a container of *sandbox*, with those namespaces of its shim which are its own, its host cgroup and *pod*
+    (pod_of())."""
     namespaces = {kind: os.stat(f"/proc/{shim}/ns/{process.namespace_name(kind)}").st_ino for kind in kinds}
     directory = f"{sandbox.directory}/members"
     os.makedirs(directory, mode=0o700, exist_ok=True)
     temporary = f"{directory}/.{os.getpid()}"
     with open(temporary, "w") as file:
-        body = {"container": container, "shim": process.identity(shim), "namespaces": namespaces, "cgroups": cgroups}
-        json.dump(body, file)
+        json.dump(
+            {
+                "container": container,
+                "shim": process.identity(shim),
+                "namespaces": namespaces,
+                "cgroups": cgroups,
+                "pod": pod or container,
+            },
+            file,
+        )
     os.rename(temporary, f"{directory}/{shim}")
 
 
@@ -127,14 +145,8 @@ def _members(sandbox: Sandbox) -> list[Member]:
                 body = json.load(file)
             namespaces = {str(kind): int(inode) for kind, inode in body["namespaces"].items()}
             cgroups = tuple(str(directory) for directory in body["cgroups"])
-            found.append(Member(sandbox, str(body["container"]), Identity(*body["shim"]), namespaces, cgroups))
+            container, pod = str(body["container"]), str(body["pod"])
+            found.append(Member(sandbox, container, Identity(*body["shim"]), namespaces, cgroups, pod))
         except (OSError, ValueError, TypeError, KeyError):
             continue  # removed just now
     return found
-
-
-def _annotated(spec: Spec) -> str:
-    for kind, sandbox in _SANDBOX_ANNOTATIONS:
-        if spec.annotations.get(kind) == "container":
-            return spec.annotations.get(sandbox, "")
-    return ""

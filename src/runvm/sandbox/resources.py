@@ -6,10 +6,11 @@ events off the host cgroup that cgroupsPath names, by the shim's pid.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.errors import HostError, UnsupportedError, words
 
@@ -27,6 +28,32 @@ _LEAST_MIB = 256
 _STEP_MIB = 128
 """Memory grows by this, Linux' own step on x86."""
 _BASE_MIB = 512
+
+
+class Limits(NamedTuple):
+    """What a container's VM may take on the host, bytes and microseconds; 0 = no limit, or none that is given."""
+
+    memory: int
+    quota: int
+    period: int
+    shares: int
+
+    @property
+    def weight(self) -> int:
+        """The shares as cgroup v2 has them (the conversion that crun's and runc's documentation give)."""
+        return 1 + (max(2, min(self.shares, 262144)) - 2) * 9999 // 262142
+
+
+def host_limits(resources: dict[str, Any], *, overhead_mib: int) -> Limits:
+    """By the container's own limits; memory gets *overhead_mib* (the guest's) and _VMM_MIB on top."""
+    memory = resources.get("memory", {}).get("limit") or 0
+    cpu = resources.get("cpu", {})
+    return Limits(
+        memory=memory + ((overhead_mib + _VMM_MIB) << 20) if 0 < memory < _UNLIMITED else 0,
+        quota=max(0, cpu.get("quota") or 0),
+        period=cpu.get("period") or 100_000,
+        shares=cpu.get("shares") or 0,
+    )
 
 
 def of_vm(annotations: dict[str, str], resources: dict[str, Any]) -> dict[str, Any]:
@@ -54,14 +81,17 @@ def vcpus(config: Config, resources: dict[str, Any]) -> int:
     if config.vcpus:
         return config.vcpus
     available = len(os.sched_getaffinity(0))
-    cpu = resources.get("cpu", {})
+    return wanted_vcpus(resources.get("cpu", {}), available) or min(2, available)
+
+
+def wanted_vcpus(cpu: dict[str, Any], available: int) -> int:
+    """How many of the host's *available* CPUs a container with that *cpu* (of an OCI resources object) can keep busy,
+    by its quota and its cpuset; 0 where it names none."""
     quota, period = cpu.get("quota") or 0, cpu.get("period") or 100_000
-    wanted = min(2, available)
-    if quota > 0:
-        wanted = -(-quota // period)
+    wanted = -(-quota // period) if quota > 0 else 0
     if cpu.get("cpus"):
-        wanted = min(wanted if quota > 0 else available, _count(str(cpu["cpus"])))
-    return int(max(1, min(wanted, available)))
+        wanted = min(wanted or available, count_cpus(str(cpu["cpus"])))
+    return int(min(wanted, available))
 
 
 def most_mib(room_mib: int) -> int:
@@ -104,7 +134,8 @@ def memory_mib(config: Config, limits: list[int], most_mib: int = 0) -> int:
     return min(wanted, most_mib or wanted)
 
 
-def _count(cpus: str) -> int:
+def count_cpus(cpus: str) -> int:
+    """How many a cpuset list such as 0-2,7 names, 1 at least (cpuset(7), List format)."""
     total = 0
     for part in cpus.split(","):
         low, _, high = part.strip().partition("-")
@@ -131,29 +162,29 @@ class Cgroup:
                 file.write("0")
 
     def limit(self, resources: dict[str, Any], *, overhead_mib: int) -> None:
-        """Put the limits around the VM's processes; memory gets *overhead_mib* (the guest's) and
-        _VMM_MIB on top."""
-        memory = resources.get("memory", {}).get("limit") or 0
+        """Put host_limits() around the VM's processes."""
+        limits = host_limits(resources, overhead_mib=overhead_mib)
         cpu = resources.get("cpu", {})
         v2 = len(self.directories) == 1
-        if 0 < memory < _UNLIMITED:
-            total = memory + ((overhead_mib + _VMM_MIB) << 20)
-            self._write("memory", "memory.max" if v2 else "memory.limit_in_bytes", str(total))
-        quota, period = cpu.get("quota") or 0, cpu.get("period") or 100_000
-        if quota > 0 and v2:
-            self._write("cpu", "cpu.max", f"{quota} {period}")
-        elif quota > 0:
-            self._write("cpu", "cpu.cfs_period_us", str(period))
-            self._write("cpu", "cpu.cfs_quota_us", str(quota))
-        shares = cpu.get("shares") or 0
-        if shares and v2:
-            # the conversion that the OCI runtimes share (crun's and runc's documentation of cgroup v2)
-            self._write("cpu", "cpu.weight", str(1 + (max(2, min(shares, 262144)) - 2) * 9999 // 262142))
-        elif shares:
-            self._write("cpu", "cpu.shares", str(shares))
+        if limits.memory:
+            self._write("memory", "memory.max" if v2 else "memory.limit_in_bytes", str(limits.memory))
+        if limits.quota and v2:
+            self._write("cpu", "cpu.max", f"{limits.quota} {limits.period}")
+        elif limits.quota:
+            self._write("cpu", "cpu.cfs_period_us", str(limits.period))
+            self._write("cpu", "cpu.cfs_quota_us", str(limits.quota))
+        if limits.shares and v2:
+            self._write("cpu", "cpu.weight", str(limits.weight))
+        elif limits.shares:
+            self._write("cpu", "cpu.shares", str(limits.shares))
         for key in ("cpus", "mems"):
             if cpu.get(key):
                 self._write("cpuset", f"cpuset.{key}", str(cpu[key]), required=True)
+        if block_io := resources.get("blockIO"):
+            from runvm.sandbox import blkio
+
+            for line in blkio.writes(block_io, v2=v2):
+                self._write("blkio", line.file, line.text, required=line.required)
 
     def room_mib(self) -> int:
         """The least memory limit of the cgroups above, 0 for none: what a pod may take in all."""
@@ -257,10 +288,11 @@ def planned(path: str, cid: str) -> Cgroup:
     return Cgroup(tuple(f"{hierarchy}/{relative}".rstrip("/") for hierarchy in hierarchies()))
 
 
-def make(cgroup: Cgroup) -> Cgroup:
+def make(cgroup: Cgroup, *, rootless: str = "false") -> Cgroup:
     """Make what planned() gave; those directories of it that this host lets us have.
 
-    Raises: HostError where the host has no cgroups for us.
+    With *rootless* of --rootless a user that may make none has none. Raises: HostError where the host has no cgroups
+    for us.
     """
     directories = []
     roots = hierarchies()
@@ -269,11 +301,17 @@ def make(cgroup: Cgroup) -> Cgroup:
         try:
             _make(hierarchy, directory[len(hierarchy) + 1 :])
         except OSError as error:
-            if error.errno == 30:  # EROFS: a hierarchy that we may not write has nothing to hold
-                continue
+            if error.errno == errno.EROFS or error.errno == errno.EACCES and _users(rootless):
+                continue  # a hierarchy that we may not write has nothing to hold
             raise HostError(f"make the host cgroup {directory}: {words(error)}") from error
         directories.append(directory)
     return Cgroup(tuple(directories))
+
+
+def _users(rootless: str) -> bool:
+    from runvm.linux import userns
+
+    return rootless == "true" or rootless == "auto" and userns.limited()
 
 
 def hierarchies() -> list[str]:

@@ -32,13 +32,15 @@ from runvm.protocol.messages import (
     Exec,
     Exited,
     Failed,
+    Notified,
     OutOfMemory,
     Signal,
     Status,
 )
-from runvm.sandbox import resources
+from runvm.sandbox import resources, settings
 from runvm.sandbox.guest_link import GuestLink
 from runvm.sandbox.members import Client, Member, Task
+from runvm.sandbox.sizing import Sizing
 from runvm.shares import virtiofs
 from runvm.shares.tree import Share
 
@@ -56,7 +58,6 @@ _ATTACH_SECONDS = 10.0
 _KILL_SECONDS = 5.0
 """How long a killed container's end is waited for before the whole VM is ended, or the container given up."""
 _FLUSH_SECONDS = 10.0
-_GROW_SECONDS = 5.0
 _OOM_SECONDS = 5.0
 """At most that often a guest's OOM kills are shown on the host, which takes a moment of everybody's time."""
 _WAKE_SECONDS = 30.0
@@ -107,7 +108,6 @@ class Supervisor:
         self._tasks: dict[int, Task] = {}
         self._waiting: dict[tuple[str, str], Callable[[], None]] = {}
         self._channel = 0
-        self._grown_mib = 0
         self._listener = listener
         self._ending = False
         self._awake = False
@@ -135,12 +135,13 @@ class Supervisor:
             on_frame=self._guest_frame,
             on_close=lambda reason: self._fail(f"the guest has ended ({reason})"),
         )
-        self.networks.attach(self.loop, self.guest.vm, self.agent)
+        self.networks.attach(self.loop, self.guest.vm, self.agent, self._next_channel)
+        self._sizing = Sizing(self.plan.config, self.plan.machine, self.plan.most_mib, self.guest.vm)
         self._watch_child(self.guest.vm.pid, "the VMM")
         self._watch_child(self.daemon.pid, "virtiofsd")
         self.loop.watch(self.guest.console.fileno(), IN, self._console)
         self.loop.watch(self.daemon.output, IN, self._daemon_speaks)
-        wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG)
+        wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG, settings.sysctls())
         self.agent.ask(wake, self._woken, timeout=_WAKE_SECONDS)
 
     def run(self) -> None:
@@ -210,7 +211,6 @@ class Supervisor:
         for name in self.members:
             self.tree.remove(name)
         self.plan = self.plan._replace(template="")
-        self._grown_mib = 0
         builds = list(self._builds.values())
         try:
             self._adopt(self._start_vm(self.plan))
@@ -277,11 +277,7 @@ class Supervisor:
         elif isinstance(request, messages.Start):
             self._start(client, number, request)
         elif isinstance(request, messages.Update):
-            member = self._member(request.container)
-            if request.resources.get("memory", {}).get("limit"):
-                member.limit_mib = resources.limit_mib(request.resources)
-                self._grow()
-            self.agent.ask(request, lambda answer: client.reply(number, answer))
+            self._update(client, number, request)
         elif isinstance(request, (messages.Freeze, messages.Stats)):
             self._member(request.container)
             self.agent.ask(request, lambda answer: client.reply(number, answer))
@@ -320,8 +316,7 @@ class Supervisor:
             if request.key != "init":
                 raise RunvmError(f"container {request.container} isn't in this virtual machine")
             member = self.members[request.container] = Member(request.container)
-        self._channel += 1
-        task = Task(member, request.key, self._channel)
+        task = Task(member, request.key, self._next_channel())
         task.shim = client.connection
         client.task = task
         member.tasks[request.key] = task
@@ -329,6 +324,10 @@ class Supervisor:
         waiting = self._waiting.pop((request.container, request.key), None)
         if waiting is not None:
             waiting()
+
+    def _next_channel(self) -> int:
+        self._channel += 1
+        return self._channel
 
     def _when_attached(
         self, client: Client, number: int, container: str, key: str, action: Callable[[Task], None]
@@ -370,9 +369,15 @@ class Supervisor:
                 self._drop(member.name, lambda: None)
 
         def build() -> None:
-            self._grow()
+            self._sizing.memory(self.members.values())
+            if self._sizing.processors(request.spec["linux"]["resources"]):
+                self.agent.ask(messages.Online(self._sizing.vcpus), _warn)
             shares = {name: Share(**share) for name, share in request.shares.items()}
             self.tree.add(member.name, shares, request.shim_pid)
+            if request.notify and member.notifier is None:
+                from runvm.sandbox.notify import Notifier
+
+                member.notifier = Notifier(request.notify)
             network, interfaces = 0, dict[str, Any]()
             if request.network:
                 network, interfaces = self.networks.join(member.name, request.shim_pid)
@@ -386,6 +391,7 @@ class Supervisor:
                 request.rows,
                 request.columns,
                 request.passed,
+                bool(request.notify),
             )
             self.agent.ask(create, built)
 
@@ -406,19 +412,23 @@ class Supervisor:
             if not self._broken:
                 raise
 
-    def _grow(self) -> None:
-        """Give the VM the memory that its containers may use; it never shrinks, but what is free goes back to the
-        host."""
-        machine = self.plan.machine
-        limits = [member.limit_mib for member in self.members.values()]
-        pod = [member.pod_mib for member in self.members.values() if member.pod_mib]
-        if pod:
-            limits = [max(pod[0], sum(limits))]  # the pod's is the sum of its containers' to come
-        wanted = resources.memory_mib(self.plan.config, limits, self.plan.most_mib)
-        wanted = min(wanted - machine.memory_mib, machine.growth_mib)
-        if wanted > self._grown_mib:
-            self.guest.vm.grow(wanted, deadline=time.monotonic() + _GROW_SECONDS)
-            self._grown_mib = wanted
+    def _update(self, client: Client, number: int, request: messages.Update) -> None:
+        member = self._member(request.container)
+
+        def update(online: Done | Failed) -> None:
+            if isinstance(online, Failed):
+                client.reply(number, online)
+            else:
+                self.agent.ask(request, lambda answer: client.reply(number, answer))
+
+        plugged = self._sizing.processors(request.resources)
+        if request.resources.get("memory", {}).get("limit"):
+            member.limit_mib = resources.limit_mib(request.resources)
+            self._sizing.memory(self.members.values())
+        if plugged:
+            self.agent.ask(messages.Online(self._sizing.vcpus), update)
+        else:
+            update(Done({}))
 
     def _start(self, client: Client, number: int, request: messages.Start) -> None:
         member = self._member(request.container)
@@ -487,6 +497,8 @@ class Supervisor:
     def _dropped(self, member: Member) -> None:
         if self.members.pop(member.name, None) is None:
             return
+        if member.notifier is not None:
+            member.notifier.close()
         for task in list(member.tasks.values()):
             self._tasks.pop(task.channel, None)
             if task.shim is not None:
@@ -535,6 +547,8 @@ class Supervisor:
             self.networks.query(frame)
             return
         task = self._tasks.get(frame.channel)
+        if task is None and self.networks.relay(frame):
+            return
         if task is None or task.shim is None:
             if frame.kind != CREDIT_KIND and frame.payload:
                 self.agent.credit(frame)
@@ -546,6 +560,10 @@ class Supervisor:
             self._exited(message)
         elif isinstance(message, OutOfMemory):
             self._out_of_memory(message.container)
+        elif isinstance(message, Notified):
+            member = self.members.get(message.container)
+            if member is not None and member.notifier is not None:
+                member.notifier.say(message.text)
 
     def _out_of_memory(self, container: str) -> None:
         member = self.members.get(container)
@@ -633,3 +651,8 @@ class Supervisor:
             log.debug(f"sandbox {self.plan.sandbox.name} ends: {reason}")
             self.agent.fail(failed)
             self.loop.stop()
+
+
+def _warn(answer: Done | Failed) -> None:
+    if isinstance(answer, Failed):
+        log.warning(answer.error)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from runvm.errors import HostError, words
 from runvm.linux import mounts, syscalls
 
+_RESTRICTIONS = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC  # the same numbers in statvfs(3)
 ROOT = "rootfs"
 """The name of a container's root."""
 
@@ -118,9 +119,9 @@ class Tree:
         finally:
             os.close(tree)
         if read_only:
-            syscalls.mount(
-                "none", target, "", syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | syscalls.MS_NODEV
-            )
+            flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | syscalls.MS_NODEV
+            # in a user namespace the restrictions that a mount has can't be taken off it
+            syscalls.mount("none", target, "", flags | os.statvfs(target).f_flag & _RESTRICTIONS)
 
     def remove(self, container: str) -> None:
         """Take away everything of *container*; what is still busy goes when its last user does."""

@@ -143,6 +143,9 @@ def test_a_stopped_container_refuses_all_but_delete(box: Box, runtime: Runtime) 
     paused = runtime.call("pause", container.id)
     assert (paused.code, paused.error) == (1, "container not running")
     assert runtime.call("resume", container.id).code == 1
+    shown = runtime.ok("ps", container.id).stdout.decode().splitlines()
+    assert (len(shown), shown[0].split()[1]) == (1, "PID"), "the title alone, as with runc"
+    assert not json.loads(runtime.ok("ps", "--format", "json", container.id).stdout)
     container.delete()
     again = runtime.call("delete", container.id)
     assert (again.code, again.error) == (1, "container does not exist")

@@ -104,6 +104,7 @@ def test_pause_stops_all_processes_and_resume_goes_on(running: Container, runtim
     assert again.code == 1
     assert "container not running" in again.error or "paused" in again.error
     assert runtime.call("delete", running.id).code == 1
+    assert runtime.call("start", running.id).error == "cannot start a container in the paused state"
     runtime.ok("resume", running.id)
     assert running.status == "running"
     wait_until(lambda: count(running) > at, timeout=10, what="counting on")
@@ -148,6 +149,12 @@ def test_events_stats_has_the_containers_figures(running: Container, runtime: Ru
     assert data["memory"]["usage"]["limit"] in (96 * MIB, 100 * MIB, 128 * MIB)
     assert 1 <= data["pids"]["current"] <= 10
     assert data["pids"]["limit"] in (40, 50, 60)
+    if runtime.is_vm:
+        machine = data["vm"]
+        assert set(machine["processes"]) == {"vmm", "virtiofsd", "supervisor"}
+        assert all(process["cpu"] >= 0 and process["memory"] > 1 << 20 for process in machine["processes"].values())
+        assert machine["memory"]["total"] > machine["memory"]["overhead"] > 32 * MIB
+        assert machine["cpu"]["total"] > 0
     # The interval form writes on until its caller ends it
     watching = runtime.start("events", "--interval", "1s", running.id)
     assert watching.popen.stdout is not None
@@ -175,6 +182,35 @@ def test_the_pid_is_in_the_hosts_cgroup_with_the_limits(running: Container, runt
     if runtime.is_vm:
         vmms = [pid for pid in process.descendants(os.getpid()) if "qemu" in process.command_line(pid).split(" ", 1)[0]]
         assert any(books.cgroups_of(pid)["memory"].startswith(paths["memory"]) for pid in vmms), "the VMM is accounted"
+
+
+def test_limits_of_block_devices_are_in_the_hosts_cgroup(box: Box, runtime: Runtime) -> None:
+    """The host's processes read and write a container's files, so what throttles them is the host's cgroup."""
+    if not os.path.isdir("/sys/fs/cgroup/blkio"):
+        pytest.skip("the host has no cgroup of version 1 for block devices")
+    disk = f"/sys/dev/block/{os.major(os.stat(runtime.scratch).st_dev)}:{os.minor(os.stat(runtime.scratch).st_dev)}"
+    if not os.path.exists(disk):
+        pytest.skip(f"{runtime.scratch} isn't on a disk")
+    with open(f"{disk}/../dev" if os.path.exists(f"{disk}/partition") else f"{disk}/dev", encoding="ascii") as file:
+        major, minor = file.read().strip().split(":")
+    throttled = {"major": int(major), "minor": int(minor), "rate": 12345678}
+    container = box.idle()
+    container.bundle.resources["blockIO"] = {"throttleReadBpsDevice": [throttled]}
+    container.create()
+    directory = f"/sys/fs/cgroup/blkio{books.cgroups_of(container.init_pid)['blkio']}"
+
+    def limit(name: str) -> list[str]:
+        with open(f"{directory}/blkio.throttle.{name}_device", encoding="ascii") as file:
+            return file.read().split()
+
+    assert limit("read_bps") == [f"{major}:{minor}", "12345678"]
+    assert limit("write_iops") == []
+    missing = box.idle()
+    missing.bundle.resources["blockIO"] = {"throttleWriteIOPSDevice": [{**throttled, "major": 4000}]}
+    refused = missing.try_create()
+    assert refused.code == 1
+    assert "blkio.throttle.write_iops_device" in refused.error
+    assert missing.id not in runtime.ids()
 
 
 def test_a_bad_cgroups_path_is_refused_or_confined(box: Box, runtime: Runtime) -> None:

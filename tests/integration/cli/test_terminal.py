@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import time
 from typing import TYPE_CHECKING
@@ -189,6 +190,9 @@ def test_exec_at_a_terminal(box: Box, runtime: Runtime, sessions: list[Session])
     assert session.wait() == 8
     assert session.settings() == before
 
+    refused = container.exec("true", flags=("--tty", "--detach"))
+    assert refused.code == 255
+    assert "will detach without setting console socket" in refused.error
     pid_file = f"{container.bundle.path}/exec.pid"
     flags = ("--tty", "--detach", "--pid-file", pid_file)
     terminal = container.terminal(lambda path: container.exec("sh", flags=(*flags, "--console-socket", path)).expect(0))
@@ -197,6 +201,22 @@ def test_exec_at_a_terminal(box: Box, runtime: Runtime, sessions: list[Session])
     with open(pid_file, encoding="ascii") as file:
         assert reap(int(file.read()), 20) == 4
     terminal.read_to_end(10)
+
+
+def test_signals_to_the_caller_of_a_terminal_reach_the_process(
+    box: Box, runtime: Runtime, sessions: list[Session]
+) -> None:
+    """Any signal, not those of a keyboard alone: else it would end the caller and leave its terminal raw."""
+    container = box.sleeper()
+    script = "trap 'echo us''r; exit 6' USR1; echo rea''dy; while :; do sleep 0.1; done"
+    session = Session(runtime.argv("exec", "--tty", container.id, "sh", "-c", script))
+    sessions.append(session)
+    before = session.settings()
+    session.terminal.expect(b"ready\r\n", timeout=runtime.timeout)
+    os.kill(session.pid, signal.SIGUSR1)
+    session.terminal.expect(b"usr\r\n")
+    assert session.wait() == 6
+    assert session.settings() == before
 
 
 def test_dev_console_is_the_terminal_of_a_container(box: Box) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from framework import host as books
 from framework import process
-from framework.process import wait_until
+from framework.containerd import has_metrics
+from framework.process import Process, wait_until
+from framework.terminal import Session
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from framework.containerd import Containerd
     from framework.runtime import Runtime
 
@@ -42,8 +47,8 @@ def test_a_task_is_looked_at_paused_killed_and_deleted(containerd: Containerd, r
     assert str(pid) in containerd.ctr("tasks", "ps", "task").expect(0).text
     executed = containerd.ctr("tasks", "exec", "--exec-id", "one", "task", "sh", "-c", "echo in it; exit 4")
     assert (executed.code, executed.text) == (4, "in it")
-    metrics = json.loads(containerd.ctr("tasks", "metrics", "--format", "json", "task").expect(0).stdout)
-    assert metrics
+    if has_metrics():
+        assert json.loads(containerd.ctr("tasks", "metrics", "--format", "json", "task").expect(0).stdout)
     containerd.ctr("tasks", "pause", "task").expect(0)
     assert "PAUSED" in containerd.ctr("tasks", "list").text
     containerd.ctr("tasks", "resume", "task").expect(0)
@@ -89,3 +94,80 @@ def test_checkpoint_is_refused_clearly(containerd: Containerd, runtime: Runtime,
     assert result.code != 0
     assert b"support" in result.stderr
     assert "RUNNING" in containerd.ctr("tasks", "list").text
+
+
+def test_flags_of_run_reach_the_container(
+    containerd: Containerd, runtime: Runtime, template: str, tmp_path: Path
+) -> None:
+    """--mount, --env, --cwd, --read-only, limits, capabilities, seccomp; a process of another user by exec."""
+    (tmp_path / "file").write_text("of the host\n")
+    script = (
+        "exec 2>/dev/null; echo $WORD $PWD; cat /data/file; touch /data/x || echo read-only; touch /x || echo fixed;"
+        "grep CapEff /proc/self/status; grep Seccomp: /proc/self/status; sleep 1000"
+    )
+    flags = (
+        *("--detach", "--env", "WORD=given", "--cwd", "/tmp", "--read-only", "--seccomp"),
+        *("--mount", f"type=bind,src={tmp_path},dst=/data,options=rbind:ro"),
+        *("--mount", "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro:nosuid"),
+        *("--memory-limit", str(96 << 20), "--cpus", "1.5", "--cap-drop", "CAP_CHOWN"),
+        *("--log-uri", f"file://{tmp_path}/log"),
+    )
+    containerd.run(runtime, *flags, rootfs=template, name="flags", argv=["sh", "-c", script]).expect(0)
+    log = tmp_path / "log"
+    wait_until(lambda: "Seccomp:" in log.read_text(), timeout=20, what="the script's output")
+    lines = log.read_text().splitlines()
+    assert lines[:4] == ["given /tmp", "of the host", "read-only", "fixed"]
+    assert int(lines[4].split()[1], 16) & 1 == 0, "CAP_CHOWN"
+    assert lines[5].split() == ["Seccomp:", "2"]
+    run = ("tasks", "exec", "--exec-id", "id", "--user", "1000:1000", "flags", "id", "-u")
+    assert containerd.ctr(*run).expect(0).text == "1000"
+    if runtime.is_vm:
+        files = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cpu.max")
+        read = containerd.ctr("tasks", "exec", "--exec-id", "limits", "flags", "cat", *files)
+        assert read.text.splitlines() == [str(96 << 20), "150000 100000"], read.describe()
+
+
+def test_a_privileged_container(containerd: Containerd, runtime: Runtime, template: str) -> None:
+    """--privileged: every capability, nothing masked; and it may mount."""
+    script = "grep CapEff /proc/self/status; mount -t tmpfs none /tmp && echo mounted"
+    result = containerd.run(runtime, "--rm", "--privileged", rootfs=template, name="all", argv=["sh", "-c", script])
+    capabilities, mounted = result.expect(0).text.splitlines()
+    assert int(capabilities.split()[1], 16).bit_count() >= 38
+    assert mounted == "mounted"
+
+
+def test_a_terminal(containerd: Containerd, runtime: Runtime, template: str) -> None:
+    """`ctr run --tty`: a shell, the size of ctr's terminal, its code."""
+    flags = ("run", "--runc-binary", runtime.path, "--rm", "--tty", "--env", "PATH=/bin", "--env", "PS1=$ ", "--rootfs")
+    session = Session(containerd.argv(*flags, template, "terminal", "sh"), rows=37, columns=111)
+    try:
+        session.terminal.expect(b"$ ", timeout=60)
+        session.terminal.send(b"while ! stty size | grep '37 111'; do sleep 0.1; done; tty\n")
+        session.terminal.expect(b"/dev/pts/0")
+        session.terminal.send(b"exit 6\n")
+        assert session.wait(60) == 6
+    finally:
+        session.close()
+
+
+def test_a_task_is_attached_to(containerd: Containerd, runtime: Runtime, template: str) -> None:
+    """`ctr task attach`: what a detached task writes, its end and its code."""
+    ticks = ["sh", "-c", "trap 'exit 5' TERM; while :; do echo tick; sleep 0.2; done"]
+    containerd.run(runtime, "--detach", rootfs=template, name="attached", argv=ticks).expect(0)
+    attached = Process(containerd.argv("tasks", "attach", "attached"))
+    try:
+        time.sleep(2)  # ctr says nothing when it is there
+        containerd.ctr("tasks", "kill", "attached").expect(0)
+        result = attached.wait(30)
+    finally:
+        attached.kill()
+    assert result.code == 5, result.describe()
+    assert b"tick" in result.stdout
+
+
+@pytest.mark.only("runvm", "a virtual machine can't be in the host's network")
+def test_the_hosts_network_is_refused(containerd: Containerd, runtime: Runtime, template: str) -> None:
+    """`ctr run --net-host` fails at once, and says what to do."""
+    result = containerd.run(runtime, "--rm", "--net-host", rootfs=template, name="host", argv=["true"])
+    assert result.code != 0
+    assert b"the host's network namespace can't be shared with a virtual machine" in result.stderr

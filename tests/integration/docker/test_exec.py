@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,11 +41,14 @@ def test_exec_passes_streams_and_codes(docker: Dockerd) -> None:
     assert docker.call("exec", NAME, "/etc/passwd").code == 126
 
 
-def test_exec_takes_environment_directory_and_user(docker: Dockerd) -> None:
-    """-e, -w, -u."""
-    flags = ("--env", "A=b c", "--workdir", "/home", "--user", "1000:1000")
-    shown = docker.ok("exec", *flags, NAME, "sh", "-c", 'echo "$A"; pwd; id -u; id -g').splitlines()
-    assert shown == ["b c", "/home", "1000", "1000"]
+def test_exec_takes_environment_directory_and_user(docker: Dockerd, tmp_path: os.PathLike[str]) -> None:
+    """-e, --env-file, -w, -u."""
+    file = os.path.join(tmp_path, "env")
+    with open(file, "w", encoding="utf-8") as out:
+        out.write("FILED=too\n")
+    flags = ("--env", "A=b c", "--env-file", file, "--workdir", "/home", "--user", "1000:1000")
+    shown = docker.ok("exec", *flags, NAME, "sh", "-c", 'echo "$A $FILED"; pwd; id -u; id -g').splitlines()
+    assert shown == ["b c too", "/home", "1000", "1000"]
 
 
 def test_exec_privileged_has_all_capabilities(docker: Dockerd, grants_all: None) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from framework.podman import IMAGE
+from framework import process
+from framework.podman import IMAGE, PARENT
+from framework.process import Process, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +46,7 @@ def test_overlays_of_the_hosts_directories(podman: Podman, tmp_path: Path) -> No
 
 
 def test_a_network_by_path_and_of_the_users_own(podman: Podman) -> None:
-    """--network ns:PATH is used as it is; --network slirp4netns has its tap."""
+    """--network ns:PATH is used as it is; --network slirp4netns has its tap, and a port that is published."""
     subprocess.run(["ip", "netns", "add", "rvtns"], check=True, timeout=10)
     try:
         ip = ("ip", "-n", "rvtns")
@@ -59,8 +62,11 @@ def test_a_network_by_path_and_of_the_users_own(podman: Podman) -> None:
     finally:
         subprocess.run(["ip", "netns", "delete", "rvtns"], check=True, timeout=10)
     if shutil.which("slirp4netns"):
-        seen = podman.run("--network", "slirp4netns", IMAGE, "ip", "-o", "-4", "addr").expect(0).text
-        assert "tap0" in seen
+        flags = ("--network", "slirp4netns", "--publish", "127.0.0.1:18087:80")
+        serve = "mkdir /w; ip -o -4 addr >/w/index.html; exec httpd -f -p 80 -h /w"
+        podman.detached(*flags, IMAGE, "sh", "-c", serve)
+        fetch = ["curl", "-s", "--max-time", "5", "http://127.0.0.1:18087/"]
+        wait_until(lambda: "tap0" in process.call(fetch).text, timeout=20, what="the page at the published port")
 
 
 def test_secrets_health_commit_and_uts(podman: Podman, tmp_path: Path) -> None:
@@ -110,3 +116,32 @@ def test_a_generated_unit_runs_the_container(podman: Podman, tmp_path: Path) -> 
     )
     assert podman.inspect("unit")["State"]["Status"] == "running"
     podman.ok("stop", "--ignore", "--cidfile", str(tmp_path / "unit.ctr-id"))
+
+
+@pytest.mark.skipif(not os.path.exists("/lib64"), reason="no /lib64 for this host's Python in a container")
+def test_readiness_is_told_by_the_container(podman: Podman, tmp_path: Path) -> None:
+    """--sdnotify=container: what the process says at $NOTIFY_SOCKET reaches the socket that podman was given."""
+    path = f"{podman.directory}/notify"
+    say = (
+        "import os, socket; sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM);"
+        " sock.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])"
+    )
+    flags = [word for name in ("/usr", "/lib", "/lib64") for word in ("--volume", f"{name}:{name}:ro")]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(path)
+        listener.settimeout(podman.runtime.timeout)
+        command = podman.argv("run", "--rm", "--sdnotify", "container", "--cgroup-parent", PARENT, *flags, IMAGE)
+        running = Process(["env", f"NOTIFY_SOCKET={path}", *command, "/usr/bin/python3", "-c", say])
+        said = {listener.recv(4096).partition(b"=")[0] for _ in range(2)}
+        running.wait(podman.runtime.timeout).expect(0)
+    assert said == {b"READY", b"MAINPID"}
+
+
+def test_a_container_for_systemd(podman: Podman) -> None:
+    """--systemd=always: what systemd wants is mounted, and the control groups can be written."""
+    script = (
+        "for d in /sys/fs/cgroup /sys/fs/cgroup/systemd; do mkdir $d/x 2>/dev/null && rmdir $d/x && echo made; done;"
+        " echo $container; mount | grep -c 'on /run '"
+    )
+    seen = podman.run("--systemd", "always", IMAGE, "sh", "-c", script).expect(0).text
+    assert seen.split() == ["made", "podman", "1"]

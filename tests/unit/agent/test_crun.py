@@ -20,6 +20,7 @@ START = "unable to start container process: "
             "/bin/x",
             f'{START}exec: "/bin/x": stat /bin/x: no such file or directory',
         ),
+        ("open executable: Permission denied", "", f'{START}exec: "": executable file not found in $PATH'),
         ("open executable: Permission denied", "/etc", f'{START}exec: "/etc": permission denied'),
         (
             "open executable: Too many levels of symbolic links",
@@ -31,6 +32,7 @@ START = "unable to start container process: "
             "sh",
             f'{START}chdir to cwd ("/nope") set in config.json failed: no such file or directory',
         ),
+        ("writing file `cpu.weight`: Invalid argument", "", "writing file `cpu.weight`: invalid argument"),
         ("mount `x` to `y`: Permission denied", "sh", "mount `x` to `y`: permission denied"),
     ],
 )

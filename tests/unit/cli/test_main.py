@@ -118,6 +118,15 @@ def test_json_on_stderr_without_a_log_file(root: str) -> None:
     """As runc and crun do it."""
     done = runvm("--root", root, "--log-format", "json", "state", "nosuch")
     assert json.loads(done.stderr)["msg"] == "container does not exist"
+    assert done.stderr.startswith('{"level":"error","msg":"container does not exist","time":"'), (
+        "Go's spacing and order"
+    )
+
+
+def test_an_id_may_begin_with_a_dash(root: str) -> None:
+    """Two dashes after the command's name end its flags, as with runc."""
+    done = runvm("--root", root, "state", "--", "-x")
+    assert (done.returncode, done.stderr) == (1, "runvm: container does not exist\n")
 
 
 def test_the_directory_of_the_log_may_be_gone(root: str) -> None:

@@ -1,4 +1,4 @@
-"""Templates on disk: which are whole, what is listed and swept."""
+"""Templates on disk: how they are named, which are whole, what is listed and swept."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runvm.config import Config
+from runvm.config import Config, load
 from runvm.hypervisor import template
+from runvm.hypervisor.driver import Machine
+from runvm.hypervisor.qemu import Qemu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,3 +67,22 @@ def test_sweep_takes_what_killed_makers_left_and_nothing_else(tmp_path: Path) ->
         assert template.is_whole(str(whole))
         assert {path.name for path in (tmp_path / "templates").iterdir()} == {"one", ".lock"}
         assert {path.name for path in (tmp_path / "state").iterdir()} == {"kvm.json"}
+
+
+MACHINE = Machine("tcg", 1, 2, 512, 1024, "/kernel", "/initramfs", "image", "console=ttyS0")
+
+
+class OneDeviceMore(Qemu):
+    """As after an upgrade whose machines have another device."""
+
+    def hardware(self, machine: Machine) -> str:
+        """The built-in driver's machine and a device."""
+        return f"{super().hardware(machine)} -device another"
+
+
+def test_a_machine_with_other_devices_has_another_template() -> None:
+    """Its device state doesn't fit: a guest restored so would see no share plugged in."""
+    config = load()._replace(qemu="/bin/true")
+    assert template.key(Qemu(config), MACHINE) == template.key(Qemu(config), MACHINE)
+    assert template.key(Qemu(config), MACHINE) != template.key(OneDeviceMore(config), MACHINE)
+    assert template.key(Qemu(config), MACHINE) != template.key(Qemu(config), MACHINE._replace(vcpus=2))

@@ -60,3 +60,20 @@ def test_a_pods_vm_is_sized_by_what_cri_says_of_the_pod() -> None:
     assert resources.pod_mib({}) == 0
     # without limits, as kubelet writes it for a pod of best effort
     assert resources.pod_mib({**annotations, "io.kubernetes.cri.sandbox-memory": "0"}) == 0
+
+
+@pytest.mark.parametrize(
+    ("cpu", "wanted"),
+    [
+        ({}, 0),
+        ({"shares": 512, "quota": -1}, 0),
+        ({"quota": 150_000, "period": 100_000}, 2),
+        ({"quota": 1_000_000}, 4),
+        ({"cpus": "0-1,3"}, 3),
+        ({"cpus": "0-1", "quota": 300_000}, 2),
+        ({"cpus": "0-3", "quota": 50_000}, 1),
+    ],
+)
+def test_how_many_processors_limits_call_for(cpu: dict[str, Any], wanted: int) -> None:
+    """The quota, rounded up, and the cpuset, whichever is less; never more than the host has."""
+    assert resources.wanted_vcpus(cpu, 4) == wanted
