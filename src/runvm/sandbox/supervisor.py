@@ -147,6 +147,7 @@ class Supervisor:
         patience = _WAKE_SECONDS
         if self.plan.template and template.has_served(self.plan.template):
             patience = self.plan.config.boot_timeout_s + _BUSY_SECONDS
+        self.loop.watch(self.daemon.output, IN, self._daemon_speaks)
         wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG, settings.sysctls())
         self.agent.ask(wake, self._woken, timeout=patience)
 
@@ -180,6 +181,7 @@ class Supervisor:
             os.close(fd)
         self._watched.clear()
         self.loop.forget(self.guest.console.fileno())
+        self.loop.forget(self.daemon.output)
         self.agent.close()
         with ExitStack() as undo:
             undo.callback(self.networks.close)
@@ -639,6 +641,10 @@ class Supervisor:
         self.guest.read_console()
         if self.guest.console_tail is before:
             self.loop.forget(self.guest.console.fileno())
+
+    def _daemon_speaks(self, events: int) -> None:
+        if not self.daemon.keep_words():
+            self.loop.forget(self.daemon.output)
 
     def _write_console(self) -> None:
         self.guest.read_console()
