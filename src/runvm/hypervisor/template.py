@@ -337,9 +337,11 @@ def _in_private_mounts(action: Callable[[], None], timeout: float) -> None:
         syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
         try:
             action()
-        except (RunvmError, OSError) as error:
-            message = [str(error), getattr(error, "details", "")]
-            os.write(writer, json.dumps(message).encode()[:60000])
+        except RunvmError as error:
+            os.write(writer, json.dumps([error.message, error.do, error.details[-20000:]]).encode())
+            os._exit(3)
+        except OSError as error:
+            os.write(writer, json.dumps([str(error), "", ""]).encode())
             os._exit(3)
 
     pid = process.fork(child)
@@ -352,8 +354,9 @@ def _in_private_mounts(action: Callable[[], None], timeout: float) -> None:
             raise DeadlineError("timed out waiting for a guest to boot")
         if status:
             data = os.read(reader, 65536)  # its only writer has ended
-            message, details = json.loads(data) if data else (f"the booting process ended with status {status}", "")
-            raise GuestError(message, details=details)
+            ended = f"the booting process ended with status {status}"
+            message, do, details = json.loads(data) if data else (ended, "", "")
+            raise GuestError(message, do=do, details=details)
     finally:
         os.close(reader)
 
