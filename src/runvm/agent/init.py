@@ -57,6 +57,8 @@ _MODULES = (
     "virtio_pci", "virtio_console", "virtio_net", "virtiofs", "overlay", "virtio_balloon", "virtio_mem", "virtio_rng",
     "ip_tables", "ip6_tables",
 )  # fmt: skip
+_SHARE_SECONDS = 160
+"""Longer than the host waits for the guest, unless that is slow for the host's sake."""
 _FILE_SYSTEMS = (
     ("proc", "/proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
     ("sysfs", "/sys", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
@@ -225,7 +227,7 @@ def _raise_limits() -> None:
 
 def _mount_share(tag: str) -> None:
     """Mount the virtiofs share once its device has been plugged in, and put its module tree where modprobe looks."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + _SHARE_SECONDS
     os.makedirs(SHARE, exist_ok=True)
     while True:
         try:
@@ -236,7 +238,7 @@ def _mount_share(tag: str) -> None:
             if error.errno != errno.EINVAL:
                 raise
             if time.monotonic() > deadline:
-                raise AgentError("the virtiofs device didn't appear in the guest within 20 s") from None
+                raise AgentError(f"the virtiofs device didn't appear in the guest within {_SHARE_SECONDS} s") from None
         time.sleep(0.002)
     modules = f"{SHARE}/modules"
     if os.path.isdir(modules):

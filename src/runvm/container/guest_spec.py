@@ -85,6 +85,13 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     if "uts" not in kinds:
         linux["namespaces"].append({"type": "uts"})
         raw["hostname"] = os.uname().nodename  # the host's name is the least that who shares its namespace expects
+    if spec.rootfs_propagation in ("", "rprivate") and any(
+        option in ("shared", "rshared", "unbindable", "runbindable")
+        for mount in spec.mounts
+        for option in mount.options
+    ):
+        # crun sets the root's last: what is mounted below keeps its own only where that isn't recursive
+        linux["rootfsPropagation"] = "private"
     linux["resources"] = resources(spec.resources)
     linux["devices"] = _devices(spec, notes)
     raw["linux"] = linux

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TEMPLATE_WORD = "runvm.template"
 """On its kernel's command line, it tells a guest that it is to be a template (agent.init)."""
+_CONSOLE_READS = 16
+"""Pieces of the console that are taken at a time, since a guest can write as fast as they are."""
 CONSOLE_KEPT = 16 << 10
 """Bytes of the guest's console that are kept for error messages; the guest may write as much as it likes."""
 
@@ -42,7 +44,10 @@ class Guest:
         """Take what the console has, keeping the end of it."""
         self.console.setblocking(False)
         try:
-            while data := self.console.recv(65536):
+            for _ in range(_CONSOLE_READS):
+                data = self.console.recv(65536)
+                if not data:
+                    return
                 self.console_tail = (self.console_tail + data)[-CONSOLE_KEPT:]
         except (BlockingIOError, OSError):
             return

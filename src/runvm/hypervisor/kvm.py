@@ -49,7 +49,8 @@ def verdict(config: Config) -> tuple[bool, str]:
         template.prove(config, "kvm", timeout=PROOF_SECONDS)
         answer = (True, "")
     except RunvmError as error:
-        answer = (False, f"a guest doesn't boot with it: {error.message}")
+        last = error.details.strip().rpartition("\n")[2]
+        answer = (False, f"a guest doesn't boot with it: {error.message}" + (f": {last}" if last else ""))
     files.make_directories(config.state_dir, 0o711, exist_ok=True)
     temporary = f"{memo}.{os.getpid()}"
     with open(temporary, "w") as file:

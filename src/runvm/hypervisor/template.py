@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm import __version__
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from runvm.hypervisor.driver import Driver, Machine
 
 _PAGE = 4096
+_SERVED = "served"
+"""A file of a template from which a guest has come up."""
 _FORMAT = 2
 """Raised when what a template holds changes in another way than its key tells."""
 _FILES = ("state", "ram")
@@ -126,6 +128,24 @@ def sweep(config: Config) -> None:
                 _remove(directory)
         except (DeadlineError, OSError):
             continue
+
+
+def has_served(directory: str) -> bool:
+    """Whether a guest from the template has come up once: what is slow then is the host, not the template."""
+    return os.path.exists(f"{directory}/{_SERVED}")
+
+
+def note_served(directory: str) -> None:
+    """A guest from the template has come up."""
+    if not has_served(directory):
+        with suppress(OSError):  # it has just been dropped or pruned
+            os.close(os.open(f"{directory}/{_SERVED}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def doubt(directory: str) -> None:
+    """It counts as one that has not served, until it does: failing once more it is dropped."""
+    with suppress(OSError):
+        os.unlink(f"{directory}/{_SERVED}")
 
 
 def drop(directory: str, reason: str) -> str:
@@ -317,9 +337,11 @@ def _in_private_mounts(action: Callable[[], None], timeout: float) -> None:
         syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
         try:
             action()
-        except (RunvmError, OSError) as error:
-            message = [str(error), getattr(error, "details", "")]
-            os.write(writer, json.dumps(message).encode()[:60000])
+        except RunvmError as error:
+            os.write(writer, json.dumps([error.message, error.do, error.details[-20000:]]).encode())
+            os._exit(3)
+        except OSError as error:
+            os.write(writer, json.dumps([str(error), "", ""]).encode())
             os._exit(3)
 
     pid = process.fork(child)
@@ -332,8 +354,9 @@ def _in_private_mounts(action: Callable[[], None], timeout: float) -> None:
             raise DeadlineError("timed out waiting for a guest to boot")
         if status:
             data = os.read(reader, 65536)  # its only writer has ended
-            message, details = json.loads(data) if data else (f"the booting process ended with status {status}", "")
-            raise GuestError(message, details=details)
+            ended = f"the booting process ended with status {status}"
+            message, do, details = json.loads(data) if data else (ended, "", "")
+            raise GuestError(message, do=do, details=details)
     finally:
         os.close(reader)
 

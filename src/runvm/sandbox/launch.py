@@ -10,7 +10,7 @@ import socket
 import time
 from contextlib import suppress
 
-from runvm.errors import RunvmError
+from runvm.errors import DeadlineError, RunvmError
 from runvm.hypervisor import boot, template
 from runvm.linux import process, syscalls, userns
 from runvm.log import log
@@ -104,6 +104,9 @@ def _start_guest(plan: Plan, tap: int, share: socket.socket) -> tuple[boot.Guest
                 plan.driver, plan.machine, directory=directory, tap=tap, template=plan.template, deadline=deadline
             )
         except (RunvmError, OSError) as error:
+            if isinstance(error, DeadlineError) and template.has_served(plan.template):
+                template.doubt(plan.template)
+                raise  # most likely the host is too busy, and booting takes longer
             broken = str(error)
             with suppress(OSError):
                 syscalls.unmount(f"{directory}/jail", syscalls.MNT_DETACH)

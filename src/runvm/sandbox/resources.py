@@ -110,8 +110,8 @@ def most_mib(room_mib: int) -> int:
 
 
 def base_mib(config: Config, limits: dict[str, Any], most_mib: int = 0) -> int:
-    """The RAM in MiB that a VM starts with: one size for all *limits* of memory (an OCI resources object's), another for
-    none, so that two templates do and what is started most needn't grow; *most_mib* of most_mib()."""
+    """The RAM in MiB that a VM starts with: one size for all *limits* of memory (of an OCI resources object), another
+    for none, so that two templates do and what is started most needn't grow; *most_mib* of most_mib()."""
     usual = _LIMITED_BASE_MIB if limit_mib(limits) or config.memory_mib else _BASE_MIB
     return min(usual, config.memory_mib or config.default_memory_mib, most_mib or usual)
 

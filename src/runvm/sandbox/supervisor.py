@@ -17,6 +17,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.errors import RunvmError, VmmError
+from runvm.hypervisor import template
 from runvm.linux.loop import IN, Loop
 from runvm.log import log
 from runvm.protocol import messages
@@ -62,6 +63,9 @@ _OOM_SECONDS = 5.0
 """At most that often a guest's OOM kills are shown on the host, which takes a moment of everybody's time."""
 _WAKE_SECONDS = 30.0
 """How long a guest that a template was made of may take to become this VM, before the template is taken for broken."""
+_BUSY_SECONDS = 40.0
+"""How much longer than a boot that may be where others have come up from the template: twenty that start at once on a
+busy host are slow, and would all be slower still if they booted."""
 
 
 class Plan(NamedTuple):
@@ -140,8 +144,12 @@ class Supervisor:
         self._watch_child(self.guest.vm.pid, "the VMM")
         self._watch_child(self.daemon.pid, "virtiofsd")
         self.loop.watch(self.guest.console.fileno(), IN, self._console)
+        patience = _WAKE_SECONDS
+        if self.plan.template and template.has_served(self.plan.template):
+            patience = self.plan.config.boot_timeout_s + _BUSY_SECONDS
+        self.loop.watch(self.daemon.output, IN, self._daemon_speaks)
         wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG, settings.sysctls())
-        self.agent.ask(wake, self._woken, timeout=_WAKE_SECONDS)
+        self.agent.ask(wake, self._woken, timeout=patience)
 
     def run(self) -> None:
         """Serve until the last container has gone."""
@@ -173,6 +181,7 @@ class Supervisor:
             os.close(fd)
         self._watched.clear()
         self.loop.forget(self.guest.console.fileno())
+        self.loop.forget(self.daemon.output)
         self.agent.close()
         with ExitStack() as undo:
             undo.callback(self.networks.close)
@@ -202,8 +211,6 @@ class Supervisor:
         now."""
         if self._ending:
             return
-        from runvm.hypervisor import template
-
         self._end_vm()
         broken = self.plan.template
         for name in self.members:
@@ -391,7 +398,7 @@ class Supervisor:
                 request.passed,
                 bool(request.notify),
             )
-            self.agent.ask(create, built)
+            self.agent.ask(create, built, timeout=self.plan.config.boot_timeout_s + _BUSY_SECONDS + 10)
 
         def again() -> None:
             try:
@@ -577,6 +584,8 @@ class Supervisor:
         if isinstance(answer, Done):
             self._awake = True
             self._builds.clear()
+            if self.plan.template:
+                template.note_served(self.plan.template)
         else:
             self._fail(f"the guest can't be set up: {answer.error}")
 
@@ -632,6 +641,10 @@ class Supervisor:
         self.guest.read_console()
         if self.guest.console_tail is before:
             self.loop.forget(self.guest.console.fileno())
+
+    def _daemon_speaks(self, events: int) -> None:
+        if not self.daemon.keep_words():
+            self.loop.forget(self.daemon.output)
 
     def _write_console(self) -> None:
         self.guest.read_console()

@@ -94,7 +94,7 @@ def test_top_shows_the_containers_command(docker: Dockerd) -> None:
     assert pid in docker.ok("top", NAME, "-o", "pid,args")
 
 
-def test_stats_has_figures(docker: Dockerd) -> None:
+def test_stats_has_figures(docker: Dockerd, read_by_containerd: None) -> None:
     """`docker stats --no-stream`: some memory in use, and some processes."""
     line = docker.ok("stats", "--no-stream", "--format", "{{json .}}", NAME)
     figures = json.loads(line)

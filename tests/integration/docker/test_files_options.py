@@ -93,4 +93,5 @@ def test_propagation_drivers_and_sizes(docker: Dockerd, tmp_path: os.PathLike[st
         refused = docker.call("exec", "mounts", "sh", "-c", "cp /bin/busybox /scratch/echo; /scratch/echo")
         assert b"Permission denied" in refused.stderr
     finally:
+        docker.call("rm", "--force", "mounts")  # a VM that has looked into a mount keeps it busy
         subprocess.run(["umount", "--recursive", shared], check=True, timeout=10)

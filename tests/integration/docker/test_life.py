@@ -93,6 +93,6 @@ def test_events_tell_a_containers_life(docker: Dockerd) -> None:
     names = [event["status"].partition(":")[0] for event in events]
     order = ["create", "start", "exec_create", "exec_start", "exec_die", "pause", "unpause", "rename", "kill", "die"]
     assert [name for name in names if name in order] == order
-    assert names[-1] == "destroy"
+    assert names[-1] == "destroy", names
     codes = {event["status"]: event["Actor"]["Attributes"].get("exitCode") for event in events}
     assert (codes["exec_die"], codes["die"]) == ("4", "137")

@@ -27,18 +27,6 @@ def shown(*files: str) -> str:
     return " || ".join(f"cat {GROUPS}/{file} 2>/dev/null" for file in files)
 
 
-@pytest.fixture
-def read_by_containerd() -> None:
-    """containerd reads a container's cgroups only where each hierarchy of version 1 in use is mounted; a mount in
-    somebody else's namespace is enough for one to be in use."""
-    with open("/proc/self/cgroup", encoding="utf-8") as file:
-        used = {name for line in file for name in line.split(":")[1].split(",") if name}
-    with open("/proc/self/mounts", encoding="utf-8") as file:
-        mounted = {word for line in file if line.split()[2] == "cgroup" for word in line.split()[3].split(",")}
-    if missing := used - mounted:
-        pytest.skip(f"containerd can't read cgroups here: {', '.join(sorted(missing))} in use, but not mounted")
-
-
 def test_limits_are_what_the_container_sees(docker: Dockerd, runtime: Runtime) -> None:
     """--memory, --pids-limit, --cpus, --cpuset-cpus; in a VM /proc/meminfo and nproc follow them."""
     script = """

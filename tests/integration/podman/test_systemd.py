@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from framework.engine import opened
+from framework.process import wait_until
+from framework.runtime import SOURCE
 from framework.systemd import IMAGE, SystemdHost, missing
 
 if TYPE_CHECKING:
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from framework.podman import Podman
 
 MIB = 1 << 20
+UNIT = f"{os.path.dirname(SOURCE)}/packaging/systemd/runvm@.service"
 
 
 @pytest.fixture
@@ -75,3 +80,47 @@ def test_a_pods_slice(systemd: SystemdHost) -> None:
     assert len(systemd.ok("ls", "/run/runvm/sandboxes").split()) == 1
     systemd.ok("podman", "pod", "rm", "--force", "--time", "0", "p")
     assert systemd.ok("ls", "/run/runvm/sandboxes") == ""
+
+
+@pytest.mark.only("runvm", "its own unit")
+def test_a_container_as_a_service(systemd: SystemdHost) -> None:
+    """runvm@.service: its output is in the journal, its end and code are the service's, and nothing stays."""
+    runvm = f"{systemd.directory}/tools/runvm"
+    with open(UNIT, encoding="utf-8") as file:
+        systemd.write("/run/systemd/system/runvm@.service", file.read().replace("@SBINDIR@", os.path.dirname(runvm)))
+    for name, script in (
+        ("good", "trap 'echo stopping; exit 0' TERM; echo begun; while :; do sleep 0.1; done"),
+        ("bad", "sleep 3; exit 3"),
+    ):
+        bundle = f"/var/lib/runvm/bundles/{name}"
+        prepare = (
+            f"mkdir -p {bundle}/rootfs/bin && cp /bin/busybox {bundle}/rootfs/bin/ && {runvm} spec --bundle {bundle}"
+        )
+        systemd.ok("sh", "-c", prepare)
+        config = json.loads(systemd.ok("cat", f"{bundle}/config.json"))
+        config["process"].update(
+            args=["/bin/busybox", "sh", "-c", script.replace("sleep", "busybox sleep")], terminal=False
+        )
+        systemd.write(f"{bundle}/config.json", json.dumps(config))
+    systemd.ok("systemctl", "daemon-reload")
+    systemd.ok("systemctl", "start", "runvm@good")
+    state = json.loads(systemd.ok(runvm, "state", "good"))
+    assert systemd.ok("systemctl", "show", "--property", "MainPID,ActiveState", "runvm@good").split() == [
+        f"MainPID={state['pid']}",
+        "ActiveState=active",
+    ]
+    systemd.ok("systemctl", "stop", "runvm@good")
+    assert systemd.call("systemctl", "is-active", "runvm@good").text == "inactive"
+    journal = systemd.ok("journalctl", "--output", "cat", "--unit", "runvm@good")
+    assert journal.index("begun") < journal.index("stopping")
+
+    systemd.call("systemctl", "start", "runvm@bad")
+    wanted = "ExecMainStatus=3"
+    wait_until(
+        lambda: wanted in systemd.call("systemctl", "show", "--property", "ExecMainStatus", "runvm@bad").text,
+        timeout=30,
+        what="the container's code as the service's",
+        interval=0.5,
+    )
+    assert systemd.call("systemctl", "is-active", "runvm@bad").text == "failed"
+    assert systemd.ok(runvm, "list", "--quiet") == ""

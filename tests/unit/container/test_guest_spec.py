@@ -48,6 +48,16 @@ def test_limits_that_are_not_set_are_the_callers(tmp_path: Path) -> None:
     assert {"type": "RLIMIT_MSGQUEUE", "soft": soft, "hard": hard} in limits
 
 
+def test_a_shared_mount_stays_shared(tmp_path: Path) -> None:
+    """runc sets the propagation of the root before what is mounted below it, crun after."""
+    (tmp_path / "source").mkdir()
+    mount = {"destination": "/v", "type": "bind", "source": "source", "options": ["rbind", "rshared"]}
+    assert planned(tmp_path, mounts=[mount], linux={}).spec["linux"]["rootfsPropagation"] == "private"
+    (tmp_path / "other" / "source").mkdir(parents=True)
+    given = planned(tmp_path / "other", mounts=[mount], linux={"rootfsPropagation": "rslave"})
+    assert given.spec["linux"]["rootfsPropagation"] == "rslave"
+
+
 def test_without_a_uts_namespace_the_hosts_name_shows(tmp_path: Path) -> None:
     """--uts host: a name of the guest's own would be nobody's."""
     plan = planned(tmp_path, linux={"namespaces": [{"type": "mount"}]})

@@ -86,3 +86,17 @@ def test_a_machine_with_other_devices_has_another_template() -> None:
     assert template.key(Qemu(config), MACHINE) == template.key(Qemu(config), MACHINE)
     assert template.key(Qemu(config), MACHINE) != template.key(OneDeviceMore(config), MACHINE)
     assert template.key(Qemu(config), MACHINE) != template.key(Qemu(config), MACHINE._replace(vcpus=2))
+
+
+def test_a_template_counts_as_good_from_its_first_use_to_a_doubt(tmp_path: Path) -> None:
+    """Slowness is the host's once a template has served; one that has gone serves nobody."""
+    directory = str(tmp_path)
+    assert not template.has_served(directory)
+    template.note_served(directory)
+    template.note_served(directory)
+    assert template.has_served(directory)
+    template.doubt(directory)
+    template.doubt(directory)
+    assert not template.has_served(directory)
+    template.note_served(f"{directory}/gone")
+    assert not template.has_served(f"{directory}/gone")
