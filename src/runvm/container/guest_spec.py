@@ -99,8 +99,8 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
 
 
 def check_propagation(spec: Spec) -> None:
-    """Raise UnsupportedError for a mount of a Kubernetes pod that is Bidirectional: unlike who asks for rshared by hand,
-    a pod that does relies on the host's seeing its mounts."""
+    """Raise UnsupportedError for a mount of a Kubernetes pod that is Bidirectional: a pod relies on the host's seeing
+    what it mounts, unlike who asks for rshared by hand."""
     for number, mount in enumerate(spec.mounts):
         if mount.is_bind:
             mount_options.check_pods_bind(mount.options, f"mounts[{number}].options")
