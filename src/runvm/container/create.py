@@ -14,7 +14,7 @@ from runvm.linux import files, process, syscalls
 from runvm.linux.process import Identity
 from runvm.log import log
 from runvm.protocol import frames, messages
-from runvm.sandbox import placement, registry, resources
+from runvm.sandbox import placement, registry, resources, turns
 
 if TYPE_CHECKING:
     import socket
@@ -116,6 +116,9 @@ def _create(
     record = record._replace(cgroups=cgroup.directories)
     cgroup.limit(spec.resources, overhead_mib=config.overhead_mib)
     log.debug("create: cgroup made")
+    turn = -1
+    if place.sandbox is None:
+        turn = turns.take(ctx.config.state_dir)
     listener = registry.listen(sandbox) if place.sandbox is None else None
     connection = registry.connect(sandbox)
     connection.sendall(frames.encode(frames.MESSAGE, 0, messages.encode(messages.Attach(cid, "init"))))
@@ -186,6 +189,8 @@ def _create(
     for note in answer.get("notes", ()):
         log.warning(note)
     log.debug("create: container built in the guest")
+    if turn >= 0:
+        os.close(turn)
     shim.release(started)
     if slave >= 0:
         os.close(slave)

@@ -74,7 +74,8 @@ def test_systemd_as_a_containers_init(docker: Dockerd, system: str) -> None:
     options += ("--stop-signal", "SIGRTMIN+3", "--stop-timeout", "120")
     docker.detached("--name", "systemd", *options, system, "/lib/systemd/systemd")
     up = ("exec", "systemd", "systemctl", "is-system-running", "--wait")
-    wait_until(lambda: docker.call(*up).text in ("running", "degraded"), timeout=SLOW, what="systemd", interval=1)
+    states = ("running", "degraded")
+    wait_until(lambda: docker.call(*up, timeout=SLOW).text in states, timeout=SLOW, what="systemd", interval=1)
     assert docker.ok("exec", "systemd", "systemctl", "list-units", "--failed", "--no-legend") == ""
     said = docker.ok("exec", "systemd", "systemd-run", "--quiet", "--pipe", "--wait", "cat", "/proc/self/cgroup")
     assert "/system.slice/run-" in said
