@@ -12,6 +12,7 @@ import fcntl
 import gc
 import mmap
 import os
+import resource
 import signal
 import struct
 import sys
@@ -54,7 +55,10 @@ PORT = "runvm.agent"
 SHARE = "/run/share"
 _MODULES = (
     "virtio_pci", "virtio_console", "virtio_net", "virtiofs", "overlay", "virtio_balloon", "virtio_mem", "virtio_rng",
+    "ip_tables", "ip6_tables",
 )  # fmt: skip
+_SHARE_SECONDS = 160
+"""Longer than the host waits for the guest, unless that is slow for the host's sake."""
 _FILE_SYSTEMS = (
     ("proc", "/proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
     ("sysfs", "/sys", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
@@ -185,6 +189,13 @@ class Agent:
         time.clock_settime_ns(time.CLOCK_REALTIME, request.clock_ns)
         with open("/etc/machine-id", "w") as file:
             file.write(os.urandom(16).hex() + "\n")
+        for name, value in request.sysctls.items():
+            try:
+                with open(f"/proc/sys/{name}", "w") as file:
+                    file.write(str(value))
+            except OSError as error:
+                _say(f"sysctl {name}: {error.strerror}")
+        _raise_limits()
         if request.share:
             _mount_share(request.share)
         return {}
@@ -201,9 +212,21 @@ def _reseed(seed: bytes) -> None:
         os.close(fd)
 
 
+def _raise_limits() -> None:
+    """All the hard limits, as far as they go: a container's are the host's, and crun in a user namespace can only lower
+    what it inherits from here."""
+    with open("/proc/sys/fs/nr_open") as file:
+        most_files = int(file.read())
+    for name in dir(resource):
+        if name.startswith("RLIMIT_"):
+            number = getattr(resource, name)
+            most = most_files if number == resource.RLIMIT_NOFILE else resource.RLIM_INFINITY
+            resource.setrlimit(number, (resource.getrlimit(number)[0], most))
+
+
 def _mount_share(tag: str) -> None:
     """Mount the virtiofs share once its device has been plugged in, and put its module tree where modprobe looks."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + _SHARE_SECONDS
     os.makedirs(SHARE, exist_ok=True)
     while True:
         try:
@@ -214,7 +237,7 @@ def _mount_share(tag: str) -> None:
             if error.errno != errno.EINVAL:
                 raise
             if time.monotonic() > deadline:
-                raise AgentError("the virtiofs device didn't appear in the guest within 20 s") from None
+                raise AgentError(f"the virtiofs device didn't appear in the guest within {_SHARE_SECONDS} s") from None
         time.sleep(0.002)
     modules = f"{SHARE}/modules"
     if os.path.isdir(modules):

@@ -81,7 +81,10 @@ def prepare(cards: tuple[str, ...] = ()) -> int:
     from_json(to_json(Network()))  # makes its decoders
     with Socket() as sock:
         for link in links.links(sock):
-            if _mac(link) in cards:
+            if link.hardware == links.LOOPBACK:
+                # a container of the VM's own network namespace (host_network) expects it
+                links.set_link(sock, link.ifindex, up=True)
+            elif _mac(link) in cards:
                 # most likely the right name
                 name = f"eth{len(namespace.waiting)}"
                 namespace.waiting[_mac(link)] = _move(namespace, link, name)

@@ -25,6 +25,9 @@ CORE = (
     *("vmgenid", "af_packet", "pciehp", "acpiphp", "ipv6"),
     "vmw_vsock_virtio_transport",
 )
+OPTIONAL = ("ip_tables", "ip6_tables")
+"""Where the kernel has them: iptables of the old kind loads these itself, as no container can; the kernel loads the
+rest."""
 
 _INDEX = ("modules.order", "modules.builtin", "modules.builtin.modinfo")
 
@@ -58,9 +61,9 @@ def module_name(path: str) -> str:
 
 
 def copy_core(modules: str, target: str) -> list[str]:
-    """Copy CORE and its dependencies from *modules* to *target*, uncompressed; returns their names.
+    """Copy CORE, what there is of OPTIONAL, and their dependencies to *target*, uncompressed; returns their names.
 
-    A module that is built in needs no copying; one that is neither is an error.
+    A module that is built in needs no copying; one of CORE that is neither is an error.
     """
     dependencies = read_dependencies(modules)
     with open(os.path.join(modules, "modules.builtin")) as file:
@@ -69,7 +72,7 @@ def copy_core(modules: str, target: str) -> list[str]:
     missing = [name for name in CORE if name not in dependencies and name not in built_in]
     if missing:
         raise HostError(f"the kernel has no {', '.join(missing)}", do="name another kernel in /etc/runvm/config.toml")
-    paths = sorted({path for name in CORE for path in dependencies.get(name, [])})
+    paths = sorted({path for name in (*CORE, *OPTIONAL) for path in dependencies.get(name, [])})
     for path in paths:
         _copy(os.path.join(modules, path), os.path.join(target, path))
     for name in _INDEX:

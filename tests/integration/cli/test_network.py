@@ -246,3 +246,21 @@ def test_the_hosts_network_is_refused(box: Box, runtime: Runtime) -> None:
         assert "host" in result.error
         assert "network" in result.error
         assert container.id not in runtime.ids()
+
+
+@pytest.mark.only("runvm", "the host's network is the host's")
+def test_the_hosts_network_can_be_the_virtual_machines(box: Box, runtime: Runtime) -> None:
+    """With host_network = "vm" a container that asks for the host's has its VM's: loopback works, there is no other."""
+    container = box("sh", "-c", "ip -o link; httpd -p 127.0.0.1:80 -h /etc; wget -q -O - http://127.0.0.1/hostname")
+    container.bundle.without_namespace("network")
+    container.bundle.save()
+    config = f"{runtime.scratch}/host-network.toml"
+    with open(runtime.config_file, encoding="utf-8") as file:
+        text = file.read()
+    with open(config, "w", encoding="utf-8") as file:
+        file.write(f'{text}host_network = "vm"\n')
+    environment = dict(os.environ) | {"RUNVM_CONFIG": config}
+    result = runtime.call("run", "--bundle", container.bundle.path, container.id, env=environment)
+    link, page = result.expect(0).text.splitlines()
+    assert " lo: <LOOPBACK,UP" in link
+    assert page == "rootfs"

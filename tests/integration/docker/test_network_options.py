@@ -70,17 +70,19 @@ def test_addresses_and_names_as_asked(docker: Dockerd) -> None:
     docker.detached("--name", "peer", "--network", "six", "--ip6", "fd00:212:7::9", IMAGE, *SLEEP)
     script = """
     ip -o address show eth0; ip -o link show eth0; ip route; ip -6 route; cat /etc/hosts /etc/resolv.conf
-    hostname; hostname -f; ping -6 -c 1 -W 5 peer; ping -c 1 -W 5 peer | head -n 1
+    hostname; hostname -f; ping -6 -c 1 -W 5 peer; ping -4 -c 1 -W 5 peer
     """
     shown = docker.run(
-        *("--network", "six", "--ip", "10.212.7.50", "--ip6", "fd00:212:7::50", "--mac-address", "02:42:aa:bb:cc:dd"),
+        *("--network", "six", "--ip", "10.212.7.50", "--ip6", "fd00:212:7::50", "--link-local-ip", "169.254.7.7"),
+        *("--mac-address", "02:42:aa:bb:cc:dd"),
         *("--hostname", "named", "--domainname", "dom.example", "--add-host", "extra:192.0.2.9", "--dns", "192.0.2.53"),
         *("--dns-search", "search.example", "--dns-option", "ndots:3", IMAGE, "sh", "-c", script),
     )
     text = shown.expect(0).text
     for wanted in (
-        "inet 10.212.7.50/24 ", "inet6 fd00:212:7::50/64 ", "link/ether 02:42:aa:bb:cc:dd ", " mtu 1400 ",
-        "default via 10.212.7.1 dev eth0", "default via fd00:212:7::1 dev eth0", "192.0.2.9\textra",
+        "inet 10.212.7.50/24 ", "inet 169.254.7.7/16 ", "inet6 fd00:212:7::50/64 ", " mtu 1400 ",
+        "link/ether 02:42:aa:bb:cc:dd ", "default via 10.212.7.1 dev eth0", "default via fd00:212:7::1 dev eth0",
+        "192.0.2.9\textra",
         "10.212.7.50\tnamed.dom.example named", "search search.example", "nameserver 127.0.0.11", "\nnamed\n",
         "\nnamed.dom.example\n", "PING peer (fd00:212:7::9)", "1 packets received", "PING peer (10.212.7.",
     ):  # fmt: skip
@@ -106,9 +108,11 @@ def test_names_by_the_resolvers_of_glibc_and_busybox(docker: Dockerd, names: Nam
     }  # fmt: skip
     for client in ("client", "by-tcp"):
         assert json.loads(docker.ok("exec", client, "python3", "-c", LOOK_UP)) == expected, client
-    busybox = docker.run(*common, IMAGE, "sh", "-c", "for name in linked many.example; do nslookup -type=a $name; done")
+    # nslookup of busybox, which asks by itself, knows neither search lists nor TCP
+    script = "nslookup -type=a linked && nslookup -type=aaaa outside.example && ! nslookup no-such-name.example"
+    busybox = docker.run(*common[:-2], IMAGE, "sh", "-c", script)
     assert f"Address: {server}" in busybox.expect(0).text
-    assert busybox.text.count("Address: 198.51.100.") == len(MANY)
+    assert "Address: 2001:db8::55" in busybox.text
 
 
 def test_links_on_the_default_bridge(docker: Dockerd) -> None:
@@ -216,23 +220,25 @@ def test_packet_filters_inside(docker: Dockerd) -> None:
     docker.detached("--name", "filtered", "--cap-add", "NET_ADMIN", "system:net", "sleep", "1000")
     script = """
     set -e
-    wget() { busybox wget -q -O - -T 3 "$@"; }
-    mkdir /www; echo page >/www/index.html; busybox httpd -p 80 -h /www
-    wget http://127.0.0.1/
+    reach() { timeout 20 bash -c "exec 3<>/dev/tcp/$1/$2" 2>/dev/null; }
+    busybox httpd -p 80 -h /etc
+    reach 127.0.0.1 80 && echo open
     iptables -t nat -A OUTPUT -d 192.0.2.1 -p tcp --dport 8080 -j DNAT --to-destination 127.0.0.1:80
-    wget http://192.0.2.1:8080/
+    reach 192.0.2.1 8080 && echo translated
     iptables -A INPUT -i lo -p tcp --dport 80 -m conntrack --ctstate NEW -m comment --comment no -j REJECT
-    ! wget http://127.0.0.1/ 2>/dev/null
+    reach 127.0.0.1 80 || echo rejected
     iptables -F INPUT
     ip6tables -A INPUT -p icmpv6 -j DROP
     iptables-legacy -t mangle -A POSTROUTING -p udp -m multiport --dports 1,2 -j MARK --set-mark 1
-    nft add table inet mine
-    nft 'add chain inet mine in { type filter hook input priority 0; }'
-    nft 'add set inet mine ports { type inet_service; }'
-    nft 'add element inet mine ports { 80, 81 }'
-    nft add rule inet mine in iif lo tcp dport @ports counter reject
-    ! wget http://127.0.0.1/ 2>/dev/null
+    nft -f - <<END
+    table inet mine {
+        set ports { type inet_service; elements = { 80, 81 } }
+        chain in { type filter hook input priority 0; iif lo tcp dport @ports counter reject; }
+    }
+END
+    reach 127.0.0.1 80 || echo rejected
     nft list ruleset | grep -c 'tcp dport @ports counter packets [1-9]'
     """
-    assert docker.ok("exec", "filtered", "sh", "-c", script).splitlines() == ["page", "page", "1"]
+    said = docker.ok("exec", "filtered", "sh", "-c", script).split()
+    assert said == ["open", "translated", "rejected", "rejected", "1"]
     assert b"Permission denied" in docker.run("system:net", "iptables", "-L").stderr
