@@ -203,7 +203,7 @@ def test_the_namespace_is_as_before_when_the_container_is_gone(box: Box) -> None
         looks = (("-o", "link"), ("-o", "address"), ("route",))
 
         def look() -> list[str]:
-            shown = [re.sub(r"tentative|state \w+|qdisc \w+|qlen \d+|<.*?>", "", near.ip(*args)) for args in looks]
+            shown = [re.sub(r"tentative ?|state \w+|qdisc \w+|qlen \d+|<.*?>", "", near.ip(*args)) for args in looks]
             return [
                 *shown,
                 near.call("tc", "qdisc", "show").text,
