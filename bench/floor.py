@@ -136,7 +136,7 @@ class Floor:
             chosen,
             guest._replace(initramfs=f"{directory}/initramfs"),
             vcpus=resources.vcpus(config, {}),
-            memory_mib=resources.base_mib(config),
+            memory_mib=resources.base_mib(config, {}),
         )
         self._program = config.qemu or "/usr/bin/qemu-system-x86_64"
         self._tap = template.scratch_tap()  # QEMU wants one for its card; the same for each VM, as nothing uses it

@@ -46,6 +46,27 @@ def test_containers_live_on_when_dockerd_is_killed(docker: Dockerd, host: Host) 
     host.mark()  # the new dockerd is no leak
 
 
+def test_a_restarted_dockerd_finds_its_containers(docker: Dockerd, host: Host) -> None:
+    """SIGTERM to dockerd and a new one: running containers have run on, one that has ended meanwhile is known to have
+    and, by its policy, starts again; one that was stopped by hand stays so."""
+    docker.detached("--name", "runs", IMAGE, *SLEEP)
+    docker.detached("--name", "stopped", "--restart", "unless-stopped", IMAGE, *SLEEP)
+    docker.detached("--name", "always", "--restart", "always", IMAGE, *SLEEP)
+    docker.ok("stop", "stopped")
+    pids = {name: docker.inspect(name)["State"]["Pid"] for name in ("runs", "always")}
+    docker.stop()
+    os.kill(pids["always"], signal.SIGTERM)
+    wait_until(lambda: not process.alive(pids["always"]), timeout=60, what="the container's end")
+    docker.start()
+    assert docker.inspect("runs")["State"]["Pid"] == pids["runs"]
+    assert docker.ok("exec", "runs", "echo", "alive") == "alive"
+    wait_until(lambda: docker.inspect("always")["State"]["Running"], timeout=90, what="its new life", interval=0.5)
+    assert docker.inspect("always")["State"]["Pid"] != pids["always"]
+    assert docker.inspect("stopped")["State"]["Status"] == "exited"
+    docker.ok("rm", "--force", "runs", "stopped", "always")
+    host.mark()
+
+
 def test_a_killed_containerd_shim_ends_its_container(docker: Dockerd) -> None:
     """kill -9 of containerd's shim: containerd calls `delete --force`, and the container shows as exited."""
     docker.detached("--name", "orphan", IMAGE, *SLEEP)

@@ -123,7 +123,7 @@ def test_a_flood_neither_fills_memory_nor_keeps_others_waiting(sandbox: Sandbox,
     shim = sandbox.attach()
     wait = sandbox.build()
     sandbox.answer(messages.Done({}))
-    assert wait() == {}
+    assert wait() == {"notes": []}
     shim.setblocking(False)
     sandbox.drain()
     sandbox.forget_peak()
@@ -215,6 +215,16 @@ def test_a_console_that_never_ends_is_kept_to_its_end(sandbox: Sandbox) -> None:
             assert len(console) <= 16 << 10
             assert "\x1b" not in console
     assert sandbox.grown_mib() < 32
+
+
+def test_a_file_server_that_complains_for_ever_is_logged_to_a_bound(sandbox: Sandbox) -> None:
+    """What a guest makes virtiofsd say doesn't fill the file system of the state."""
+    sandbox.wake()
+    for _ in range(20):
+        os.write(sandbox.daemon_says, b"x" * 65535 + b"\n")
+    assert "containers" in sandbox.status()
+    size = os.stat(f"{sandbox.sandbox.directory}/virtiofsd.log").st_size
+    assert 64 << 10 <= size <= 256 << 10
 
 
 def test_names_are_asked_at_a_bounded_price(runtime: Runtime) -> None:

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 NAMESPACE = CGROUP_PARENT.strip("/")
 
 
+def has_metrics() -> bool:
+    """Whether containerd can read a task's metrics on this host: on cgroup v1 it wants each hierarchy mounted that
+    /proc/self/cgroup lists, whatever the runtime."""
+    with open("/proc/self/cgroup", encoding="ascii") as file:
+        lists = [line.split(":")[1].removeprefix("name=") for line in file]
+    return all(os.path.isdir(f"/sys/fs/cgroup/{name}") for names in lists for name in names.split(","))
+
+
 class Containerd:
     """containerd below *directory*, without CRI."""
 

@@ -13,6 +13,7 @@ from framework.bundle import CGROUP_PARENT
 from framework.containerd import Containerd
 from framework.firewall import Firewall
 from framework.process import Result, call
+from runvm.host import containerd as stanza
 
 if TYPE_CHECKING:
     from framework.runtime import Runtime
@@ -35,12 +36,7 @@ restrict_oom_score_adj = true
 bin_dir = "/usr/lib/cni"
 conf_dir = "{directory}/cni"
 [plugins."io.containerd.grpc.v1.cri".containerd]
-default_runtime_name = "tested"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.tested]
-runtime_type = "io.containerd.runc.v2"
-pod_annotations = ["io.runvm.*"]
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.tested.options]
-BinaryName = "{runtime}"
+default_runtime_name = "runvm"
 """
 
 
@@ -68,8 +64,9 @@ class Cri(Containerd):
         self._serial = 0
 
     def configuration(self) -> str:
-        """containerd's, with CRI."""
-        return _CONFIG.format(directory=self.directory, address=self.address, pause=PAUSE, runtime=self.runtime.path)
+        """containerd's, with CRI, and the runtime as `runvm install containerd` adds it."""
+        text = _CONFIG.format(directory=self.directory, address=self.address, pause=PAUSE)
+        return stanza.add(text, program=self.runtime.path, default=False, file="containerd.toml", root="/")
 
     def open(self) -> None:
         """Start it, with a bridge network, and import the images."""

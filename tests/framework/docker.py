@@ -36,13 +36,20 @@ class Dockerd(Engine):
     """containerd and dockerd; `call` runs the client. `close` ends both and leaves the host as it was."""
 
     def __init__(
-        self, directory: str, runtime: Runtime, template: str, others: dict[str, dict[str, str]] | None = None
+        self,
+        directory: str,
+        runtime: Runtime,
+        template: str,
+        others: dict[str, dict[str, str]] | None = None,
+        options: dict[str, object] | None = None,
     ) -> None:
-        """*others* are further runtimes by name, as daemon.json has them."""
+        """*others* are further runtimes by name, *options* further keys, as daemon.json has them."""
         self.directory = directory
         self.others = others or {}
+        self.options = options or {}
         self.runtime = runtime
         self.socket = f"{directory}/docker.sock"
+        self.cgroup_parent = f"{CGROUP_PARENT}/docker"
         self.bridge = ""
         self.gateway = ""
         self.containerd = Containerd(f"{directory}/ctd")
@@ -62,11 +69,12 @@ class Dockerd(Engine):
             "pidfile": f"{self.directory}/docker.pid",
             "hosts": [f"unix://{self.socket}"],
             "containerd": self.containerd.address,
-            "cgroup-parent": f"{CGROUP_PARENT}/docker",
+            "cgroup-parent": self.cgroup_parent,
             "default-address-pools": [{"base": f"10.214.{number}.0/24", "size": 28}],
             "runtimes": {RUNTIME: {"path": self.runtime.path}, **self.others},
             "default-runtime": RUNTIME,
             "live-restore": True,
+            **self.options,
         }
         with open(f"{self.directory}/daemon.json", "w", encoding="utf-8") as file:
             json.dump(config, file)
@@ -102,6 +110,10 @@ class Dockerd(Engine):
         """SIGKILL to dockerd; its containers are live-restored by the next `start`."""
         assert self._process is not None
         self._process.kill()
+
+    def stop(self) -> None:
+        """SIGTERM to dockerd, as a service manager stops it; its containers are live-restored by the next `start`."""
+        stop(self._process, 60)
 
     def argv(self, *args: str) -> list[str]:
         """The client's command."""

@@ -64,18 +64,21 @@ class Sandbox:
         listener = registry.listen(self.sandbox)
         self.peer, agent = socket.socketpair()
         self.console, console = socket.socketpair()
+        output, self.daemon_says = os.pipe()
+        os.set_blocking(output, False)
         machine = Machine("tcg", 1, 512, 0, "", "", "", "")
         driver = Qemu(self._config)
         plan = Plan(self._config, driver, machine, 0, "", self.sandbox, "", namespace, -1)
 
         def serve() -> None:
             os.setsid()
-            processes.close_above(2, (listener.fileno(), agent.fileno(), console.fileno()))
+            processes.close_above(2, (listener.fileno(), agent.fileno(), console.fileno(), output))
             supervisor._WAKE_SECONDS = wake_seconds
             syscalls.unshare(syscalls.CLONE_NEWNS)
             syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
             share = Tree(f"{self.sandbox.directory}/share")
-            daemon = Daemon(_wait_for_end(os.getpid()), socket.socketpair()[0])
+            log = f"{self.sandbox.directory}/virtiofsd.log"
+            daemon = Daemon(_wait_for_end(os.getpid()), socket.socketpair()[0], output, log)
             Supervisor(
                 plan, listener, share, lambda plan: Running(Guest(_Process(), agent, console), daemon, Networks())
             ).run()
@@ -83,6 +86,7 @@ class Sandbox:
         self.pid = processes.fork(serve)
         for sock in (listener, agent, console):
             sock.close()
+        os.close(output)
         self._decoder = frames.Decoder(max_message=frames.MAX_MESSAGE)
         self._shims: list[socket.socket] = []
         self.start_kb = 0
@@ -91,6 +95,7 @@ class Sandbox:
         """End all of it."""
         for sock in (self.peer, self.console, *self._shims):
             sock.close()
+        os.close(self.daemon_says)
         if self.alive():
             processes.end_child(self.pid, "the supervisor")
         process.reap_orphans()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 from framework import process
@@ -123,7 +122,4 @@ class Rootless(Engine):
         finally:
             self.call("system", "migrate")
             process.reap_orphans()
-            # images' files are of ids that root, too, has to remove as itself
-            subprocess.run(
-                [sys.executable, "-c", f"import shutil; shutil.rmtree({self.home!r})"], check=False, timeout=60
-            )
+            shutil.rmtree(self.directory)

@@ -69,7 +69,7 @@ def as_runc_says(message: str, program: str) -> str:
     start = f'{failed}exec: "{program}": '
     if "executable" in message and ("not found" in message or "o such file" in message):
         return f"{start}stat {program}: no such file or directory" if "/" in program else f"{start}{_NOT_FOUND}"
-    if not program:
+    if "executable" in message and not program:
         return f"{start}{_NOT_FOUND}"  # crun takes the directory "/" for it
     if "executable" in message and ("not permitted" in message or "ermission denied" in message):
         return f"{start}permission denied"

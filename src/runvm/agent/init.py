@@ -12,6 +12,7 @@ import fcntl
 import gc
 import mmap
 import os
+import resource
 import signal
 import struct
 import sys
@@ -188,6 +189,13 @@ class Agent:
         time.clock_settime_ns(time.CLOCK_REALTIME, request.clock_ns)
         with open("/etc/machine-id", "w") as file:
             file.write(os.urandom(16).hex() + "\n")
+        for name, value in request.sysctls.items():
+            try:
+                with open(f"/proc/sys/{name}", "w") as file:
+                    file.write(str(value))
+            except OSError as error:
+                _say(f"sysctl {name}: {error.strerror}")
+        _raise_limits()
         if request.share:
             _mount_share(request.share)
         return {}
@@ -202,6 +210,18 @@ def _reseed(seed: bytes) -> None:
         fcntl.ioctl(fd, _RNDRESEEDCRNG)
     finally:
         os.close(fd)
+
+
+def _raise_limits() -> None:
+    """All the hard limits, as far as they go: a container's are the host's, and crun in a user namespace can only lower
+    what it inherits from here."""
+    with open("/proc/sys/fs/nr_open") as file:
+        most_files = int(file.read())
+    for name in dir(resource):
+        if name.startswith("RLIMIT_"):
+            number = getattr(resource, name)
+            most = most_files if number == resource.RLIMIT_NOFILE else resource.RLIM_INFINITY
+            resource.setrlimit(number, (resource.getrlimit(number)[0], most))
 
 
 def _mount_share(tag: str) -> None:

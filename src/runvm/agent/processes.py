@@ -14,6 +14,7 @@ from runvm.agent import cgroups, crun
 from runvm.agent.children import Children
 from runvm.agent.crun import Crun
 from runvm.agent.errors import AgentError
+from runvm.agent.notify import Notify
 from runvm.linux import scheduling
 from runvm.linux.loop import Loop
 from runvm.linux.terminal import set_size
@@ -41,6 +42,7 @@ class Container:
         self.cgroup = cgroups.path(name)
         self.submounts: set[str] = set()
         self.oom_kills = 0
+        self.notify: Notify | None = None
 
 
 class Process:

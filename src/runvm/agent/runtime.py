@@ -19,11 +19,12 @@ from runvm.agent import cgroups, crun, network, networks, submounts, sysctls
 from runvm.agent.children import Children
 from runvm.agent.crun import Crun
 from runvm.agent.errors import AgentError
+from runvm.agent.notify import Notify
 from runvm.agent.processes import Container, Process, Processes
 from runvm.linux.loop import Loop
 from runvm.linux.netns import in_namespace
 from runvm.linux.process import namespace_name
-from runvm.protocol.messages import Create, Exec, Json, OutOfMemory, Signal
+from runvm.protocol.messages import Create, Exec, Json, Notified, OutOfMemory, Signal
 
 _BUNDLES = "/run/runvm/bundles"
 _SHARE = "/run/share"
@@ -59,6 +60,10 @@ class Runtime:
                 sysctls.write_networks(spec, netns)
             finally:
                 os.close(netns)
+        if request.notify:
+            container.notify = Notify(
+                self._loop, container.name, lambda text: self._event(Notified(container.name, text))
+            )
         container.submounts = submounts.hold(spec, _SHARE)
         with open(f"{bundle}/config.json", "w") as file:
             json.dump(spec, file)
@@ -164,6 +169,9 @@ class Runtime:
         for process in list(container.processes.values()):
             self.processes.close(process)
         cgroups.signal_all(container.cgroup, signal.SIGKILL)
+        if container.notify is not None:
+            container.notify.close()
+            container.notify = None
 
         def deleted(status: int) -> None:
             shutil.rmtree(container.bundle, ignore_errors=True)

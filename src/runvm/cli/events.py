@@ -21,7 +21,8 @@ COMMAND = Command(
         Flag("stats", "show the statistics once, then exit"),
     ),
     description="Print the container's statistics every --interval (500ms, 5s, 1m30s), and a line each time that it "
-    "runs out of memory, until it stops. Figures are those of the container's cgroup in its virtual machine.",
+    "runs out of memory, until it stops. Figures are those of the container's cgroup in its virtual machine; `vm` has "
+    "what the machine takes of the host, and its overhead: what of that isn't its containers'.",
     examples=(("", "runvm events --stats web1 | jq .data.memory.usage"), ("", "runvm events --interval 1s web1")),
 )
 

@@ -44,7 +44,7 @@ COMMAND = Command(
         Flag("mem-bw-schema", "Intel RDT's bandwidth classes are the host's: not supported", metavar="SCHEMA"),
     ),
     description="Change limits of a running container; those that aren't named stay. They hold in the virtual machine "
-    "and around it. The memory that the machine itself has isn't changed by it.",
+    "and around it, which gets more memory and CPUs if they ask for more than it has; it never gets less.",
     examples=(
         ("", "runvm update --memory 512m --pids-limit 100 web1"),
         ("", "echo '{\"cpu\": {\"quota\": 50000, \"period\": 100000}}' | runvm update --resources - web1"),

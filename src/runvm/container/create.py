@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from runvm.container import guest_spec, passed, shim, state, terminal
 from runvm.container.state import ContainerRecord
 from runvm.errors import DeadlineError, HostError, RunvmError, UnsupportedError, words
-from runvm.linux import process, syscalls
+from runvm.linux import files, process, syscalls
 from runvm.linux.process import Identity
 from runvm.log import log
 from runvm.protocol import frames, messages
@@ -82,7 +82,8 @@ def _create(
     if ctx.cgroup_manager == "systemd":
         from runvm.sandbox import scope as scopes
 
-        scope = scopes.start(spec.cgroups_path, cid)
+        limits = resources.host_limits(spec.resources, overhead_mib=config.overhead_mib)
+        scope = scopes.start(spec.cgroups_path, cid, limits)
     cgroup = resources.Cgroup(())
     if ctx.cgroup_manager != "disabled":
         cgroup = resources.planned(scope.path if scope is not None else spec.cgroups_path, cid)
@@ -106,6 +107,7 @@ def _create(
         cgroup_shared=scope is None and cgroup.in_use(),
         namespaces={kind: path for kind, path in spec.namespaces.items() if path},
         complete=False,
+        scope="" if scope is None else scope.name,
     )
     state.save(ctx, record)  # what outlives us is written down before it is made
     cgroup = resources.make(cgroup, rootless=ctx.rootless)
@@ -178,9 +180,12 @@ def _create(
         rows,
         columns,
         list(handed.ways),
+        plan.notify,
     )
     # where a template proves broken only now, the supervisor boots instead
-    registry.call(sandbox, build, timeout=registry.ANSWER_SECONDS + config.boot_timeout_s)
+    answer = registry.call(sandbox, build, timeout=registry.ANSWER_SECONDS + config.boot_timeout_s)
+    for note in answer.get("notes", ()):
+        log.warning(note)
     log.debug("create: container built in the guest")
     if turn >= 0:
         os.close(turn)
@@ -203,7 +208,9 @@ def write_pid_file(path: str, pid: int) -> None:
     """The pid, by rename, so that who waits for the file never reads half of it. Raises HostError."""
     temporary = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}"
     try:
-        with open(temporary, "w") as file:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)  # of a command that was killed
+        with open(temporary, "w", opener=files.exclusive) as file:
             file.write(str(pid))
         os.rename(temporary, path)
     except OSError as error:
@@ -265,12 +272,13 @@ def _launch(
     chosen = driver.load(config)
     guest = image.resolve(config)
     most_mib = resources.most_mib(cgroup.room_mib())
+    limits = resources.of_vm(spec.annotations, spec.resources)
     machine = boot.machine_for(
         config,
         chosen,
         guest,
-        vcpus=resources.vcpus(config, resources.of_vm(spec.annotations, spec.resources)),
-        memory_mib=resources.base_mib(config, most_mib),
+        vcpus=resources.vcpus(config, limits),
+        memory_mib=resources.base_mib(config, limits, most_mib),
     )
     directory = ""
     if config.template and chosen.can_snapshot:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from runvm.container import guest_spec, passed, shim, state, terminal
 from runvm.container.create import write_pid_file
-from runvm.errors import RunvmError, StateError
+from runvm.errors import RunvmError, StateError, words
 from runvm.linux import syscalls
 from runvm.log import log
 from runvm.oci import rules
@@ -29,7 +29,9 @@ def base_process(ctx: Context, cid: str) -> dict[str, Any]:
     record = state.load(ctx, cid)
     try:
         found: dict[str, Any] = json.loads(oci.read_bounded(record.config_path)).get("process") or {}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise RunvmError(f"{record.config_path}: {words(error)}") from error
+    except ValueError as error:
         raise RunvmError(f"{record.config_path}: {error}") from error
     return found
 
@@ -46,7 +48,7 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
         raise StateError("cannot exec in a paused container", do=f"runvm resume {cid}")
     for warning in rules.capability_warnings(options.process):
         log.warning(warning)
-    described = guest_spec.without_labels(options.process)
+    described = guest_spec.with_limits(guest_spec.without_labels(options.process))
     wants_terminal = bool(described.get("terminal"))
     terminal.check(wants_terminal, options.console_socket, own=not options.detach)
     handed = passed.inspect(options.preserve_fds)

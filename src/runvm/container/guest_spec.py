@@ -8,20 +8,22 @@ is left out.
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.container import mount_options
 from runvm.errors import UnsupportedError
-from runvm.linux import process
+from runvm.linux import limits, process
 from runvm.shares.tree import ROOT, Share
 
 if TYPE_CHECKING:
-    from runvm.oci.spec import Spec
+    from runvm.oci.spec import Mount, Spec
 
 SHARE = "/run/share/containers"
 """Where the guest has the containers' part of the share (agent.init, shares.tree)."""
 _OWN = ("/proc", "/sys")
 """Trees of the kernel: a bind of one shows the guest's own, never the host's."""
+_CGROUPS = "/sys/fs/cgroup"
 _STATIC_DEVICES = {
     ("c", 1, 3), ("c", 1, 5), ("c", 1, 7), ("c", 1, 8), ("c", 1, 9), ("c", 1, 11), ("c", 5, 0), ("c", 5, 1), ("c", 5, 2),  # noqa: E501
     ("c", 10, 200), ("c", 10, 229), ("c", 10, 237),
@@ -39,13 +41,18 @@ _NOT_IN_GUEST = {
     "cpu": ("mems", "realtimeRuntime", "realtimePeriod"),
 }
 
+_UNSET = {"memory": ("limit", "reservation", "swap"), "cpu": ("shares", "quota", "period", "cpus")}
+"""Where 0 or '' is no value to runc, and `docker update` sends it for what isn't asked for; crun takes it literally."""
+
 
 class GuestPlan(NamedTuple):
-    """What `create` sends to the supervisor: the guest's spec, what is shared, what was left out (for the log)."""
+    """What `create` sends to the supervisor: the guest's spec, what is shared, what was left out (for the log), the
+    $NOTIFY_SOCKET on the host or ''."""
 
     spec: dict[str, Any]
     shares: dict[str, Share]
     notes: list[str]
+    notify: str
 
 
 def plan(spec: Spec, cid: str) -> GuestPlan:
@@ -63,7 +70,7 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     raw["annotations"] = {
         key: value for key, value in spec.annotations.items() if key.startswith("run.oci.") and key != "run.oci.handler"
     }
-    raw["process"] = without_labels(raw["process"])
+    raw["process"] = with_limits(without_labels(raw["process"]))
     linux = dict(raw.get("linux", {}))
     for key in ("mountLabel", "intelRdt", "timeOffsets"):
         linux.pop(key, None)
@@ -78,15 +85,33 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     if "uts" not in kinds:
         linux["namespaces"].append({"type": "uts"})
         raw["hostname"] = os.uname().nodename  # the host's name is the least that who shares its namespace expects
+    if spec.rootfs_propagation in ("", "rprivate") and any(
+        option in ("shared", "rshared", "unbindable", "runbindable")
+        for mount in spec.mounts
+        for option in mount.options
+    ):
+        # crun sets the root's last: what is mounted below keeps its own only where that isn't recursive
+        linux["rootfsPropagation"] = "private"
     linux["resources"] = resources(spec.resources)
     linux["devices"] = _devices(spec, notes)
     raw["linux"] = linux
-    return GuestPlan(raw, shares, notes)
+    return GuestPlan(raw, shares, notes, _notify(spec, cid, raw["mounts"]))
 
 
 def without_labels(process_object: dict[str, Any]) -> dict[str, Any]:
     """A process object without the host's AppArmor and SELinux labels: the virtual machine confines instead."""
     return {key: value for key, value in process_object.items() if key not in ("apparmorProfile", "selinuxLabel")}
+
+
+def with_limits(process_object: dict[str, Any]) -> dict[str, Any]:
+    """A process object with a limit of each kind: what it doesn't set is the caller's own, as in runc, where the
+    process inherits it (an engine's service often has a million open files)."""
+    given = process_object.get("rlimits", [])
+    named = {limit["type"] for limit in given}
+    inherited = [
+        {"type": kind, "soft": soft, "hard": hard} for kind, (soft, hard) in limits.own().items() if kind not in named
+    ]
+    return {**process_object, "rlimits": [*given, *inherited]}
 
 
 def resources(given: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +133,11 @@ def resources(given: dict[str, Any]) -> dict[str, Any]:
     }
     for group, names in _NOT_IN_GUEST.items():
         if group in kept:
-            kept[group] = {key: value for key, value in kept[group].items() if key not in names}
+            kept[group] = {
+                key: value
+                for key, value in kept[group].items()
+                if key not in names and (value or key not in _UNSET[group])
+            }
     burst = given.get("cpu", {}).get("burst")
     if burst is not None:  # crun 1.8 passes it over
         kept["unified"] = {"cpu.max.burst": str(burst), **kept.get("unified", {})}
@@ -124,7 +153,12 @@ def _time_offsets(offsets: dict[str, dict[str, int]]) -> str:
 
 def _mounts(spec: Spec, cid: str, shares: dict[str, Share]) -> list[dict[str, Any]]:
     mounts = []
+    # Podman's --systemd on cgroup v1: systemd's own hierarchy, writable below the others that aren't. The guest has one
+    hierarchies = [mount for mount in spec.mounts if mount.is_bind and _is_hierarchy(mount)]
+    writable = any(not mount_options.read_only(mount.options) for mount in hierarchies)
     for number, mount in enumerate(spec.mounts):
+        if mount in hierarchies:
+            continue
         entry: dict[str, Any] = {
             "destination": mount.destination,
             "type": mount.type,
@@ -132,6 +166,7 @@ def _mounts(spec: Spec, cid: str, shares: dict[str, Share]) -> list[dict[str, An
             "options": mount_options.for_guest(mount.options, f"mounts[{number}].options"),
         }
         if mount.is_bind and not _kernels_own(mount.source):
+            mount_options.check_bind(mount.options, f"mounts[{number}].options")
             name = f"m{number}"
             shares[name] = Share(mount.source, "rbind" in mount.options, mount_options.read_only(mount.options))
             entry["source"] = f"{SHARE}/{cid}/{name}"
@@ -142,8 +177,28 @@ def _mounts(spec: Spec, cid: str, shares: dict[str, Share]) -> list[dict[str, An
             shares[name] = Share(mount.source, False, False, ",".join(layers))
             options = ["bind", *(option for option in mount.options if option not in layers)]
             entry.update(type="bind", source=f"{SHARE}/{cid}/{name}", options=options)
+        elif mount.type == "cgroup" and writable:
+            entry["options"] = [option for option in entry["options"] if option != "ro"]
         mounts.append(entry)
     return mounts
+
+
+def _notify(spec: Spec, cid: str, mounts: list[dict[str, Any]]) -> str:
+    """The host's socket that is bound to the process's $NOTIFY_SOCKET, as by Podman's --sdnotify=container; '' without
+    one. In *mounts* one of the guest's comes to its place (agent.notify)."""
+    path = next((entry[14:] for entry in spec.process.env if entry.startswith("NOTIFY_SOCKET=/")), "")
+    source = ""
+    for mount in spec.mounts:
+        if path and mount.is_bind and f"{path}/".startswith(f"{mount.destination}/"):
+            source = mount.source + path[len(mount.destination) :]
+    if not source or not os.path.exists(source) or not stat.S_ISSOCK(os.stat(source).st_mode):
+        return ""
+    mounts.append({"destination": path, "type": "bind", "source": f"/run/runvm/notify/{cid}", "options": ["bind"]})
+    return source
+
+
+def _is_hierarchy(mount: Mount) -> bool:
+    return mount.source.startswith(f"{_CGROUPS}/") and mount.destination == mount.source
 
 
 def _kernels_own(source: str) -> bool:

@@ -22,6 +22,7 @@ RECURSIVE_TIMES = frozenset(
 )
 """crun gives these to mount_setattr(2) in a form that it refuses. What is mounted below has the host's access times."""
 _REFUSED = ("nosymfollow", "rnosymfollow")
+_TO_HOST = ("shared", "rshared")
 _PLAIN = (
     ("ro", "rw"),
     ("suid", "nosuid"),
@@ -54,6 +55,16 @@ def for_guest(options: Sequence[str], field: str) -> list[str]:
         if given not in WITHOUT_EFFECT:
             found.append(option)
     return found
+
+
+def check_bind(options: Sequence[str], field: str) -> None:
+    """Raise UnsupportedError, naming *field*, for a bind whose options a virtual machine can't honour."""
+    for option in options:
+        if option in _TO_HOST:
+            raise UnsupportedError(
+                f"{field}: {option}: what is mounted in a virtual machine can't be seen on the host",
+                do="rslave (HostToContainer in Kubernetes) shows the container what the host mounts",
+            )
 
 
 def read_only(options: Sequence[str]) -> bool:

@@ -153,6 +153,8 @@ def _main(plan: Plan, gate: object) -> None:
 def _show_root(rootfs: str, *, own_processes: bool) -> None:
     """The container's root as this process's own, for callers that join its mount namespace: podman cp to copy files,
     podman top, with *own_processes*, to read /proc, where it finds this process, titled as the container's."""
+    if rootfs == "/":  # it is already
+        return
     syscalls.mount(rootfs, rootfs, "", syscalls.MS_BIND | syscalls.MS_REC)
     os.chdir(rootfs)
     syscalls.pivot_root(".", ".")

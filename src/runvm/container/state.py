@@ -11,8 +11,15 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runvm.errors import ContainerExistsError, ContainerNotFoundError, DeadlineError, RunvmError
-from runvm.linux import locking, process
+from runvm.errors import (
+    ContainerExistsError,
+    ContainerNotFoundError,
+    DeadlineError,
+    HostError,
+    RunvmError,
+    words,
+)
+from runvm.linux import files, locking, process
 from runvm.linux.process import Identity
 
 if TYPE_CHECKING:
@@ -46,6 +53,8 @@ class ContainerRecord(NamedTuple):
     namespaces: dict[str, str]
     complete: bool
     cgroup_shared: bool = False
+    scope: str = ""
+    """The unit of systemd's that its cgroup is, '' where systemd doesn't manage it."""
 
 
 class Lock:
@@ -68,22 +77,28 @@ def directory(ctx: Context, cid: str) -> str:
 
 def claim(ctx: Context, cid: str) -> Lock:
     """Make the directory of a new container and lock it. Raises ContainerExistsError."""
-    os.makedirs(ctx.root, mode=0o711, exist_ok=True)
+    files.make_directories(ctx.root, 0o711, exist_ok=True)
     path = directory(ctx, cid)
     try:
         os.mkdir(path, 0o711)
     except FileExistsError:
         raise ContainerExistsError() from None
-    return lock(ctx, cid)
+    try:
+        return lock(ctx, cid)
+    except HostError:
+        os.rmdir(path)
+        raise
 
 
 def lock(ctx: Context, cid: str, *, timeout: float = LOCK_SECONDS) -> Lock:
-    """Lock a container against other commands. Raises ContainerNotFoundError, DeadlineError."""
+    """Lock a container against other commands. Raises ContainerNotFoundError, DeadlineError, HostError."""
     path = directory(ctx, cid)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ContainerNotFoundError() from None
+    except OSError as error:
+        raise HostError(f"{path}: {words(error)}") from error
     deadline = time.monotonic() + timeout
     late = f"timed out after {timeout:.0f} s waiting for another command on container {cid}"
     try:
@@ -109,7 +124,7 @@ def save(ctx: Context, record: ContainerRecord) -> None:
     for derived in ("id", "status", "pid"):
         del body[derived]
     path = f"{directory(ctx, record.id)}/{_NAME}"
-    with open(f"{path}.new", "w") as file:
+    with open(f"{path}.new", "w", opener=files.private) as file:
         json.dump(body, file)
     os.rename(f"{path}.new", path)
 

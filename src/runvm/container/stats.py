@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.container import state
@@ -13,14 +13,19 @@ from runvm.sandbox import registry
 
 if TYPE_CHECKING:
     from runvm.container.context import Context
+    from runvm.sandbox.registry import Sandbox
 
 
 _UNLIMITED = (1 << 64) - 1
 
 
 def stats(ctx: Context, cid: str) -> dict[str, Any]:
-    """The container's statistics (runc's `events --stats`, data). Raises NotRunningError, GuestError."""
-    files = _files(ctx, cid)
+    """The container's statistics (runc's `events --stats`, data), and in `vm` what its virtual machine takes of the
+    host. Raises NotRunningError, GuestError."""
+    from runvm.container import vm_use
+
+    sandbox = _sandbox(ctx, cid)
+    files = registry.call(sandbox, messages.Stats(cid))
     cpu, memory = _pairs(files.get("cpu.stat", "")), _pairs(files.get("memory.stat", ""))
     current = _number(files.get("memory.current", ""))
     limit = _number(files.get("memory.max", ""))
@@ -55,7 +60,17 @@ def stats(ctx: Context, cid: str) -> dict[str, Any]:
         "hugetlb": {},
         "intel_rdt": {},
         "network_interfaces": _interfaces(files.get("net/dev", "")),
+        "vm": vm_use.of_vm(sandbox, *_sums(vm_use.containers(sandbox))),
     }
+
+
+def _sums(containers: Iterator[dict[str, str]]) -> tuple[int, int]:
+    """Nanoseconds of CPU time and bytes of memory of all."""
+    found = [
+        (_pairs(files.get("cpu.stat", "")).get("usage_usec", 0) * 1000, _number(files.get("memory.current", "")))
+        for files in containers
+    ]
+    return sum(cpu for cpu, _ in found), sum(memory for _, memory in found)
 
 
 class MemoryUse(NamedTuple):
@@ -87,10 +102,14 @@ def watch_oom(ctx: Context, cid: str, callback: Callable[[], None]) -> None:
 
 
 def _files(ctx: Context, cid: str) -> dict[str, str]:
+    return registry.call(_sandbox(ctx, cid), messages.Stats(cid))
+
+
+def _sandbox(ctx: Context, cid: str) -> Sandbox:
     record = state.load(ctx, cid)
     if record.pid == 0:
         raise NotRunningError()
-    return registry.call(registry.locate(ctx.config.state_dir, record.sandbox), messages.Stats(cid))
+    return registry.locate(ctx.config.state_dir, record.sandbox)
 
 
 def _pids(files: dict[str, str]) -> dict[str, int]:

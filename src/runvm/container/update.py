@@ -9,7 +9,7 @@ from runvm.container.stats import memory_use
 from runvm.errors import GuestError, NotRunningError
 from runvm.protocol import messages
 from runvm.sandbox import registry
-from runvm.sandbox.resources import Cgroup
+from runvm.sandbox.resources import Cgroup, host_limits
 
 if TYPE_CHECKING:
     from runvm.container.context import Context
@@ -28,6 +28,10 @@ def update(ctx: Context, cid: str, resources: dict[str, Any]) -> None:
         if limit > 0:
             _check_memory(registry.call(sandbox, messages.Stats(cid)), limit)
         registry.call(sandbox, messages.Update(cid, guests))
+        if record.scope:
+            from runvm.sandbox import scope
+
+            scope.change(record.scope, host_limits(resources, overhead_mib=ctx.config.overhead_mib))
         Cgroup(record.cgroups).limit(resources, overhead_mib=ctx.config.overhead_mib)
 
 

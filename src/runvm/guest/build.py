@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from runvm import __version__
-from runvm.errors import HostError
+from runvm.errors import HostError, words
 from runvm.guest import assemble, cpio, kernel, packages, pythonpath, store
 from runvm.guest.packages import Package
 from runvm.guest.programs import Root
@@ -59,7 +59,7 @@ def build(data_dir: str, progress: Progress) -> str:
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except PermissionError as error:
-        raise HostError(f"can't write in {data_dir}: {error}", do="run 'runvm image build' as root") from error
+        raise HostError(f"can't write in {data_dir}: {words(error)}", do="run 'runvm image build' as root") from error
     except OSError as error:
         raise HostError(f"can't build the guest image: {error}") from error
     finally:

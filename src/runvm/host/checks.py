@@ -43,9 +43,10 @@ class Check(NamedTuple):
 
 
 def check_root(config: Config) -> Check:
-    """Root, for namespaces, mounts and cgroups."""
+    """Root, for namespaces, mounts and cgroups; in a user namespace, as rootless Podman makes one, it is one's own."""
     uid = os.geteuid()
-    return Check("root", uid == 0, "running as root" if uid == 0 else f"running as user {uid}", "sudo runvm doctor")
+    found = "running as root" if uid == 0 else f"running as user {uid}"
+    return Check("root", uid == 0, found, "sudo runvm doctor, or for rootless Podman: podman unshare runvm doctor")
 
 
 def check_hypervisor(config: Config) -> Check:
@@ -161,7 +162,9 @@ def check_redirect(config: Config) -> Check:
 
 def check_namespaces(config: Config) -> Check:
     """Namespaces, a mount in them, and another user id: what a sandbox is confined with."""
-    from runvm.linux import syscalls
+    from runvm.linux import syscalls, userns
+
+    uid = userns.spare_id(0) if userns.limited() else _SOME_UID
 
     def attempt() -> None:
         syscalls.unshare(
@@ -174,9 +177,9 @@ def check_namespaces(config: Config) -> Check:
         syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
         syscalls.mount("doctor", "/tmp", "tmpfs")
         try:
-            os.setresuid(_SOME_UID, _SOME_UID, _SOME_UID)
+            os.setresuid(uid, uid, uid)
         except OSError as error:
-            raise HostError(f"can't become user {_SOME_UID}: {error.strerror}") from error
+            raise HostError(f"can't become user {uid}: {error.strerror}") from error
 
     failure = trial.in_child(attempt)
     mend = "run runvm outside of this container, or make the container with --privileged"
@@ -184,7 +187,9 @@ def check_namespaces(config: Config) -> Check:
 
 
 def check_cgroups(config: Config) -> Check:
-    """The hierarchies for memory, cpu and pids take a new cgroup."""
+    """The hierarchies for memory, cpu and pids take a new cgroup; a user's containers do without."""
+    from runvm.linux import userns
+
     kind, directories = _cgroup_directories()
     if not directories:
         return Check("cgroups", False, "no cgroup file system is mounted", "mount -t cgroup2 none /sys/fs/cgroup")
@@ -195,7 +200,10 @@ def check_cgroups(config: Config) -> Check:
             os.rmdir(scratch)
         except OSError as error:
             mend = "mount -o remount,rw /sys/fs/cgroup" if kind == "v2" else f"mount -o remount,rw {directory}"
-            return Check("cgroups", False, f"{kind}, but {directory} takes no new one: {error.strerror}", mend)
+            found = f"{kind}, but {directory} takes no new one: {error.strerror}"
+            if userns.limited():
+                return Check("cgroups", False, f"{found}; containers have no limits on the host", needed=False)
+            return Check("cgroups", False, found, mend)
     return Check("cgroups", True, f"{kind}, writable")
 
 

@@ -59,7 +59,8 @@ def install(
     program = os.path.join(root, runtime_path.lstrip("/"))
     if not runtime_path.startswith("/") or not os.path.isfile(program) or not os.access(program, os.X_OK):
         raise HostError(
-            f"{runtime_path} is not the absolute path of a program", do="install runvm first, or name its path"
+            f"{runtime_path} is not the absolute path of a program",
+            do="install runvm first, or give its path by --runtime-path",
         )
     file = _file(editor, root)
     before = files.read(file)

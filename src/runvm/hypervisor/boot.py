@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TEMPLATE_WORD = "runvm.template"
 """On its kernel's command line, it tells a guest that it is to be a template (agent.init)."""
+_CONSOLE_READS = 16
+"""Pieces of the console that are taken at a time, since a guest can write as fast as they are."""
 CONSOLE_KEPT = 16 << 10
 """Bytes of the guest's console that are kept for error messages; the guest may write as much as it likes."""
 
@@ -42,7 +44,10 @@ class Guest:
         """Take what the console has, keeping the end of it."""
         self.console.setblocking(False)
         try:
-            while data := self.console.recv(65536):
+            for _ in range(_CONSOLE_READS):
+                data = self.console.recv(65536)
+                if not data:
+                    return
                 self.console_tail = (self.console_tail + data)[-CONSOLE_KEPT:]
         except (BlockingIOError, OSError):
             return
@@ -151,8 +156,13 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
             more.truncate(machine.growth_mib << 20)
         if template:
             state = os.open(f"{template}/state", os.O_RDONLY | os.O_CLOEXEC)
-            # the VMM starts meanwhile
-            copier = process.fork(lambda: copy_sparse(f"{template}/ram", ram))
+            parent = os.getpid()
+
+            def copy() -> None:
+                process.die_with_parent(parent)
+                copy_sparse(f"{template}/ram", ram)
+
+            copier = process.fork(copy)  # the VMM starts meanwhile
         endpoints = Endpoints(agent_vmm.fileno(), console_vmm.fileno(), tap)
         try:
             vm = driver.launch(machine, endpoints, jail=root, state=state, ram_ready=ram_ready, deadline=deadline)

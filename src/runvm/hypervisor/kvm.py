@@ -9,6 +9,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+from runvm.linux import files
 from runvm.log import log, progress
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ def verdict(config: Config) -> tuple[bool, str]:
         template.prove(config, "kvm", timeout=PROOF_SECONDS)
         answer = (True, "")
     except RunvmError as error:
-        answer = (False, f"a guest doesn't boot with it: {error.message}")
-    os.makedirs(config.state_dir, mode=0o711, exist_ok=True)
+        last = error.details.strip().rpartition("\n")[2]
+        answer = (False, f"a guest doesn't boot with it: {error.message}" + (f": {last}" if last else ""))
+    files.make_directories(config.state_dir, 0o711, exist_ok=True)
     temporary = f"{memo}.{os.getpid()}"
     with open(temporary, "w") as file:
         json.dump({"boot": boot, "works": answer[0], "reason": answer[1]}, file)

@@ -24,6 +24,8 @@ _DATA = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/ipxe")
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/libexec/qemu")
 PORTS = 8
 """Empty PCIe root ports: one for the share, the others for further NICs."""
+_MOST_WRITTEN = 64 << 20
+"""Bytes of a file that QEMU may write: its log, or a template's device state; its memory isn't written but mapped."""
 TRANSLATION_MIB = 64
 """Room for translated code under emulation; QEMU's own default is 1 GiB, which a long-lived VM would come to fill."""
 _KERNEL_ARGS = (
@@ -166,6 +168,8 @@ def _spawn(argv: list[str], fds: tuple[int, ...], machine: Machine, *, directory
         visible += [machine.kernel, machine.initramfs]
 
     def child() -> None:
+        import resource  # while the host's files are there
+
         os.setsid()
         process.redirect(log)
         for fd in fds:
@@ -174,6 +178,7 @@ def _spawn(argv: list[str], fds: tuple[int, ...], machine: Machine, *, directory
         jail.enter(directory, read_only=visible, devices=devices, uid=uid)
         process.die_with_parent(parent)
         process.reset_signals()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (_MOST_WRITTEN, _MOST_WRITTEN))
         os.execve(argv[0], argv, {"PATH": "/usr/bin"})
 
     try:

@@ -20,7 +20,7 @@ from runvm.errors import DeadlineError, GuestError, RunvmError
 from runvm.guest import image
 from runvm.hypervisor import boot
 from runvm.hypervisor import driver as drivers
-from runvm.linux import locking, process, syscalls
+from runvm.linux import files, locking, process, syscalls
 from runvm.log import log, progress
 
 if TYPE_CHECKING:
@@ -61,13 +61,14 @@ def ensure(config: Config, driver: Driver, machine: Machine) -> str:
     made."""
     name = key(driver, machine)
     directory = f"{_base(config)}/{name}"
-    if _is_whole(directory):
+    if is_whole(directory):
         return directory
     with _Lock(config, timeout=2 * config.boot_timeout_s):
-        if _is_whole(directory):
+        if is_whole(directory):
             return directory
         if os.path.exists(directory):
-            drop(config, directory)
+            log.warning(f"the template {name} isn't as it was made: it is made anew")
+            _remove(directory)
         for other in list_templates(config):
             if not os.path.exists(other.made_from.get("kernel", "/")):
                 _remove(other.directory)  # of an image that has been pruned: no start will want it
@@ -89,7 +90,7 @@ class _Lock:
         self._timeout = timeout
 
     def __enter__(self) -> None:
-        os.makedirs(self._base, mode=0o700, exist_ok=True)
+        files.make_directories(self._base, 0o700, exist_ok=True)
         self._fd = os.open(f"{self._base}/.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             locking.lock(
@@ -147,12 +148,11 @@ def doubt(directory: str) -> None:
         os.unlink(f"{directory}/{_SERVED}")
 
 
-def drop(config: Config, directory: str) -> None:
-    """Remove a template that proved broken; the next start makes it anew."""
-    log.warning(
-        f"the template {os.path.basename(directory)} is broken and has been dropped; the next start makes it anew"
-    )
+def drop(directory: str, reason: str) -> str:
+    """Remove a template that proved broken, so that the next start makes it anew; what is to be said of it."""
     _remove(directory)
+    words = f"the template {os.path.basename(directory)} is broken, booting instead; the next start makes it anew"
+    return f"{words}: {reason}"
 
 
 def prove(config: Config, accelerator: str, *, timeout: float) -> None:
@@ -171,7 +171,7 @@ def prove(config: Config, accelerator: str, *, timeout: float) -> None:
         finally:
             guest.kill()
 
-    os.makedirs(directory, mode=0o700)
+    files.make_directories(directory, 0o700)
     try:
         with _locked(directory):
             _in_private_mounts(attempt, timeout + 10)
@@ -200,7 +200,7 @@ def build(config: Config) -> Template:
         driver,
         image.resolve(config),
         vcpus=resources.vcpus(config, {}),
-        memory_mib=resources.base_mib(config),
+        memory_mib=resources.base_mib(config, {}),
     )
     return _read(ensure(config, driver, machine))
 
@@ -285,12 +285,12 @@ def _stamp(directory: str, name: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _is_whole(directory: str) -> bool:
+def is_whole(directory: str) -> bool:
     """Whether a template is there as it was made. Bits that have changed on the disk don't show: the guest tells."""
     try:
         with open(f"{directory}/meta.json") as file:
-            files = json.load(file)["files"]
-        return all(files[name] == _stamp(directory, name) for name in _FILES)
+            stamps = json.load(file)["files"]
+        return all(stamps[name] == _stamp(directory, name) for name in _FILES)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -332,13 +332,16 @@ def _in_private_mounts(action: Callable[[], None], timeout: float) -> None:
 
     def child() -> None:
         process.die_with_parent(parent)
+        os.umask(0o022)  # the hypervisor, of another user, looks into its jail
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
         try:
             action()
-        except (RunvmError, OSError) as error:
-            message = [str(error), getattr(error, "details", "")]
-            os.write(writer, json.dumps(message).encode()[:60000])
+        except RunvmError as error:
+            os.write(writer, json.dumps([error.message, error.do, error.details[-20000:]]).encode())
+            os._exit(3)
+        except OSError as error:
+            os.write(writer, json.dumps([str(error), "", ""]).encode())
             os._exit(3)
 
     pid = process.fork(child)
@@ -351,8 +354,9 @@ def _in_private_mounts(action: Callable[[], None], timeout: float) -> None:
             raise DeadlineError("timed out waiting for a guest to boot")
         if status:
             data = os.read(reader, 65536)  # its only writer has ended
-            message, details = json.loads(data) if data else (f"the booting process ended with status {status}", "")
-            raise GuestError(message, details=details)
+            ended = f"the booting process ended with status {status}"
+            message, do, details = json.loads(data) if data else (ended, "", "")
+            raise GuestError(message, do=do, details=details)
     finally:
         os.close(reader)
 

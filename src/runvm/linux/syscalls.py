@@ -48,6 +48,9 @@ SECBIT_NO_SETUID_FIXUP = 4
 # linux/mount.h, open_tree(2), move_mount(2)
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+_SYS_MOUNT_SETATTR = 442
+_MOUNT_ATTR_NODEV = 4
+_AT_EMPTY_PATH = 0x1000
 _OPEN_TREE_CLONE = 1
 _AT_RECURSIVE = 0x8000
 _MOVE_MOUNT_F_EMPTY_PATH = 4
@@ -94,6 +97,14 @@ def clone_tree(path: str, *, recursive: bool) -> int:
     """A descriptor of a mount that is nowhere yet, a bind of *path*: open_tree(2) with OPEN_TREE_CLONE. Linux 5.2."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
     return _check(int(_libc.syscall(_SYS_OPEN_TREE, -100, os.fsencode(path), ctypes.c_uint(flags))), f"bind {path}")
+
+
+def forbid_devices(tree: int) -> None:
+    """Through the mounts of a *tree* of clone_tree() no device node can be opened (mount_setattr(2), Linux 5.12)."""
+    attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_NODEV, 0, 0, 0)
+    flags = ctypes.c_uint(_AT_EMPTY_PATH | _AT_RECURSIVE)
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", flags, attributes, size), "forbid devices in a bind")
 
 
 def attach_tree(tree: int, target: str) -> None:

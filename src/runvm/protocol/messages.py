@@ -44,11 +44,12 @@ class Failed(NamedTuple):
 
 class Wake(NamedTuple):
     """First after a boot or a restore: who and when this VM is. Clock in ns since the epoch, entropy in hex, the
-    shares' tag."""
+    shares' tag, values of files below /proc/sys."""
 
     clock_ns: int
     entropy: str
     share: str
+    sysctls: Json
 
 
 class Create(NamedTuple):
@@ -57,7 +58,8 @@ class Create(NamedTuple):
 
     *namespaces* maps a namespace type to the id of the container (in this VM) whose namespace it joins. *network* is
     the number of the guest's network namespace (0 = the VM's own), *interfaces* what it gets where it is new
-    (protocol.interfaces.Network). *passed* has a frames.WAYS for each descriptor beyond stdio.
+    (protocol.interfaces.Network). *passed* has a frames.WAYS for each descriptor beyond stdio. With *notify* what the
+    container says at agent.notify's socket is told by Notified.
     Result: {"pid": guest pid}.
     """
 
@@ -70,6 +72,7 @@ class Create(NamedTuple):
     rows: int
     columns: int
     passed: list[str]
+    notify: bool
 
 
 class Start(NamedTuple):
@@ -187,6 +190,13 @@ class OutOfMemory(NamedTuple):
     container: str
 
 
+class Notified(NamedTuple):
+    """An event: the container has said *text* to its $NOTIFY_SOCKET (sd_notify(3))."""
+
+    container: str
+    text: str
+
+
 # --- command or shim → supervisor
 
 
@@ -198,13 +208,14 @@ class Attach(NamedTuple):
 
 
 class Build(NamedTuple):
-    """From create, after the hooks: make the container in the guest. Result: {}.
+    """From create, after the hooks: make the container in the guest. Result: {"notes"}, what the user should know.
 
     *spec* is the guest's config.json; *shares* maps a name in the container's part of the share to {"source",
     "recursive", "read_only"};
     *namespaces* maps namespace types to containers of this VM; *network* is false where the VM's own network
     namespace is used; *cgroups* are the directories of its cgroup on the host, *limit_mib* its memory limit,
     *pod_mib* that of the pod whose sandbox it is (0 = none).
+    *notify* is the path of its $NOTIFY_SOCKET on the host, '' without one.
     If this connection closes before the answer, the container is dropped.
     """
 
@@ -220,6 +231,7 @@ class Build(NamedTuple):
     rows: int
     columns: int
     passed: list[str]
+    notify: str
 
 
 class Enter(NamedTuple):
@@ -250,11 +262,11 @@ _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
         Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Online, Stats, Remove, Plug, Unplug, Connect, Resize, Hello,  # noqa: E501
-        Exited, OutOfMemory, Attach, Build, Enter, Drop, Status,
+        Exited, OutOfMemory, Notified, Attach, Build, Enter, Drop, Status,
     )
 }  # fmt: skip
 
-FROM_GUEST = frozenset({"Done", "Failed", "Hello", "Exited", "OutOfMemory"})
+FROM_GUEST = frozenset({"Done", "Failed", "Hello", "Exited", "OutOfMemory", "Notified"})
 """The only messages that the supervisor takes from a guest."""
 
 _hints: dict[str, dict[str, Any]] = {}

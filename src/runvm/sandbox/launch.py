@@ -64,6 +64,7 @@ def _settle(plan: Plan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) ->
         with open(path, "w") as file:
             file.write("0")
     os.setsid()
+    os.umask(0o022)  # the hypervisor, of another user, looks into its jail
     syscalls.set_name("runvm-sandbox")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # an engine's stop of a whole process group isn't meant for the VM
@@ -85,18 +86,18 @@ def _start(plan: Plan, share: tree.Tree) -> Running:
     networks = Networks()
     tap = networks.first_tap(plan.namespace) if plan.namespace >= 0 else template.scratch_tap()
     log.debug("supervisor: tap made")
-    guest = _start_guest(plan, tap, daemon.socket)
+    guest, note = _start_guest(plan, tap, daemon.socket)
     os.close(tap)
     registry.record(plan.sandbox, {"supervisor": os.getpid(), "vmm": guest.vm.pid, "virtiofsd": daemon.pid})
-    return Running(guest, daemon, networks)
+    return Running(guest, daemon, networks, note)
 
 
-def _start_guest(plan: Plan, tap: int, share: socket.socket) -> boot.Guest:
+def _start_guest(plan: Plan, tap: int, share: socket.socket) -> tuple[boot.Guest, str]:
     """Start the VM from its template, or boot it where there is none or it fails; then plug the share in and let
-    it run."""
+    it run. With it comes what the user should know."""
     deadline = time.monotonic() + plan.config.boot_timeout_s
     directory = plan.sandbox.directory
-    guest = None
+    guest, broken = None, ""
     if plan.template:
         try:
             guest = boot.start(
@@ -106,9 +107,9 @@ def _start_guest(plan: Plan, tap: int, share: socket.socket) -> boot.Guest:
             if isinstance(error, DeadlineError) and template.has_served(plan.template):
                 template.doubt(plan.template)
                 raise  # most likely the host is too busy, and booting takes longer
-            log.warning(f"starting from the template failed, booting instead: {error}")
-            template.drop(plan.config, plan.template)
-            syscalls.unmount(f"{directory}/jail", syscalls.MNT_DETACH)
+            broken = str(error)
+            with suppress(OSError):
+                syscalls.unmount(f"{directory}/jail", syscalls.MNT_DETACH)
     cold = guest is None
     if guest is None:
         guest = boot.start(plan.driver, plan.machine, directory=directory, tap=tap, deadline=deadline)
@@ -119,4 +120,5 @@ def _start_guest(plan: Plan, tap: int, share: socket.socket) -> boot.Guest:
     log.debug("supervisor: guest resumed")
     if cold:
         guest.wait_hello(deadline=deadline)
-    return guest
+    # only now is it the template that was to blame, and not the host
+    return guest, template.drop(plan.template, broken) if broken else ""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from runvm.protocol import messages
 from runvm.protocol.connection import Connection
 from runvm.protocol.frames import MESSAGE
 from runvm.protocol.messages import Done, Failed
+
+if TYPE_CHECKING:
+    from runvm.sandbox.notify import Notifier
 
 
 class Task:
@@ -31,6 +35,7 @@ class Member:
         self.cgroups: tuple[str, ...] = ()
         self.limit_mib = 0
         self.pod_mib = 0
+        self.notifier: Notifier | None = None
         self.built = False
         self.dropping: list[Callable[[], None]] = []
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
+from contextlib import suppress
 
 from runvm.errors import RunvmError
 from runvm.linux import process
@@ -36,6 +37,7 @@ def show(cgroups: tuple[str, ...]) -> None:
 
 def _sacrifice(directory: str, limit: str, usage: str) -> None:
     before, used = _read(limit), int(_read(usage))
+    spared = _spare(directory)
     if before.isdigit() and int(before) > 1 << 62:
         before = "-1"  # v1's way to say none can't be written back on every kernel
     go, ready = os.pipe2(os.O_CLOEXEC)
@@ -65,6 +67,23 @@ def _sacrifice(directory: str, limit: str, usage: str) -> None:
             log.warning("the guest's OOM kill isn't shown in the host's cgroup: its kernel killed nothing in time")
     finally:
         _write(limit, before)
+        for path, score in spared.items():
+            with suppress(OSError):  # it has ended
+                _write(path, score)
+
+
+def _spare(directory: str) -> dict[str, str]:
+    """Make what is in the cgroup no choice of its own to the kernel: the VM's processes have the container's
+    oom_score_adj, which may be the child's. The files changed and what they said."""
+    found = {}
+    for pid in _read(f"{directory}/cgroup.procs").split():
+        path = f"/proc/{pid}/oom_score_adj"
+        with suppress(OSError):  # it has ended, or it may not be lowered
+            score = _read(path)
+            if int(score) > 0:
+                _write(path, "0")
+                found[path] = score
+    return found
 
 
 def _read(path: str) -> str:

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm.errors import DeadlineError, GuestError, NotRunningError
-from runvm.linux import process
+from runvm.linux import files, process
 from runvm.linux.process import Identity
 from runvm.protocol import frames, messages
 
@@ -45,7 +45,7 @@ def new(state_dir: str) -> Sandbox:
 def listen(sandbox: Sandbox) -> socket.socket:
     """A new sandbox's directory and control socket, made before the supervisor is forked: who connects never has to
     poll for it."""
-    os.makedirs(sandbox.directory, mode=0o700)
+    files.make_directories(sandbox.directory, 0o700)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with _Directory(sandbox.directory) as short:
         listener.bind(f"{short}/control")

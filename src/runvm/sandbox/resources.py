@@ -10,7 +10,7 @@ import errno
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.errors import HostError, UnsupportedError, words
 
@@ -27,7 +27,34 @@ _VMM_LEAST_MIB = 128
 _LEAST_MIB = 256
 _STEP_MIB = 128
 """Memory grows by this, Linux' own step on x86."""
-_BASE_MIB = 512
+_LIMITED_BASE_MIB = 512
+_BASE_MIB = 1024
+
+
+class Limits(NamedTuple):
+    """What a container's VM may take on the host, bytes and microseconds; 0 = no limit, or none that is given."""
+
+    memory: int
+    quota: int
+    period: int
+    shares: int
+
+    @property
+    def weight(self) -> int:
+        """The shares as cgroup v2 has them (the conversion that crun's and runc's documentation give)."""
+        return 1 + (max(2, min(self.shares, 262144)) - 2) * 9999 // 262142
+
+
+def host_limits(resources: dict[str, Any], *, overhead_mib: int) -> Limits:
+    """By the container's own limits; memory gets *overhead_mib* (the guest's) and _VMM_MIB on top."""
+    memory = resources.get("memory", {}).get("limit") or 0
+    cpu = resources.get("cpu", {})
+    return Limits(
+        memory=memory + ((overhead_mib + _VMM_MIB) << 20) if 0 < memory < _UNLIMITED else 0,
+        quota=max(0, cpu.get("quota") or 0),
+        period=cpu.get("period") or 100_000,
+        shares=cpu.get("shares") or 0,
+    )
 
 
 def of_vm(annotations: dict[str, str], resources: dict[str, Any]) -> dict[str, Any]:
@@ -54,21 +81,18 @@ def vcpus(config: Config, resources: dict[str, Any]) -> int:
     """Virtual CPUs for a container with those limits: its quota or its cpuset, else two, or as many as the host has."""
     if config.vcpus:
         return config.vcpus
-    return wanted_vcpus(resources.get("cpu", {})) or min(2, _available())
+    available = len(os.sched_getaffinity(0))
+    return wanted_vcpus(resources.get("cpu", {}), available) or min(2, available)
 
 
-def wanted_vcpus(cpu: dict[str, Any]) -> int:
-    """How many of the host's CPUs a container with that *cpu* (of an OCI resources object) can keep busy, by its quota
-    and its cpuset; 0 where it names none."""
+def wanted_vcpus(cpu: dict[str, Any], available: int) -> int:
+    """How many of the host's *available* CPUs a container with that *cpu* (of an OCI resources object) can keep busy,
+    by its quota and its cpuset; 0 where it names none."""
     quota, period = cpu.get("quota") or 0, cpu.get("period") or 100_000
     wanted = -(-quota // period) if quota > 0 else 0
     if cpu.get("cpus"):
-        wanted = min(wanted or _available(), count_cpus(str(cpu["cpus"])))
-    return int(min(wanted, _available()))
-
-
-def _available() -> int:
-    return len(os.sched_getaffinity(0))
+        wanted = min(wanted or available, count_cpus(str(cpu["cpus"])))
+    return int(min(wanted, available))
 
 
 def most_mib(room_mib: int) -> int:
@@ -85,10 +109,11 @@ def most_mib(room_mib: int) -> int:
     return (room_mib - _VMM_LEAST_MIB) // _STEP_MIB * _STEP_MIB if room_mib else 0
 
 
-def base_mib(config: Config, most_mib: int = 0) -> int:
-    """The RAM in MiB that a VM starts with, the same for all limits so that one template does for them; *most_mib* of
-    most_mib()."""
-    return min(_BASE_MIB, config.memory_mib or config.default_memory_mib, most_mib or _BASE_MIB)
+def base_mib(config: Config, limits: dict[str, Any], most_mib: int = 0) -> int:
+    """The RAM in MiB that a VM starts with: one size for all *limits* of memory (of an OCI resources object), another
+    for none, so that two templates do and what is started most needn't grow; *most_mib* of most_mib()."""
+    usual = _LIMITED_BASE_MIB if limit_mib(limits) or config.memory_mib else _BASE_MIB
+    return min(usual, config.memory_mib or config.default_memory_mib, most_mib or usual)
 
 
 def limit_mib(resources: dict[str, Any]) -> int:
@@ -139,26 +164,21 @@ class Cgroup:
                 file.write("0")
 
     def limit(self, resources: dict[str, Any], *, overhead_mib: int) -> None:
-        """Put the limits around the VM's processes; memory gets *overhead_mib* (the guest's) and
-        _VMM_MIB on top."""
-        memory = resources.get("memory", {}).get("limit") or 0
+        """Put host_limits() around the VM's processes."""
+        limits = host_limits(resources, overhead_mib=overhead_mib)
         cpu = resources.get("cpu", {})
         v2 = len(self.directories) == 1
-        if 0 < memory < _UNLIMITED:
-            total = memory + ((overhead_mib + _VMM_MIB) << 20)
-            self._write("memory", "memory.max" if v2 else "memory.limit_in_bytes", str(total))
-        quota, period = cpu.get("quota") or 0, cpu.get("period") or 100_000
-        if quota > 0 and v2:
-            self._write("cpu", "cpu.max", f"{quota} {period}")
-        elif quota > 0:
-            self._write("cpu", "cpu.cfs_period_us", str(period))
-            self._write("cpu", "cpu.cfs_quota_us", str(quota))
-        shares = cpu.get("shares") or 0
-        if shares and v2:
-            # the conversion that the OCI runtimes share (crun's and runc's documentation of cgroup v2)
-            self._write("cpu", "cpu.weight", str(1 + (max(2, min(shares, 262144)) - 2) * 9999 // 262142))
-        elif shares:
-            self._write("cpu", "cpu.shares", str(shares))
+        if limits.memory:
+            self._write("memory", "memory.max" if v2 else "memory.limit_in_bytes", str(limits.memory))
+        if limits.quota and v2:
+            self._write("cpu", "cpu.max", f"{limits.quota} {limits.period}")
+        elif limits.quota:
+            self._write("cpu", "cpu.cfs_period_us", str(limits.period))
+            self._write("cpu", "cpu.cfs_quota_us", str(limits.quota))
+        if limits.shares and v2:
+            self._write("cpu", "cpu.weight", str(limits.weight))
+        elif limits.shares:
+            self._write("cpu", "cpu.shares", str(limits.shares))
         for key in ("cpus", "mems"):
             if cpu.get(key):
                 self._write("cpuset", f"cpuset.{key}", str(cpu[key]), required=True)

@@ -9,17 +9,23 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import TYPE_CHECKING
 
 from runvm.errors import DeadlineError, HostError, SpecError, UnsupportedError
-from runvm.linux import process
+from runvm.linux import process, userns
+
+if TYPE_CHECKING:
+    from runvm.sandbox.resources import Limits
 
 _RUNNING = "/run/systemd/system"
 """Where systemd is process 1 (sd_booted(3))."""
 _SECONDS = 30.0
+_MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 
 
 def names(path: str, cid: str) -> tuple[str, str]:
-    """(slice, scope) of cgroupsPath `slice:prefix:name`; '' is runvm's scope in the slice of the system's services.
+    """(slice, scope) of cgroupsPath `slice:prefix:name`; '' is runvm's scope in the slice of the system's services, or
+    for a user in the user's.
 
     Raises: SpecError in runc's words.
     """
@@ -27,28 +33,82 @@ def names(path: str, cid: str) -> tuple[str, str]:
     if len(parts) != 3:
         raise SpecError(f'expected cgroupsPath to be of format "slice:prefix:name" for systemd cgroups, got "{path}"')
     slice_name, prefix, name = parts
-    return slice_name or "system.slice", f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
+    default = "user.slice" if userns.limited() else "system.slice"
+    return slice_name or default, f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
 
 
-def arguments(slice_name: str, scope: str, cid: str, pid: int) -> list[str]:
+Property = tuple[str, ...]
+"""A unit's property as busctl takes it: name, type, values."""
+
+
+def limit_properties(limits: Limits, *, unified: bool) -> list[Property]:
+    """The limits as systemd knows them: those of the cgroup's files that it doesn't know of it sets back at a
+    daemon-reload (systemd.resource-control(5))."""
+    found: list[Property] = []
+    if limits.memory:
+        found.append(("MemoryMax" if unified else "MemoryLimit", "t", str(limits.memory)))
+    if limits.quota:
+        # in whole hundredths of a processor: others are refused
+        each = -(-limits.quota * 1_000_000 // limits.period // 10_000) * 10_000
+        found.append(("CPUQuotaPerSecUSec", "t", str(each)))
+        found.append(("CPUQuotaPeriodUSec", "t", str(limits.period)))
+    if limits.shares:
+        found.append(("CPUWeight", "t", str(limits.weight)) if unified else ("CPUShares", "t", str(limits.shares)))
+    return found
+
+
+def arguments(slice_name: str, scope: str, cid: str, pid: int, limits: list[Property]) -> list[str]:
     """busctl's argv that starts *scope* with process *pid* in it (org.freedesktop.systemd1(5), StartTransientUnit)."""
-    manager = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
-    properties = (
-        *("Description", "s", f"container {cid}"),
-        *("Slice", "s", slice_name),
-        *("Delegate", "b", "true"),
-        *("DefaultDependencies", "b", "false"),
-        *("CollectMode", "s", "inactive-or-failed"),
-        *("PIDs", "au", "1", str(pid)),
-    )
-    call = ("StartTransientUnit", "ssa(sv)a(sa(sv))", scope, "fail", "6", *properties, "0")
-    return ["busctl", "--quiet", "call", *manager, *call]
+    properties: list[Property] = [
+        ("Description", "s", f"container {cid}"),
+        ("Slice", "s", slice_name),
+        ("Delegate", "b", "true"),
+        ("DefaultDependencies", "b", "false"),
+        ("CollectMode", "s", "inactive-or-failed"),
+        ("PIDs", "au", "1", str(pid)),
+        *limits,
+    ]
+    call = ("StartTransientUnit", "ssa(sv)a(sa(sv))", scope, "fail", *_listed(properties), "0")
+    return [*_busctl(), *_MANAGER, *call]
+
+
+def _listed(properties: list[Property]) -> tuple[str, ...]:
+    return str(len(properties)), *(word for each in properties for word in each)
+
+
+def _busctl() -> tuple[str, ...]:
+    """For a user it is the user's own systemd that is asked."""
+    return ("busctl", *(("--user",) if userns.limited() else ()), "--quiet", "call")
+
+
+def _unified() -> bool:
+    return os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+
+
+def change(name: str, limits: Limits) -> None:
+    """Tell systemd of a running scope's new limits. Raises HostError, DeadlineError."""
+    properties = limit_properties(limits, unified=_unified())
+    if properties:
+        call = ("SetUnitProperties", "sba(sv)", name, "true", *_listed(properties))
+        _run([*_busctl(), *_MANAGER, *call], f"systemd doesn't change {name}")
+
+
+def _run(command: list[str], failure: str) -> None:
+    import subprocess
+
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise DeadlineError(f"timed out after {_SECONDS:.0f} s waiting for systemd's answer: {failure}") from None
+    if done.returncode:
+        raise HostError(f"{failure}: {done.stderr.strip()}")
 
 
 class Scope:
-    """A started scope: *path* is its cgroup, the same below each hierarchy."""
+    """A started scope: *name* is the unit's, *path* its cgroup, the same below each hierarchy."""
 
-    def __init__(self, path: str, placeholder: int) -> None:
+    def __init__(self, name: str, path: str, placeholder: int) -> None:
+        self.name = name
         self.path = path
         self._placeholder = placeholder
 
@@ -57,10 +117,8 @@ class Scope:
         process.end_child(self._placeholder, "the scope's placeholder")
 
 
-def start(cgroups_path: str, cid: str) -> Scope:
+def start(cgroups_path: str, cid: str, limits: Limits) -> Scope:
     """Raises: UnsupportedError where systemd doesn't run, SpecError, HostError where it refuses, DeadlineError."""
-    import subprocess
-
     if not os.path.isdir(_RUNNING):
         raise UnsupportedError("systemd not running on this host, cannot use systemd cgroups manager")
     slice_name, scope = names(cgroups_path, cid)
@@ -72,15 +130,11 @@ def start(cgroups_path: str, cid: str) -> Scope:
 
     pid = process.fork(wait)
     try:
-        command = arguments(slice_name, scope, cid, pid)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-        if done.returncode:
-            raise HostError(f"systemd doesn't start {scope}: {done.stderr.strip()}")
-        return Scope(_wait_in(pid, scope), pid)
-    except BaseException as error:
+        command = arguments(slice_name, scope, cid, pid, limit_properties(limits, unified=_unified()))
+        _run(command, f"systemd doesn't start {scope}")
+        return Scope(scope, _wait_in(pid, scope), pid)
+    except BaseException:
         process.end_child(pid, "the scope's placeholder")
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise DeadlineError(f"timed out after {_SECONDS:.0f} s waiting for systemd to start {scope}") from None
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,9 @@ class Sizing:
         Raises UnsupportedError for more than it can have, VmmError, DeadlineError.
         """
         cpu = limits.get("cpu", {})
-        wanted = self.vcpus if self._config.vcpus else resources.wanted_vcpus(cpu) or self.vcpus
+        # not those that this process may use: its cgroup is the container's, whose limits are just being changed
+        available = os.cpu_count() or 1
+        wanted = self.vcpus if self._config.vcpus else resources.wanted_vcpus(cpu, available) or self.vcpus
         if wanted > self._machine.most_vcpus:
             raise UnsupportedError(
                 f"the virtual machine can have {self._machine.most_vcpus} CPUs at most, and {wanted} are asked for",

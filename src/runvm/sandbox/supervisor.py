@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runvm.errors import RunvmError
+from runvm.errors import RunvmError, VmmError
 from runvm.hypervisor import template
 from runvm.linux.loop import IN, Loop
 from runvm.log import log
@@ -33,11 +33,12 @@ from runvm.protocol.messages import (
     Exec,
     Exited,
     Failed,
+    Notified,
     OutOfMemory,
     Signal,
     Status,
 )
-from runvm.sandbox import resources
+from runvm.sandbox import resources, settings
 from runvm.sandbox.guest_link import GuestLink
 from runvm.sandbox.members import Client, Member, Task
 from runvm.sandbox.sizing import Sizing
@@ -86,11 +87,12 @@ class Plan(NamedTuple):
 
 
 class Running(NamedTuple):
-    """What a VM's supervisor has started, all its own."""
+    """What a VM's supervisor has started, all its own; *note* is what the user should know of it."""
 
     guest: boot.Guest
     daemon: virtiofs.Daemon
     networks: Networks
+    note: str = ""
 
 
 class _Build(NamedTuple):
@@ -116,6 +118,7 @@ class Supervisor:
         self._broken = False
         self._oom_shown = -_OOM_SECONDS
         self._builds: dict[str, _Build] = {}
+        self._notes: list[str] = []
         self._watched: list[int] = []
         self._start_vm = start
         self.tree = share
@@ -125,7 +128,9 @@ class Supervisor:
 
     def _adopt(self, running: Running) -> None:
         """Take a VM over, and have its guest become this VM's."""
-        self.guest, self.daemon, self.networks = running
+        self.guest, self.daemon, self.networks, note = running
+        if note:
+            self._notes.append(note)
         self._vm_ended = False
         self.agent = GuestLink(
             self.loop,
@@ -142,7 +147,8 @@ class Supervisor:
         patience = _WAKE_SECONDS
         if self.plan.template and template.has_served(self.plan.template):
             patience = self.plan.config.boot_timeout_s + _BUSY_SECONDS
-        wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG)
+        self.loop.watch(self.daemon.output, IN, self._daemon_speaks)
+        wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG, settings.sysctls())
         self.agent.ask(wake, self._woken, timeout=patience)
 
     def run(self) -> None:
@@ -175,6 +181,7 @@ class Supervisor:
             os.close(fd)
         self._watched.clear()
         self.loop.forget(self.guest.console.fileno())
+        self.loop.forget(self.daemon.output)
         self.agent.close()
         with ExitStack() as undo:
             undo.callback(self.networks.close)
@@ -197,15 +204,15 @@ class Supervisor:
             )
             return
         self._broken = True
-        log.warning(f"a guest from the template {self.plan.template} failed, booting instead: {reason}")
-        template.drop(self.plan.config, self.plan.template)
-        self.loop.call_later(0, self._start_again)
+        self.loop.call_later(0, lambda: self._start_again(reason))
 
-    def _start_again(self) -> None:
-        """The VM anew, without a template; the containers that were to be built in it are, now."""
+    def _start_again(self, reason: str) -> None:
+        """The VM anew, without the template that failed for *reason*; the containers that were to be built in it are,
+        now."""
         if self._ending:
             return
         self._end_vm()
+        broken = self.plan.template
         for name in self.members:
             self.tree.remove(name)
         self.plan = self.plan._replace(template="")
@@ -219,6 +226,7 @@ class Supervisor:
             self._end(str(error))
             return
         self._broken = False
+        self._notes.append(template.drop(broken, reason))
         for build in builds:
             build.again()
 
@@ -361,7 +369,7 @@ class Supervisor:
                 member.built = True
                 task.running = True
             client.building = ""
-            client.reply(number, answer)
+            client.reply(number, answer if isinstance(answer, Failed) else Done({"notes": self._notes}))
             if isinstance(answer, Failed):
                 self._drop(member.name, lambda: None)
 
@@ -371,6 +379,10 @@ class Supervisor:
                 self.agent.ask(messages.Online(self._sizing.vcpus), _warn)
             shares = {name: Share(**share) for name, share in request.shares.items()}
             self.tree.add(member.name, shares, request.shim_pid)
+            if request.notify and member.notifier is None:
+                from runvm.sandbox.notify import Notifier
+
+                member.notifier = Notifier(request.notify)
             network, interfaces = 0, dict[str, Any]()
             if request.network:
                 network, interfaces = self.networks.join(member.name, request.shim_pid)
@@ -384,6 +396,7 @@ class Supervisor:
                 request.rows,
                 request.columns,
                 request.passed,
+                bool(request.notify),
             )
             self.agent.ask(create, built, timeout=self.plan.config.boot_timeout_s + _BUSY_SECONDS + 10)
 
@@ -393,9 +406,16 @@ class Supervisor:
             except (RunvmError, OSError) as error:
                 built(Failed(str(error)))
 
-        if not self._awake:
-            self._builds[member.name] = _Build(again, built)
-        build()
+        if self._awake:
+            build()
+            return
+        self._builds[member.name] = _Build(again, built)
+        try:
+            build()
+        except VmmError as error:
+            self._fail(str(error))
+            if not self._broken:
+                raise
 
     def _update(self, client: Client, number: int, request: messages.Update) -> None:
         member = self._member(request.container)
@@ -482,6 +502,8 @@ class Supervisor:
     def _dropped(self, member: Member) -> None:
         if self.members.pop(member.name, None) is None:
             return
+        if member.notifier is not None:
+            member.notifier.close()
         for task in list(member.tasks.values()):
             self._tasks.pop(task.channel, None)
             if task.shim is not None:
@@ -543,6 +565,10 @@ class Supervisor:
             self._exited(message)
         elif isinstance(message, OutOfMemory):
             self._out_of_memory(message.container)
+        elif isinstance(message, Notified):
+            member = self.members.get(message.container)
+            if member is not None and member.notifier is not None:
+                member.notifier.say(message.text)
 
     def _out_of_memory(self, container: str) -> None:
         member = self.members.get(container)
@@ -615,6 +641,10 @@ class Supervisor:
         self.guest.read_console()
         if self.guest.console_tail is before:
             self.loop.forget(self.guest.console.fileno())
+
+    def _daemon_speaks(self, events: int) -> None:
+        if not self.daemon.keep_words():
+            self.loop.forget(self.daemon.output)
 
     def _write_console(self) -> None:
         self.guest.read_console()

@@ -113,11 +113,13 @@ class Tree:
                 os.mkdir(target, 0o755)
             else:
                 os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+            # nodes that the guest makes are devices of its own kernel: the daemon is to open none of the host's
+            syscalls.forbid_devices(tree)
             syscalls.attach_tree(tree, target)
         finally:
             os.close(tree)
         if read_only:
-            flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY
+            flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | syscalls.MS_NODEV
             # in a user namespace the restrictions that a mount has can't be taken off it
             syscalls.mount("none", target, "", flags | os.statvfs(target).f_flag & _RESTRICTIONS)
 

@@ -12,12 +12,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from runvm.errors import HostError
-from runvm.linux import process, syscalls
+from runvm.linux import files, process, syscalls
 
 if TYPE_CHECKING:
     from runvm.config import Config
 
 TAG = "runvm"
+_MOST_LOGGED = 256 << 10
+"""Bytes of a daemon's log."""
 _DESCRIPTIONS = ("/etc/qemu/vhost-user", "/usr/share/qemu/vhost-user")
 _PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd", "/usr/bin/virtiofsd")
 
@@ -59,7 +61,7 @@ def arguments(binary: str, directory: str, fd: int, *, rust: bool) -> list[str]:
             binary, f"--fd={fd}", f"--shared-dir={directory}", "--sandbox=namespace", "--cache=auto", "--xattr", "--posix-acl",  # noqa: E501
             "--announce-submounts", "--inode-file-handles=never",
         ]  # fmt: skip
-    # the descriptors' limit stays as it is: raising it needs CAP_SYS_RESOURCE, which a root in a container may lack
+    # the descriptors' hard limit stays: raising it needs CAP_SYS_RESOURCE, which a root in a container may lack
     return [
         binary, "-f", f"--fd={fd}", "-o", f"source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto", "-o", "xattr",  # noqa: E501
         "-o", "announce_submounts", "--rlimit-nofile=0",
@@ -67,16 +69,35 @@ def arguments(binary: str, directory: str, fd: int, *, rust: bool) -> list[str]:
 
 
 class Daemon:
-    """A running virtiofsd; *socket* is connected to it, for the VMM."""
+    """A running virtiofsd; *socket* is connected to it, for the VMM. What it says comes out of *output* (a pipe's
+    end, owned) and goes to the file *log*."""
 
-    def __init__(self, pid: int, connection: socket.socket) -> None:
+    def __init__(self, pid: int, connection: socket.socket, output: int, log: str) -> None:
         self.pid = pid
         self.socket = connection
+        self.output = output
+        self._log = log
+        self._room = _MOST_LOGGED
+
+    def keep_words(self) -> bool:
+        """Put what it has said in its log, as far as that may grow: a guest can make it say anything, for ever. False
+        once it has nothing more to say."""
+        try:
+            said = os.read(self.output, 65536)
+        except BlockingIOError:
+            return True
+        kept, self._room = said[: self._room], max(0, self._room - len(said))
+        if kept:
+            with suppress(OSError), open(self._log, "ab", opener=files.private) as file:
+                file.write(kept)
+        return bool(said)
 
     def kill(self) -> None:
         """End it and reap it."""
         self.socket.close()
         process.end_child(self.pid, "virtiofsd")
+        self.keep_words()
+        os.close(self.output)
 
 
 def serve(config: Config, directory: str, *, log: str) -> Daemon:
@@ -93,19 +114,33 @@ def serve(config: Config, directory: str, *, log: str) -> Daemon:
         connection.connect(path)
         os.unlink(path)
 
+        output, writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(output, False)
+
         def child() -> None:
             os.setsid()
-            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            process.redirect(out)
+            process.redirect(writer)
             os.dup2(listener.fileno(), 3)
             process.close_above(3)
             os.set_inheritable(3, True)
             process.reset_signals()
+            _raise_limit()
             process.die_with_parent(parent)
             _trust_the_guests_checks()
             os.execve(binary, arguments(binary, directory, 3, rust=rust), {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
 
-        return Daemon(process.fork(child), connection)
+        try:
+            return Daemon(process.fork(child), connection, output, log)
+        finally:
+            os.close(writer)
+
+
+def _raise_limit() -> None:
+    """As many descriptors as the caller's hard limit allows: each file that the guest knows is one of the daemon's."""
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _trust_the_guests_checks() -> None:

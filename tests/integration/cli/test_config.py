@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
 
     from framework.bundle import Bundle
     from framework.runtime import Box, Runtime
+
+
+# Of the host's kernel, not of a namespace (as kernel.pid_max is since Linux 6.14)
+SETTINGS = (
+    *("fs/aio-max-nr", "fs/file-max", "fs/inotify/max_user_instances", "fs/inotify/max_user_watches", "fs/nr_open"),
+    *("kernel/threads-max", "vm/max_map_count", "vm/overcommit_memory"),
+)
 
 
 def capability_set(*names: str) -> dict[str, list[str]]:
@@ -77,6 +85,7 @@ def root(module_box: Box) -> dict[str, str]:
             "umask": "umask",
             "status": "cat /proc/self/status",
             "limits": "cat /proc/self/limits",
+            "settings": "cd /proc/sys; cat " + " ".join(SETTINGS),
             "oom": "cat /proc/self/oom_score_adj",
             "hostname": "hostname; cat /proc/sys/kernel/hostname",
             "sysctl": "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range"
@@ -134,6 +143,25 @@ def test_resource_limits_are_set(root: dict[str, str]) -> None:
     assert limits["Max core file size"] == ["0", "0"]
     assert limits["Max stack size"] == [str(4 << 20)] * 2
     assert root["oom"] == "321"
+
+
+def test_limits_that_are_not_set_are_the_callers(root: dict[str, str]) -> None:
+    """What config.json doesn't name is inherited: an engine's service often has many open files and processes."""
+    set_here = ("Max open files", "Max core file size", "Max stack size")
+
+    def of(text: str) -> dict[str, list[str]]:
+        lines = {line[:26].strip(): line[26:].split()[:2] for line in text.splitlines()[1:]}
+        return {name: limits for name, limits in lines.items() if name not in set_here}
+
+    with open("/proc/self/limits", encoding="ascii") as file:
+        assert of(root["limits"]) == of(file.read())
+
+
+def test_settings_of_the_hosts_kernel_hold(root: dict[str, str]) -> None:
+    """Those for all containers of a host, which programs check as they start."""
+    with ExitStack() as files:
+        host = [files.enter_context(open(f"/proc/sys/{name}", encoding="ascii")).read() for name in SETTINGS]
+    assert root["settings"].splitlines() == "".join(host).splitlines()
 
 
 def test_the_hostname_is_set(root: dict[str, str]) -> None:
@@ -279,6 +307,15 @@ def test_without_a_namespace_of_names_and_groups(box: Box) -> None:
     assert container.run().text.splitlines() == [os.uname().nodename, str(100 << 20)]
 
 
+@pytest.mark.differs("runc", "fails to pivot where the new root is the old one")
+def test_the_hosts_root_can_be_a_containers(box: Box, runtime: Runtime) -> None:
+    """root.path "/": unusual, and no reason to fail."""
+    container = box("ls", runtime.scratch)
+    container.bundle.config["root"] = {"path": "/", "readonly": True}
+    container.bundle.config["mounts"] = [m for m in container.bundle.config["mounts"] if m["type"] != "cgroup"]
+    assert "rootfs" in container.run().expect(0).text.split()
+
+
 def test_a_user_namespace_maps_ids(box: Box) -> None:
     """uidMappings and gidMappings: root inside is 100000 outside, on the files it makes as well."""
     container = box()
@@ -332,6 +369,19 @@ def test_newer_fields_of_the_spec_hold(box: Box) -> None:
     assert seen["machine"] in ("i686", "i386")
     assert seen["policy"] == "7 3"
     assert seen["ioprio"] == "best-effort: prio 6"
+
+
+@pytest.mark.differs("runc", "1.1 knows no time namespaces")
+def test_a_time_namespace_has_its_offsets(box: Box) -> None:
+    """linux.timeOffsets (OCI runtime spec 1.1), where the PID namespace isn't new as well: that is refused, by name."""
+    container = box("cat", "/proc/self/timens_offsets")
+    container.bundle.linux["timeOffsets"] = {"boottime": {"secs": 100_000}, "monotonic": {"secs": 50, "nanosecs": 7}}
+    container.bundle.namespace("time")
+    refused = container.try_create()
+    assert refused.code == 1
+    assert "linux.namespaces: the guest's crun can't make a time and a PID namespace at once" in refused.error
+    container.bundle.without_namespace("pid")
+    assert container.run().expect(0).text.split() == ["monotonic", "50", "7", "boottime", "100000", "0"]
 
 
 def _set(path: str, value: Any) -> Callable[[Bundle], None]:

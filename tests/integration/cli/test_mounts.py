@@ -269,6 +269,17 @@ def test_a_mount_made_later_on_the_host_propagates_with_rslave(box: Box) -> None
             subprocess.run(["umount", path], check=True, timeout=10)
 
 
+@pytest.mark.only("runvm", "mounts of a virtual machine's kernel can't be the host's")
+def test_a_bind_that_should_propagate_to_the_host_is_refused(box: Box, runtime: Runtime) -> None:
+    """rshared, Kubernetes' Bidirectional: an error at once, which says what works."""
+    container = box("true")
+    container.bundle.bind(container.bundle.path, "/mnt", "rbind", "rshared")
+    result = container.try_create()
+    assert result.code == 1
+    assert "rshared: what is mounted in a virtual machine can't be seen on the host" in result.error
+    assert container.id not in runtime.ids()
+
+
 def test_a_file_is_bound_over_a_symlink_that_leads_nowhere(box: Box) -> None:
     """Many images have /etc/resolv.conf as a symlink into /run, to nothing: the engine's file is there all the same."""
     container = box("cat", "/etc/resolv.conf")

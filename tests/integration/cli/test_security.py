@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import stat
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from framework import host, process
+from framework.runtime import facts
 
 if TYPE_CHECKING:
     from framework.runtime import Box, Runtime
@@ -118,30 +123,129 @@ def test_a_container_doesnt_see_the_hosts_kernel(box: Box) -> None:
 
 @pytest.mark.only("runvm", "there is a guest whose random state could be a clone's")
 def test_two_containers_dont_share_random_state_or_identity(box: Box) -> None:
-    """VMs restored from one template differ in random bytes, boot id and machine-id from their first moment."""
-    script = "head -c 16 /dev/urandom | xxd -p; cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid"
-    one, other = (box.sh(script).run().expect(0).text.splitlines() for _ in range(2))
-    assert len(one) == len(other) == 3
-    assert not set(one) & set(other)
+    """VMs restored from one template differ in random bytes, boot id, address layout; clocks are the host's, and go."""
+    commands = {
+        "urandom": "head -c 16 /dev/urandom | xxd -p",
+        "boot_id": "cat /proc/sys/kernel/random/boot_id",
+        "uuid": "cat /proc/sys/kernel/random/uuid",
+        "stack": "grep -F '[stack]' /proc/self/maps",
+        "vdso": "grep -F '[vdso]' /proc/self/maps",
+        "auxv": "md5sum </proc/self/auxv",  # the address of AT_RANDOM's bytes, which are the stack canary's
+    }
+    begun = time.time()
+    one, other = (facts(box(), commands | {"time": "date +%s", "uptime": "cat /proc/uptime"}) for _ in range(2))
+    for name in commands:
+        assert one[name] != other[name], name
+    for found in (one, other):
+        assert begun - 2 <= int(found["time"]) <= time.time() + 2
+        assert 0 < float(found["uptime"].split()[0]) < 600
+    assert int(one["time"]) <= int(other["time"])
+
+
+@pytest.mark.only("runvm", "there is a guest")
+def test_two_guests_are_two_machines(box: Box, runtime: Runtime) -> None:
+    """Beside the agent, in the guest itself: the machine-id is the clone's own."""
+    found = []
+    for _ in range(2):
+        container = box.sleeper()
+        result = runtime.call("debug", "shell", container.id, "cat", "/etc/machine-id").expect(0)
+        found.append(result.text)
+    assert all(len(text) == 32 for text in found)
+    assert found[0] != found[1]
 
 
 @pytest.mark.only("runvm", "there is a hypervisor to confine")
 def test_the_hypervisor_and_its_file_server_are_confined(box: Box) -> None:
-    """Off /proc: the VMM isn't root, has no capabilities, no new privileges, seccomp, no view of the host's files."""
-    found = host.processes_of(box.sleeper())
-    vmm, server = found["vmm"], found["virtiofsd"]
+    """Off /proc: users, capabilities, privileges, seccomp, namespaces, descriptors, and what they see of the host."""
+    containers = [box.sleeper(), box.sleeper()]
+    vmms = [host.processes_of(container)["vmm"] for container in containers]
+    assert len({read_status(vmm)["Uid"] for vmm in vmms}) == 2, "a user of its own each"
+    vmm = vmms[0]
     status = read_status(vmm)
-    assert status["Uid"].split()[0] != "0", "an unprivileged user"
-    assert int(status["CapEff"], 16) == 0
-    assert int(status["CapPrm"], 16) == 0
-    assert status["NoNewPrivs"] == "1"
-    assert status["Seccomp"] == "2"
-    assert host.namespace(vmm, "mnt") != host.namespace("self", "mnt"), "no view of the host's files"
-    assert not os.path.exists(f"/proc/{vmm}/root/root"), "and its root shows little"
+    assert "0" not in status["Uid"].split() + status["Gid"].split(), "an unprivileged user"
+    assert status["Groups"] == ""
+    for kind in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
+        assert int(status[kind], 16) == 0
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    for kind in ("mnt", "net", "ipc", "uts"):
+        assert host.namespace(vmm, kind) != host.namespace("self", kind)
+    with open(f"/proc/{vmm}/net/dev", encoding="ascii") as file:
+        assert [line.split(":")[0].strip() for line in file if ":" in line] == ["lo"]
+    assert set(os.listdir(f"/proc/{vmm}/root")) <= {"bin", "lib", "lib64", "sbin", "usr", "ram", "more"}
+    with open(f"/proc/{vmm}/mountinfo", encoding="utf-8") as file:
+        mounts = [line.split() for line in file]
+    assert all(fields[5].startswith("ro,") for fields in mounts if fields[4] != "/")
+    assert not {fields[4].split("/")[1] for fields in mounts} - {"", "usr", "lib", "lib64"}
+    kinds = re.compile(r"/dev/(null|net/tun)|socket:.*|anon_inode:.*|pipe:.*|/ram|/more|.*/vmm\.log")
+    assert [path for path in process.open_files(vmm) if not kinds.fullmatch(path)] == []
+
+
+@pytest.mark.only("runvm", "there is a file server to confine")
+def test_the_file_server_sees_the_served_files_alone(box: Box) -> None:
+    """virtiofsd, off /proc: a root with its one VM's files, no device of the host's, few capabilities, no network."""
+    containers = [box.sleeper(), box.sleeper()]
+    container = containers[0]
+    container.bundle.save()
     # QEMU 7.2's virtiofsd is two: the one that serves is the other's child, in the sandbox
-    servers = [server, *process.descendants(server)]
-    assert host.namespace(servers[-1], "mnt") != host.namespace("self", "mnt")
-    assert read_status(servers[-1])["Seccomp"] == "2"
+    server = host.processes_of(container)["virtiofsd"]
+    server = [server, *process.descendants(server)][-1]
+    status = read_status(server)
+    assert status["Seccomp"] == "2"
+    dangerous = (2, 5, 12, 16, 17, 18, 19, 21)  # READ_SEARCH KILL NET_ADMIN MODULE RAWIO CHROOT PTRACE SYS_ADMIN
+    assert not any(int(status["CapEff"], 16) >> number & 1 for number in dangerous)
+    for kind in ("mnt", "net", "pid"):
+        assert host.namespace(server, kind) != host.namespace("self", kind)
+    assert set(os.listdir(f"/proc/{server}/root")) == {"containers", "modules", "shared"}
+    assert os.listdir(f"/proc/{server}/root/containers") == [container.id], "no other virtual machine's"
+    with open(f"/proc/{server}/mountinfo", encoding="utf-8") as file:
+        assert all("nodev" in line.split()[5].split(",") for line in file)
+    container.sh("mknod /tmp/null c 1 3")
+    node = f"/proc/{server}/root/containers/{container.id}/rootfs/tmp/null"
+    assert stat.S_ISCHR(os.stat(node).st_mode)
+    with pytest.raises(PermissionError):
+        os.open(node, os.O_RDONLY)
+    assert container.sh("ls -l /tmp/null | cut -c 1") == "c", "while the guest has it"
+
+
+@pytest.mark.only("runvm", "its own ids")
+def test_an_id_is_one_plain_name(box: Box, runtime: Runtime) -> None:
+    """Dots, slashes, lengths and letters that a directory of its own can't have: refused, with nothing made."""
+    container = box("true")
+    container.bundle.save()
+    before = sorted(os.listdir(runtime.root))
+    for name in ("..", ".", "", "a/b", "../x", "/etc", "x" * 256, "\u00e9", "a b", "a\nb", "$(id)", "a\u2028b"):
+        for command in (("create", "--bundle", container.bundle.path), ("delete", "--force"), ("state",)):
+            result = runtime.call(*command, name)
+            assert result.code == 1, (command, name)
+            assert "container id" in result.error.lower(), result.describe()
+    assert sorted(os.listdir(runtime.root)) == before
+
+
+@pytest.mark.only("runvm", "it follows no link")
+def test_a_pid_file_is_written_through_no_link(box: Box, outside: str) -> None:
+    """In a directory that others can write, links at its name and at the temporary one's: neither is followed."""
+    container = box("true")
+    directory = os.path.dirname(container.pid_file)
+    for name in (container.pid_file, f"{directory}/.{os.path.basename(container.pid_file)}"):
+        os.symlink(f"{outside}/precious", name)
+    container.create()
+    assert untouched(outside)
+    assert not os.path.islink(container.pid_file)
+
+
+def test_an_image_whose_system_directories_lead_out_does_no_harm(box: Box, outside: str) -> None:
+    """/proc, /sys and /dev are links to a directory of the host: the host has nothing mounted or made there."""
+    container = box.sh("echo ran")
+    for name in ("proc", "sys", "dev"):
+        path = f"{container.bundle.rootfs}/{name}"
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        os.symlink(outside, path)
+    result = container.run()
+    assert untouched(outside)
+    assert result.code in (0, 1), result.describe()
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        assert outside not in file.read()
 
 
 def read_status(pid: int) -> dict[str, str]:

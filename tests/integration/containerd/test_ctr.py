@@ -11,6 +11,7 @@ import pytest
 
 from framework import host as books
 from framework import process
+from framework.containerd import has_metrics
 from framework.process import Process, wait_until
 from framework.terminal import Session
 
@@ -46,8 +47,8 @@ def test_a_task_is_looked_at_paused_killed_and_deleted(containerd: Containerd, r
     assert str(pid) in containerd.ctr("tasks", "ps", "task").expect(0).text
     executed = containerd.ctr("tasks", "exec", "--exec-id", "one", "task", "sh", "-c", "echo in it; exit 4")
     assert (executed.code, executed.text) == (4, "in it")
-    metrics = json.loads(containerd.ctr("tasks", "metrics", "--format", "json", "task").expect(0).stdout)
-    assert metrics
+    if has_metrics():
+        assert json.loads(containerd.ctr("tasks", "metrics", "--format", "json", "task").expect(0).stdout)
     containerd.ctr("tasks", "pause", "task").expect(0)
     assert "PAUSED" in containerd.ctr("tasks", "list").text
     containerd.ctr("tasks", "resume", "task").expect(0)
@@ -107,6 +108,7 @@ def test_flags_of_run_reach_the_container(
     flags = (
         *("--detach", "--env", "WORD=given", "--cwd", "/tmp", "--read-only", "--seccomp"),
         *("--mount", f"type=bind,src={tmp_path},dst=/data,options=rbind:ro"),
+        *("--mount", "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro:nosuid"),
         *("--memory-limit", str(96 << 20), "--cpus", "1.5", "--cap-drop", "CAP_CHOWN"),
         *("--log-uri", f"file://{tmp_path}/log"),
     )
@@ -120,9 +122,8 @@ def test_flags_of_run_reach_the_container(
     run = ("tasks", "exec", "--exec-id", "id", "--user", "1000:1000", "flags", "id", "-u")
     assert containerd.ctr(*run).expect(0).text == "1000"
     if runtime.is_vm:
-        limits = ("tasks", "exec", "--exec-id", "limits", "flags", "sh", "-c")
-        show = "mount -t cgroup2 none /tmp; cat /tmp/memory.max /tmp/cpu.max"
-        read = containerd.ctr(*limits, f"cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max 2>/dev/null || {show}")
+        files = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cpu.max")
+        read = containerd.ctr("tasks", "exec", "--exec-id", "limits", "flags", "cat", *files)
         assert read.text.splitlines() == [str(96 << 20), "150000 100000"], read.describe()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,10 @@ import pytest
 from framework import host as books
 from framework import process
 from framework.bundle import CGROUP_PARENT
+from framework.containerd import has_metrics
+from framework.engine import use_terminal
 from framework.process import Process, call, wait_until
+from framework.terminal import Session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +57,8 @@ def test_a_pods_life(cri: Cri, runtime: Runtime) -> None:
     assert streamed.expect(0).stdout == b"through"
 
     stats = json.loads(cri.ok("stats", "--output", "json", "--id", web))["stats"][0]
-    assert int(stats["memory"]["workingSetBytes"]["value"]) > 0
+    if has_metrics():
+        assert int(stats["memory"]["workingSetBytes"]["value"]) > 0
     cri.ok("update", "--memory", str(80 << 20), web)
     limit = cri.sh(web, "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/memory.max; true")
     assert not runtime.is_vm or str(80 << 20) in limit
@@ -77,12 +82,34 @@ def test_attach_reaches_the_first_process(cri: Cri) -> None:
     wait_until(lambda: "got hello" in cri.ok("logs", container), timeout=20, what=f"the echo: {attached.describe()}")
 
 
-def test_a_port_is_forwarded(cri: Cri) -> None:
+def test_terminals(cri: Cri) -> None:
+    """`kubectl exec -it`: size, its change, ctrl-C; `attach -it` to a container that has a terminal."""
+    file = cri.pod_file()
+    pod = cri.ok("runp", file)
+    script = "read word; stty size; echo got $word; exec sleep 1000"
+    container = cri.container(pod, file, "sh", "-c", script, tty=True, stdin=True)
+    attached = Session(cri.crictl_argv("attach", "--stdin", "--tty", container), rows=31, columns=97)
+    try:
+        time.sleep(3)  # crictl says nothing when it is there
+        attached.terminal.send(b"hello\n")
+        attached.terminal.expect(b"got hello", timeout=60)
+    finally:
+        attached.close()
+    command = cri.crictl_argv("exec", "--interactive", "--tty", container, "env", "PS1=$ ", "sh")
+    session = Session(command, rows=37, columns=111)
+    try:
+        use_terminal(session.terminal, timeout=60)
+        assert session.wait(60) != 0
+    finally:
+        session.close()
+
+
+def test_a_port_is_forwarded(cri: Cri, runtime: Runtime) -> None:
     """`kubectl port-forward`: a server on the pod's localhost, of either family, again and again; none is told so."""
     file = cri.pod_file()
     pod = cri.ok("runp", file)
     serve = "httpd -p 127.0.0.1:80 -h /; httpd -p [::1]:81 -h /"
-    script = f"echo page >/page; {serve}; head -c 3000000 /dev/zero >/big; exec sleep 1000"
+    script = f"echo page >/page; {serve}; head -c 3000000 /dev/zero >/part; mv /part /big; exec sleep 1000"
     container = cri.container(pod, file, "sh", "-c", script)
     cri.sh(container, "while ! test -s /big; do sleep 0.1; done")
     forwarder = Process(cri.crictl_argv("port-forward", pod, "18090:80", "18091:81", "18092:82"))
@@ -90,7 +117,8 @@ def test_a_port_is_forwarded(cri: Cri) -> None:
         page = ["curl", "-s", "--max-time", "20", "--retry", "20", "--retry-connrefused", "--retry-delay", "1"]
         for _ in range(3):
             assert call([*page, "http://127.0.0.1:18090/page"], timeout=60).text == "page"
-        assert call([*page, "http://127.0.0.1:18091/page"], timeout=60).text == "page"
+        if runtime.is_vm:  # otherwise it needs a host that knows localhost as an IPv6 address
+            assert call([*page, "http://127.0.0.1:18091/page"], timeout=60).text == "page"
         assert len(call([*page, "http://127.0.0.1:18090/big"], timeout=60).stdout) == 3_000_000
         refused = call(["curl", "-sS", "--max-time", "20", "http://127.0.0.1:18092/"], timeout=30)
         assert refused.code != 0, refused.describe()
@@ -223,6 +251,28 @@ def test_the_hosts_network_is_refused(cri: Cri) -> None:
     result = cri.crictl("runp", cri.pod_file(linux=linux))
     assert result.code != 0
     assert b"the host's network namespace can't be shared with a virtual machine" in result.stderr
+
+
+@pytest.mark.only("runvm", "a setting of runvm's")
+def test_the_hosts_network_can_be_the_vms(cri: Cri, runtime: Runtime) -> None:
+    """host_network = "vm": such a pod runs, in a network that its containers share and that isn't the host's."""
+    with open(runtime.config_file, encoding="utf-8") as settings:
+        before = settings.read()
+    with open(runtime.config_file, "a", encoding="utf-8") as settings:
+        settings.write('host_network = "vm"\n')
+    try:
+        linux = {"security_context": {"namespace_options": {"network": 2, "pid": 1}}}
+        file = cri.pod_file(linux=linux)
+        pod = cri.ok("runp", file)
+        first = cri.container(pod, file, "sh", "-c", "echo page >/i; exec httpd -f -p 8099 -h /", linux=linux)
+        second = cri.container(pod, file, "sleep", "1000", linux=linux)
+        assert cri.sh(second, "wget -q -O - http://127.0.0.1:8099/i") == "page"
+        assert cri.sh(first, BOOT) == cri.sh(second, BOOT)
+        refused = call(["curl", "-sS", "--max-time", "5", "http://127.0.0.1:8099/i"], timeout=10)
+        assert refused.code != 0, refused.describe()
+    finally:
+        with open(runtime.config_file, "w", encoding="utf-8") as settings:
+            settings.write(before)
 
 
 def test_a_pod_is_ended_by_force(cri: Cri) -> None:

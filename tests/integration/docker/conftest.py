@@ -49,3 +49,15 @@ def grants_all(runtime: Runtime) -> None:
         last = int(file.read())
     if not runtime.is_vm and int(bounding, 16) != (1 << last + 1) - 1:
         pytest.skip("this host's root lacks capabilities, so its containers do")
+
+
+@pytest.fixture
+def read_by_containerd() -> None:
+    """containerd reads a container's cgroups only where each hierarchy of version 1 in use is mounted; a mount in
+    somebody else's namespace is enough for one to be in use."""
+    with open("/proc/self/cgroup", encoding="utf-8") as file:
+        used = {name for line in file for name in line.split(":")[1].split(",") if name}
+    with open("/proc/self/mounts", encoding="utf-8") as file:
+        mounted = {word for line in file if line.split()[2] == "cgroup" for word in line.split()[3].split(",")}
+    if missing := used - mounted:
+        pytest.skip(f"containerd can't read cgroups here: {', '.join(sorted(missing))} in use, but not mounted")

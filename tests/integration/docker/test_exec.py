@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,11 +41,14 @@ def test_exec_passes_streams_and_codes(docker: Dockerd) -> None:
     assert docker.call("exec", NAME, "/etc/passwd").code == 126
 
 
-def test_exec_takes_environment_directory_and_user(docker: Dockerd) -> None:
-    """-e, -w, -u."""
-    flags = ("--env", "A=b c", "--workdir", "/home", "--user", "1000:1000")
-    shown = docker.ok("exec", *flags, NAME, "sh", "-c", 'echo "$A"; pwd; id -u; id -g').splitlines()
-    assert shown == ["b c", "/home", "1000", "1000"]
+def test_exec_takes_environment_directory_and_user(docker: Dockerd, tmp_path: os.PathLike[str]) -> None:
+    """-e, --env-file, -w, -u."""
+    file = os.path.join(tmp_path, "env")
+    with open(file, "w", encoding="utf-8") as out:
+        out.write("FILED=too\n")
+    flags = ("--env", "A=b c", "--env-file", file, "--workdir", "/home", "--user", "1000:1000")
+    shown = docker.ok("exec", *flags, NAME, "sh", "-c", 'echo "$A $FILED"; pwd; id -u; id -g').splitlines()
+    assert shown == ["b c too", "/home", "1000", "1000"]
 
 
 def test_exec_privileged_has_all_capabilities(docker: Dockerd, grants_all: None) -> None:
@@ -90,7 +94,7 @@ def test_top_shows_the_containers_command(docker: Dockerd) -> None:
     assert pid in docker.ok("top", NAME, "-o", "pid,args")
 
 
-def test_stats_has_figures(docker: Dockerd) -> None:
+def test_stats_has_figures(docker: Dockerd, read_by_containerd: None) -> None:
     """`docker stats --no-stream`: some memory in use, and some processes."""
     line = docker.ok("stats", "--no-stream", "--format", "{{json .}}", NAME)
     figures = json.loads(line)

@@ -129,3 +129,67 @@ def test_log_drivers(docker: Dockerd, driver: str) -> None:
         return
     assert (result.stdout, result.stderr) == (b"one\nthree", b"two\n")
     assert docker.call("logs", "--tail", "1", "--timestamps", name).text.endswith("Z three")
+
+
+def test_attached_streams_can_be_chosen(docker: Dockerd) -> None:
+    """run -a: only what is asked for is shown, and input only where stdin is; the logs have it all."""
+    script = "echo out; echo err >&2; cat"
+    result = docker.call("run", "--name", "chosen", "-a", "stderr", IMAGE, "sh", "-c", script)
+    assert (result.code, result.stdout, result.stderr) == (0, b"", b"err\n")
+    logs = docker.call("logs", "chosen")
+    assert (logs.stdout, logs.stderr) == (b"out\n", b"err\n")
+    result = docker.run("-i", "-a", "stdin", "-a", "stdout", IMAGE, "sh", "-c", script, stdin=b"input")
+    assert (result.stdout, result.stderr) == (b"out\ninput", b"")
+
+
+def test_a_shell_for_work(docker: Dockerd) -> None:
+    """Job control, a full-screen editor, a pager and top at a terminal; exec's own detach keys leave it running."""
+    session = Session(docker.argv("exec", "-it", "--detach-keys", "ctrl-x,d", "--env", "PS1=$ ", "--env", "TERM=vt100",
+                                  NAME, "sh"), rows=24, columns=80)  # fmt: skip
+    terminal = session.terminal
+    try:
+        terminal.expect(b"$ ", timeout=docker.runtime.timeout)
+        terminal.send(b"sleep 1234\n")
+        _until_runs(docker, "sleep 1234")
+        terminal.send(b"\x1a")
+        terminal.expect(b"Stopped")
+        terminal.send(b"bg; jobs\n")
+        terminal.expect(b"Running")
+        terminal.expect(b"$ ")
+        terminal.send(b"fg\n")
+        terminal.expect(b"sleep 1234\r\n")
+        terminal.send(b"\x03")
+        terminal.expect(b"$ ")  # typed ahead of the signal, input gets lost
+        terminal.send(b"vi /tmp/note\n")
+        _until_runs(docker, "vi /tmp/note")
+        terminal.expect(b"~")
+        terminal.send(b"ihello")
+        terminal.expect(b"hello")
+        terminal.send(b"\x1b")
+        terminal.expect(b"- /tmp/note")  # what follows an escape at once would be part of a key's sequence
+        terminal.send(b":wq\n")
+        terminal.expect(b"$ ")
+        assert docker.ok("exec", NAME, "cat", "/tmp/note") == "hello"
+        terminal.send(b"seq 500 | less\n")
+        terminal.expect(b"23\r\n")
+        terminal.send(b"G")
+        terminal.expect(b"500")
+        terminal.send(b"q")
+        terminal.send(b"top\n")
+        terminal.expect(b"Load average")
+        terminal.send(b"q")
+        terminal.send(b"exec sleep 4321\n")
+        _until_runs(docker, "sleep 4321")
+        terminal.send(b"\x18d")
+        terminal.expect(b"read escape sequence")
+        session.wait(30)
+    finally:
+        session.close()
+    docker.ok("exec", NAME, "sh", "-c", "kill $(ps -o pid,args | awk '/[s]leep 4321/ {print $1}')")
+
+
+def _until_runs(docker: Dockerd, command: str) -> None:
+    def runs() -> bool:
+        return command in docker.ok("exec", NAME, "ps", "-o", "args").splitlines()
+
+    wait_until(runs, timeout=30, what=command, interval=0.2)

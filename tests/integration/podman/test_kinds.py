@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from framework import process
-from framework.podman import IMAGE
-from framework.process import wait_until
+from framework.podman import IMAGE, PARENT
+from framework.process import Process, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,3 +116,32 @@ def test_a_generated_unit_runs_the_container(podman: Podman, tmp_path: Path) -> 
     )
     assert podman.inspect("unit")["State"]["Status"] == "running"
     podman.ok("stop", "--ignore", "--cidfile", str(tmp_path / "unit.ctr-id"))
+
+
+@pytest.mark.skipif(not os.path.exists("/lib64"), reason="no /lib64 for this host's Python in a container")
+def test_readiness_is_told_by_the_container(podman: Podman, tmp_path: Path) -> None:
+    """--sdnotify=container: what the process says at $NOTIFY_SOCKET reaches the socket that podman was given."""
+    path = f"{podman.directory}/notify"
+    say = (
+        "import os, socket; sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM);"
+        " sock.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])"
+    )
+    flags = [word for name in ("/usr", "/lib", "/lib64") for word in ("--volume", f"{name}:{name}:ro")]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(path)
+        listener.settimeout(podman.runtime.timeout)
+        command = podman.argv("run", "--rm", "--sdnotify", "container", "--cgroup-parent", PARENT, *flags, IMAGE)
+        running = Process(["env", f"NOTIFY_SOCKET={path}", *command, "/usr/bin/python3", "-c", say])
+        said = {listener.recv(4096).partition(b"=")[0] for _ in range(2)}
+        running.wait(podman.runtime.timeout).expect(0)
+    assert said == {b"READY", b"MAINPID"}
+
+
+def test_a_container_for_systemd(podman: Podman) -> None:
+    """--systemd=always: what systemd wants is mounted, and the control groups can be written."""
+    script = (
+        "for d in /sys/fs/cgroup /sys/fs/cgroup/systemd; do mkdir $d/x 2>/dev/null && rmdir $d/x && echo made; done;"
+        " echo $container; mount | grep -c 'on /run '"
+    )
+    seen = podman.run("--systemd", "always", IMAGE, "sh", "-c", script).expect(0).text
+    assert seen.split() == ["made", "podman", "1"]

@@ -32,6 +32,7 @@ START = "unable to start container process: "
             "sh",
             f'{START}chdir to cwd ("/nope") set in config.json failed: no such file or directory',
         ),
+        ("writing file `cpu.weight`: Invalid argument", "", "writing file `cpu.weight`: invalid argument"),
         ("mount `x` to `y`: Permission denied", "sh", "mount `x` to `y`: permission denied"),
     ],
 )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from runvm.container import guest_spec
+from runvm.errors import UnsupportedError
 from runvm.oci import spec
 
 if TYPE_CHECKING:
@@ -34,8 +38,57 @@ def test_an_overlay_is_the_hosts(tmp_path: Path) -> None:
     assert seen["source"].startswith(f"{guest_spec.SHARE}/name/")
 
 
+def test_limits_that_are_not_set_are_the_callers(tmp_path: Path) -> None:
+    """As with runc, whose container inherits them."""
+    own = {"type": "RLIMIT_NOFILE", "soft": 5, "hard": 6}
+    limits = guest_spec.with_limits({"args": ["sh"], "rlimits": [own]})["rlimits"]
+    assert limits[0] == own
+    assert len({limit["type"] for limit in limits}) == len(limits) == 16
+    soft, hard = resource.getrlimit(resource.RLIMIT_MSGQUEUE)
+    assert {"type": "RLIMIT_MSGQUEUE", "soft": soft, "hard": hard} in limits
+
+
+def test_a_shared_mount_stays_shared(tmp_path: Path) -> None:
+    """runc sets the propagation of the root before what is mounted below it, crun after."""
+    (tmp_path / "source").mkdir()
+    mount = {"destination": "/v", "type": "bind", "source": "source", "options": ["rbind", "rshared"]}
+    assert planned(tmp_path, mounts=[mount], linux={}).spec["linux"]["rootfsPropagation"] == "private"
+    (tmp_path / "other" / "source").mkdir(parents=True)
+    given = planned(tmp_path / "other", mounts=[mount], linux={"rootfsPropagation": "rslave"})
+    assert given.spec["linux"]["rootfsPropagation"] == "rslave"
+
+
 def test_without_a_uts_namespace_the_hosts_name_shows(tmp_path: Path) -> None:
     """--uts host: a name of the guest's own would be nobody's."""
     plan = planned(tmp_path, linux={"namespaces": [{"type": "mount"}]})
     assert plan.spec["hostname"] == os.uname().nodename
     assert {"type": "uts"} in plan.spec["linux"]["namespaces"]
+
+
+def test_systemds_hierarchy_makes_the_guests_writable(tmp_path: Path) -> None:
+    """podman run --systemd on cgroup v1: a container's systemd has to write in what it finds at /sys/fs/cgroup."""
+    groups = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "ro"]}
+    place = "/sys/fs/cgroup/systemd"
+    own = {"destination": place, "type": "bind", "source": place, "options": ["bind", "rprivate"]}
+    (seen,) = planned(tmp_path, mounts=[groups, own]).spec["mounts"]
+    assert (seen["type"], seen["options"]) == ("cgroup", ["nosuid"])
+
+
+def test_zeros_of_an_update_are_no_limits() -> None:
+    """`docker update --cpus 2` sends a memory limit of 0, which crun would make the limit."""
+    sent = {
+        "memory": {"limit": 0, "reservation": 0, "kernel": 0},
+        "cpu": {"shares": 0, "quota": 200_000, "period": 100_000, "cpus": "", "mems": "", "idle": 0},
+        "blockIO": {"weight": 0},
+    }
+    assert guest_spec.resources(sent) == {
+        "memory": {},
+        "cpu": {"quota": 200_000, "period": 100_000, "idle": 0},
+    }
+
+
+def test_real_time_is_refused() -> None:
+    """No guarantee of the host's reaches a guest."""
+    assert guest_spec.resources({"cpu": {"realtimeRuntime": 0, "realtimePeriod": 1000}}) == {"cpu": {}}
+    with pytest.raises(UnsupportedError, match="realtimeRuntime"):
+        guest_spec.resources({"cpu": {"realtimeRuntime": 1000}})

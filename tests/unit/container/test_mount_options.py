@@ -38,6 +38,13 @@ def test_what_would_protect_is_refused_by_name() -> None:
         mount_options.for_guest(["ro", "nosymfollow"], "mounts[3].options")
 
 
+@pytest.mark.parametrize("option", ["shared", "rshared"])
+def test_a_bind_whose_mounts_the_host_should_see_is_refused(option: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"mounts\[3\]\.options: {option}: .* can't be seen on the host"):
+        mount_options.check_bind(["rbind", option], "mounts[3].options")
+    mount_options.check_bind(["rbind", "rslave"], "mounts[3].options")
+
+
 def test_features_lists_what_is_taken() -> None:
     listed = set(features(Config())["mountOptions"])
     assert listed >= mount_options.WITHOUT_EFFECT | mount_options.RECURSIVE_TIMES

@@ -1,16 +1,73 @@
-"""A template is found by a key of all that it depends on."""
+"""Templates on disk: how they are named, which are whole, what is listed and swept."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
-from runvm.config import load
+import pytest
+
+from runvm.config import Config, load
 from runvm.hypervisor import template
 from runvm.hypervisor.driver import Machine
 from runvm.hypervisor.qemu import Qemu
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+
+def make(base: Path, name: str) -> Path:
+    """A template as far as its files go."""
+    made = base / "templates" / name
+    made.mkdir(parents=True)
+    files = {}
+    for part in ("state", "ram"):
+        (made / part).write_bytes(bytes(8192))
+        status = (made / part).stat()
+        files[part] = [status.st_size, status.st_mtime_ns]
+    body = {"made_from": {"kernel": "/vmlinuz"}, "created": 1.0, "files": files}
+    (made / "meta.json").write_text(json.dumps(body))
+    return made
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "ram cut short": lambda made: (made / "ram").write_bytes(bytes(4096)),
+    "ram written again": lambda made: (made / "ram").write_bytes(bytes(8192)),
+    "state emptied": lambda made: (made / "state").write_bytes(b""),
+    "state gone": lambda made: (made / "state").unlink(),
+    "description cut": lambda made: (made / "meta.json").write_text('{"made_from": {'),
+    "description a list": lambda made: (made / "meta.json").write_text("[]"),
+    "description of no files": lambda made: (made / "meta.json").write_text('{"made_from": {}, "created": 1}'),
+    "description no text": lambda made: (made / "meta.json").write_bytes(b"\xff\xfe"),
+    "description gone": lambda made: (made / "meta.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_seen(tmp_path: Path, name: str) -> None:
+    """Each of a template's files: what shows in its length, times or sense."""
+    made = make(tmp_path, "one")
+    assert template.is_whole(str(made))
+    DAMAGE[name](made)
+    assert not template.is_whole(str(made))
+    template.list_templates(Config(data_dir=str(tmp_path)))  # raises nothing
+
+
+def test_sweep_takes_what_killed_makers_left_and_nothing_else(tmp_path: Path) -> None:
+    """Half-made templates and proofs of KVM go, whole templates and other state stay; twice is no error."""
+    config = Config(data_dir=str(tmp_path), state_dir=str(tmp_path / "state"))
+    template.sweep(config)
+    whole = make(tmp_path, "one")
+    (tmp_path / "templates" / ".two.77" / "jail").mkdir(parents=True)
+    (tmp_path / "state" / "prove-77" / "jail").mkdir(parents=True)
+    (tmp_path / "state" / "kvm.json").write_text("{}")
+    for _ in range(2):
+        template.sweep(config)
+        assert template.is_whole(str(whole))
+        assert {path.name for path in (tmp_path / "templates").iterdir()} == {"one", ".lock"}
+        assert {path.name for path in (tmp_path / "state").iterdir()} == {"kvm.json"}
+
 
 MACHINE = Machine("tcg", 1, 2, 512, 1024, "/kernel", "/initramfs", "image", "console=ttyS0")
 

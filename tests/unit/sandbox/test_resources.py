@@ -16,7 +16,7 @@ MIB = 1 << 20
 @pytest.mark.parametrize(
     ("limits", "room_mib", "base_mib", "ram_mib"),
     [
-        ([0], 0, 512, 1024),  # the default
+        ([0], 0, 1024, 1024),  # the default: it needn't grow
         ([64], 0, 512, 256),
         ([300], 0, 512, 512),  # 300 + 128, rounded up
         ([0], 384, 256, 256),  # a pod's limit, the VMM's share taken off
@@ -29,7 +29,8 @@ MIB = 1 << 20
 def test_ram_follows_the_limits_within_the_room(limits: list[int], room_mib: int, base_mib: int, ram_mib: int) -> None:
     """The containers' limits and the overhead, no more than a cgroup above leaves beside the VMM."""
     most_mib = resources.most_mib(room_mib)
-    assert resources.base_mib(Config(), most_mib) == base_mib
+    first = {"memory": {"limit": limits[0] * MIB}}
+    assert resources.base_mib(Config(), first, most_mib) == base_mib
     assert resources.memory_mib(Config(), limits, most_mib) == ram_mib
 
 
@@ -60,3 +61,20 @@ def test_a_pods_vm_is_sized_by_what_cri_says_of_the_pod() -> None:
     assert resources.pod_mib({}) == 0
     # without limits, as kubelet writes it for a pod of best effort
     assert resources.pod_mib({**annotations, "io.kubernetes.cri.sandbox-memory": "0"}) == 0
+
+
+@pytest.mark.parametrize(
+    ("cpu", "wanted"),
+    [
+        ({}, 0),
+        ({"shares": 512, "quota": -1}, 0),
+        ({"quota": 150_000, "period": 100_000}, 2),
+        ({"quota": 1_000_000}, 4),
+        ({"cpus": "0-1,3"}, 3),
+        ({"cpus": "0-1", "quota": 300_000}, 2),
+        ({"cpus": "0-3", "quota": 50_000}, 1),
+    ],
+)
+def test_how_many_processors_limits_call_for(cpu: dict[str, Any], wanted: int) -> None:
+    """The quota, rounded up, and the cpuset, whichever is less; never more than the host has."""
+    assert resources.wanted_vcpus(cpu, 4) == wanted

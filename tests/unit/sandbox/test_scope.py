@@ -8,6 +8,7 @@ import pytest
 
 from runvm.errors import SpecError
 from runvm.sandbox import scope
+from runvm.sandbox.resources import Limits
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,21 @@ def test_another_form_is_refused_in_runcs_words(path: str) -> None:
         scope.names(path, "c1")
 
 
+def test_limits_are_properties_of_the_unit() -> None:
+    """A quota is in whole hundredths of a processor, which is what systemd takes."""
+    assert scope.limit_properties(Limits(0, 0, 100_000, 0), unified=True) == []
+    assert scope.limit_properties(Limits(1 << 30, 33_333, 100_000, 1024), unified=True) == [
+        ("MemoryMax", "t", "1073741824"),
+        ("CPUQuotaPerSecUSec", "t", "340000"),
+        ("CPUQuotaPeriodUSec", "t", "100000"),
+        ("CPUWeight", "t", "39"),
+    ]
+    assert scope.limit_properties(Limits(1 << 30, 0, 100_000, 1024), unified=False) == [
+        ("MemoryLimit", "t", "1073741824"),
+        ("CPUShares", "t", "1024"),
+    ]
+
+
 @pytest.fixture
 def bus() -> Iterator[str]:
     if not (shutil.which("dbus-daemon") and shutil.which("busctl")):
@@ -42,7 +58,8 @@ def bus() -> Iterator[str]:
 
 def test_busctl_takes_the_call(bus: str) -> None:
     """It fits its signature and gets as far as a bus, where nobody is systemd: "Call failed", not "Too few …"."""
-    busctl, *rest = scope.arguments("system.slice", "docker-abc.scope", "abc", 1)
+    limits = scope.limit_properties(Limits(600 << 20, 150_000, 100_000, 512), unified=False)
+    busctl, *rest = scope.arguments("system.slice", "docker-abc.scope", "abc", 1, limits)
     done = subprocess.run([busctl, f"--address={bus}", *rest], capture_output=True, text=True, timeout=30)
     assert done.returncode != 0
     assert done.stderr.startswith("Call failed: "), done.stderr
