@@ -87,9 +87,9 @@ def test_a_guest_that_doesnt_boot_is_an_error_with_its_console_within_the_deadli
     with open(runtime.config_file, encoding="utf-8") as file:
         text = file.read()
     with open(config, "w", encoding="utf-8") as file:
-        file.write(f'{text}initramfs = "{empty}"\nboot_timeout_s = 20\ntemplate = false\n')
+        file.write(f'{text}initramfs = "{empty}"\nboot_timeout_s = 60\ntemplate = false\n')
     environment = dict(os.environ) | {"RUNVM_CONFIG": config}
-    result = runtime.call("run", "--bundle", container.bundle.path, container.id, env=environment, timeout=60)
+    result = runtime.call("run", "--bundle", container.bundle.path, container.id, env=environment, timeout=120)
     assert result.code == 1, result.describe()
     assert result.error
     assert "panic" in (result.error + result.stderr.decode()).lower(), result.describe()

@@ -74,6 +74,7 @@ _TEMPLATE_WORD = "runvm.template"
 """On the kernel's command line of a guest that is to be a template (hypervisor.boot)."""
 _KEPT_FREE = 16 << 20
 """Bytes that the kernel may need while all the other free memory is taken for a moment."""
+_RESERVE = "/proc/sys/vm/min_free_kbytes"
 # linux/random.h
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
@@ -282,11 +283,26 @@ def _set_up() -> None:
 
 
 def _clear_memory() -> None:
-    """Make what the boot has left behind in free memory zeros, which a template needn't hold: a third of it."""
+    """Make what the boot has left behind in free memory zeros, which a template needn't hold: a third of it.
+
+    The kernel's reserve, which it makes a twentieth of the memory for the sake of huge pages, is small meanwhile:
+    to ask for what is in it panics the kernel, since there is nobody to kill but this process.
+    """
     with open("/proc/meminfo") as file:
         free = next(int(line.split()[1]) for line in file if line.startswith("MemFree:")) << 10
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    mmap.mmap(-1, free - _KEPT_FREE, flags=private).close()
+    with open(_RESERVE) as file:
+        reserve = file.read()
+    _write(_RESERVE, "2048")
+    try:
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        mmap.mmap(-1, free - _KEPT_FREE, flags=private).close()
+    finally:
+        _write(_RESERVE, reserve)
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
 
 
 def _open_port() -> int:

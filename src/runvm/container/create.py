@@ -51,6 +51,8 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
     if plan.notes:
         log.info(f"devices of the host that are not in the virtual machine: {', '.join(plan.notes)}")
     log.debug("create: config.json read")
+    if placement.pod_of(spec):
+        guest_spec.check_propagation(spec)
     place = placement.place(ctx.config, spec)
     network = _network(ctx, spec)
     with state.claim(ctx, cid), ExitStack() as failed:

@@ -98,6 +98,14 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     return GuestPlan(raw, shares, notes, _notify(spec, cid, raw["mounts"]))
 
 
+def check_propagation(spec: Spec) -> None:
+    """Raise UnsupportedError for a mount of a Kubernetes pod that is Bidirectional: a pod relies on the host's seeing
+    what it mounts, unlike who asks for rshared by hand."""
+    for number, mount in enumerate(spec.mounts):
+        if mount.is_bind:
+            mount_options.check_pods_bind(mount.options, f"mounts[{number}].options")
+
+
 def without_labels(process_object: dict[str, Any]) -> dict[str, Any]:
     """A process object without the host's AppArmor and SELinux labels: the virtual machine confines instead."""
     return {key: value for key, value in process_object.items() if key not in ("apparmorProfile", "selinuxLabel")}
@@ -166,7 +174,6 @@ def _mounts(spec: Spec, cid: str, shares: dict[str, Share]) -> list[dict[str, An
             "options": mount_options.for_guest(mount.options, f"mounts[{number}].options"),
         }
         if mount.is_bind and not _kernels_own(mount.source):
-            mount_options.check_bind(mount.options, f"mounts[{number}].options")
             name = f"m{number}"
             shares[name] = Share(mount.source, "rbind" in mount.options, mount_options.read_only(mount.options))
             entry["source"] = f"{SHARE}/{cid}/{name}"

@@ -57,8 +57,8 @@ def for_guest(options: Sequence[str], field: str) -> list[str]:
     return found
 
 
-def check_bind(options: Sequence[str], field: str) -> None:
-    """Raise UnsupportedError, naming *field*, for a bind whose options a virtual machine can't honour."""
+def check_pods_bind(options: Sequence[str], field: str) -> None:
+    """Raise UnsupportedError, naming *field*, for a bind whose mounts the host should see."""
     for option in options:
         if option in _TO_HOST:
             raise UnsupportedError(

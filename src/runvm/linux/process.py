@@ -106,6 +106,17 @@ def wait_child(pid: int, *, deadline: float) -> int | None:
         os.close(fd)
 
 
+def was_killed(pid: int, *, deadline: float) -> bool:
+    """Whether a child has been ended by SIGKILL, looking until the deadline; it stays to be reaped."""
+    while True:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is not None:
+            return ended.si_code == os.CLD_KILLED and ended.si_status == signal.SIGKILL
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+
+
 def end_child(pid: int, what: str, *, timeout: float = 10.0) -> None:
     """SIGKILL to a child, and reap it; one that has gone is no error. Raises DeadlineError naming *what* it was."""
     try:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.errors import RunvmError, VmmError
 from runvm.hypervisor import template
+from runvm.linux import process
 from runvm.linux.loop import IN, Loop
 from runvm.log import log
 from runvm.protocol import messages
@@ -61,6 +62,8 @@ _KILL_SECONDS = 5.0
 _FLUSH_SECONDS = 10.0
 _OOM_SECONDS = 5.0
 """At most that often a guest's OOM kills are shown on the host, which takes a moment of everybody's time."""
+_ENDING_SECONDS = 0.5
+"""How long a process whose connection has closed may take to end."""
 _WAKE_SECONDS = 30.0
 """How long a guest that a template was made of may take to become this VM, before the template is taken for broken."""
 _BUSY_SECONDS = 40.0
@@ -196,7 +199,7 @@ class Supervisor:
         if self._awake or self._ending:
             self._end(reason)
             return
-        if not self.plan.template:
+        if not self.plan.template or self._was_killed():
             words = self.guest.last_words()
             log.error(f"the virtual machine failed while it started: {reason}", words)
             self._end(
@@ -205,6 +208,11 @@ class Supervisor:
             return
         self._broken = True
         self.loop.call_later(0, lambda: self._start_again(reason))
+
+    def _was_killed(self) -> bool:
+        """Whether somebody, or the kernel for want of memory, has killed QEMU or virtiofsd: not a template's fault."""
+        deadline = time.monotonic() + _ENDING_SECONDS
+        return any(process.was_killed(pid, deadline=deadline) for pid in (self.guest.vm.pid, self.daemon.pid))
 
     def _start_again(self, reason: str) -> None:
         """The VM anew, without the template that failed for *reason*; the containers that were to be built in it are,

@@ -270,9 +270,10 @@ def test_a_mount_made_later_on_the_host_propagates_with_rslave(box: Box) -> None
 
 
 @pytest.mark.only("runvm", "mounts of a virtual machine's kernel can't be the host's")
-def test_a_bind_that_should_propagate_to_the_host_is_refused(box: Box, runtime: Runtime) -> None:
+def test_a_pods_bind_that_should_propagate_to_the_host_is_refused(box: Box, runtime: Runtime) -> None:
     """rshared, Kubernetes' Bidirectional: an error at once, which says what works."""
     container = box("true")
+    container.bundle.config["annotations"] = {"io.kubernetes.cri.sandbox-id": container.id}
     container.bundle.bind(container.bundle.path, "/mnt", "rbind", "rshared")
     result = container.try_create()
     assert result.code == 1

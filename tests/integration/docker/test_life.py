@@ -86,9 +86,9 @@ def test_events_tell_a_containers_life(docker: Dockerd) -> None:
     spaces = json.loads(docker.ok("system", "df", "--verbose", "--format", "{{json .Containers}}"))
     assert next(space["Size"] for space in spaces if space["Names"] == "renamed") == "3.15MB"
     docker.ok("rm", "renamed")
-    shown = docker.ok(
-        "events", "--since", since, "--until", "0s", "--filter", "type=container", "--format", "{{json .}}"
-    )
+    until = str(int(time.time()) + 1)  # the client's `0s` is the beginning of this second
+    flags = ("--since", since, "--until", until, "--filter", "type=container", "--format", "{{json .}}")
+    shown = docker.ok("events", *flags)
     events = [json.loads(line) for line in shown.splitlines()]
     names = [event["status"].partition(":")[0] for event in events]
     order = ["create", "start", "exec_create", "exec_start", "exec_die", "pause", "unpause", "rename", "kill", "die"]

@@ -39,10 +39,10 @@ def test_what_would_protect_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("option", ["shared", "rshared"])
-def test_a_bind_whose_mounts_the_host_should_see_is_refused(option: str) -> None:
+def test_a_pods_bind_whose_mounts_the_host_should_see_is_refused(option: str) -> None:
     with pytest.raises(UnsupportedError, match=rf"mounts\[3\]\.options: {option}: .* can't be seen on the host"):
-        mount_options.check_bind(["rbind", option], "mounts[3].options")
-    mount_options.check_bind(["rbind", "rslave"], "mounts[3].options")
+        mount_options.check_pods_bind(["rbind", option], "mounts[3].options")
+    mount_options.check_pods_bind(["rbind", "rslave"], "mounts[3].options")
 
 
 def test_features_lists_what_is_taken() -> None:
