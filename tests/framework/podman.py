@@ -27,7 +27,6 @@ log_driver = "k8s-file"
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "none"
-runtime_supports_nocgroups = ["crun", "krun", "runvm"]
 stop_timeout = 2
 static_dir = "{directory}/static"
 tmp_dir = "{directory}/tmp"
@@ -36,8 +35,6 @@ volume_path = "{directory}/volumes"
 network_config_dir = "{directory}/networks"
 default_subnet = "10.215.0.0/24"
 default_subnet_pools = [{{"base" = "10.216.0.0/16", "size" = 24}}]
-[engine.runtimes]
-runvm = ["{program}"]
 """
 
 
@@ -57,7 +54,7 @@ class Podman(Engine):
         os.makedirs(directory)
         ulimits = "" if runtime.is_vm else 'default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]'
         with open(f"{directory}/containers.conf", "w", encoding="utf-8") as file:
-            file.write(_CONTAINERS.format(directory=directory, ulimits=ulimits, program=runtime.path))
+            file.write(_CONTAINERS.format(directory=directory, ulimits=ulimits))
 
     def open(self) -> None:
         """Import the image, and run one container."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from framework.podman import IMAGE
 from framework.process import wait_until
 
@@ -69,11 +67,3 @@ def test_options_that_the_process_sees(podman: Podman) -> None:
     flags += ["--security-opt", "seccomp=unconfined", "--add-host", "foo:1.2.3.4", "--cgroups", "no-conmon"]
     seen = podman.run(*flags, IMAGE, "sh", "-c", script).expect(0).text.splitlines()
     assert seen == ["3", "500", "0", "1", "0", "44 55", "0077", "1"]
-
-
-@pytest.mark.only("runvm", "Podman refuses it for runc")
-def test_without_cgroups(podman: Podman) -> None:
-    """--cgroups=disabled: the container's processes are in conmon's group on the host."""
-    # Podman looks for the runtime's name in the list of those that can do without
-    command = ("--runtime", "runvm", "run", "--rm", "--cgroups", "disabled", IMAGE, "echo", "there")
-    assert podman.ok(*command) == "there"
