@@ -27,7 +27,6 @@ log_driver = "k8s-file"
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "none"
-runtime_supports_nocgroups = ["crun", "krun", "runvm"]
 stop_timeout = 2
 static_dir = "{directory}/static"
 tmp_dir = "{directory}/tmp"

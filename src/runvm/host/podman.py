@@ -13,11 +13,8 @@ from runvm.host import files
 
 FILE = "etc/containers/containers.conf.d/runvm.conf"
 _MARK = "# Made by 'runvm install podman'; 'runvm uninstall podman' removes it."
-# Podman's own lists where no file has one (containers.conf(5)); to add to one is to repeat it
-_LISTS = {
-    "runtime_supports_json": ("crun", "runc", "kata", "runsc", "youki", "krun"),
-    "runtime_supports_nocgroups": ("crun", "krun"),
-}
+# Podman's own list where no file has one (containers.conf(5)); to add to it is to repeat it
+_JSON_RUNTIMES = ("crun", "runc", "kata", "runsc", "youki", "krun")
 
 
 def add(text: str | None, *, program: str, default: bool, file: str, root: str) -> str:
@@ -29,8 +26,8 @@ def add(text: str | None, *, program: str, default: bool, file: str, root: str) 
         _MARK,
         "[engine]",
         *(['runtime = "runvm"'] if default else []),
-        "# of these runtimes Podman reads errors as JSON, and takes --cgroups=disabled; a list takes the place of the one before it",  # noqa: E501
-        *(f"{key} = {json.dumps(_runtimes(key, root, file))}" for key in _LISTS),
+        "# of these runtimes Podman reads errors as JSON; the list takes the place of the one before it",
+        f"runtime_supports_json = {json.dumps(_json_runtimes(root, file))}",
         "",
         "[engine.runtimes]",
         f"runvm = [{json.dumps(program)}]",
@@ -52,16 +49,16 @@ def _is_default(text: str, file: str) -> bool:
     return files.table(files.parse_toml(text, file), "engine").get("runtime") == "runvm"
 
 
-def _runtimes(key: str, root: str, own: str) -> list[str]:
-    """What the list *key* is without our file, and runvm."""
+def _json_runtimes(root: str, own: str) -> list[str]:
+    """What runtime_supports_json is without our file, and runvm."""
     directory = os.path.dirname(own)
     names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
     candidates = [os.path.join(root, top, "containers/containers.conf") for top in ("usr/share", "etc")]
     candidates += [os.path.join(directory, name) for name in names if name.endswith(".conf")]
-    supports: list[object] = list(_LISTS[key])
+    supports: list[object] = list(_JSON_RUNTIMES)
     for file in candidates:
         text = files.read(file) if file != own else None
-        found = files.table(files.parse_toml(text, file), "engine").get(key) if text else None
+        found = files.table(files.parse_toml(text, file), "engine").get("runtime_supports_json") if text else None
         if isinstance(found, list):
             supports = found
     return [str(name) for name in supports if name != "runvm"] + ["runvm"]

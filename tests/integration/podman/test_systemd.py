@@ -111,7 +111,7 @@ def test_a_container_as_a_service(systemd: SystemdHost) -> None:
     ]
     systemd.ok("systemctl", "stop", "runvm@good")
     assert systemd.call("systemctl", "is-active", "runvm@good").text == "inactive"
-    journal = systemd.ok("journalctl", "--output", "cat")
+    journal = systemd.ok("journalctl", "--output", "cat", "--identifier", "runvm@good")
     assert "begun" in journal, journal
     assert "stopping" in journal, journal
 

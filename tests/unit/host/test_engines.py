@@ -193,7 +193,6 @@ def test_podman_keeps_the_list_of_the_system(root: Path) -> None:
     assert engine == {
         "runtime": "runvm",
         "runtime_supports_json": ["mine", "runvm"],
-        "runtime_supports_nocgroups": ["crun", "krun", "runvm"],
         "runtimes": {"runvm": [RUNVM]},
     }
     engines.install("podman", root=str(root))
