@@ -66,7 +66,7 @@ class Sandbox:
         self.console, console = socket.socketpair()
         output, self.daemon_says = os.pipe()
         os.set_blocking(output, False)
-        machine = Machine("tcg", 1, 512, 0, "", "", "", "")
+        machine = Machine("tcg", 1, 1, 512, 0, "", "", "", "")
         driver = Qemu(self._config)
         plan = Plan(self._config, driver, machine, 0, "", self.sandbox, "", namespace, -1)
 
@@ -180,7 +180,21 @@ class Sandbox:
             # a process that is in the network namespace, as a shim is
             shim = processes.fork(lambda: (syscalls.setns(self._namespace, syscalls.CLONE_NEWNET), signal.pause()))
             time.sleep(0.2)
-        request = messages.Build(CONTAINER, {}, {}, {}, network, [], 0, 0, shim if network else os.getpid(), 0, 0, [])
+        request = messages.Build(
+            CONTAINER,
+            {"linux": {"resources": {}}},
+            {},
+            {},
+            network,
+            [],
+            0,
+            0,
+            shim if network else os.getpid(),
+            0,
+            0,
+            [],
+            "",
+        )
         outcome: list[object] = []
 
         def call() -> None:
