@@ -54,6 +54,13 @@ def missing() -> str:
     return next((name for name in (SYSTEMD, "busctl", "podman", "runc") if shutil.which(name) is None), "")
 
 
+def _unused_controllers() -> set[str]:
+    """Those of cgroup v1 in no hierarchy."""
+    with open("/proc/cgroups", encoding="ascii") as file:
+        fields = [line.split() for line in file if not line.startswith("#")]
+    return {name for name, hierarchy, *_ in fields if hierarchy == "0"}
+
+
 class SystemdHost:
     """`call` runs a command there. `close` takes all away."""
 
@@ -63,6 +70,7 @@ class SystemdHost:
         self._name = "systemd"
         self._tools = f"{directory}/tools"
         self._root = f"{directory}/over/merged"
+        self._unused = _unused_controllers()
 
     def open(self) -> None:
         """Start it, and import the image into its Podman."""
@@ -121,7 +129,21 @@ class SystemdHost:
         for path in (self._root, f"{self.directory}/over"):
             if os.path.ismount(path):
                 subprocess.run(["umount", path], check=True, timeout=30)
+        self._let_controllers_go()
         shutil.rmtree(self.directory)
+
+    def _let_controllers_go(self) -> None:
+        """systemd takes every controller of cgroup v1 that nobody uses, and a hierarchy goes with its last group: kept,
+        it is in the /proc/cgroups of engines that then look for its mount."""
+        place = f"{self.directory}/cgroup"
+        os.mkdir(place)
+        for controller in self._unused - _unused_controllers():
+            if subprocess.run(["mount", "-t", "cgroup", "-o", controller, "cgroup", place], check=False).returncode:
+                continue  # its companion has been taken down already
+            for path, _, _ in os.walk(place, topdown=False):
+                if path != place:
+                    os.rmdir(path)
+            subprocess.run(["umount", place], check=True, timeout=30)
 
     def _outer(self, *args: str, stdin: bytes = b"") -> Result:
         runc = shutil.which("runc") or ""
