@@ -23,7 +23,8 @@ from runvm.protocol import frames, messages
 from runvm.protocol.frames import Frame
 from runvm.sandbox import registry, supervisor
 from runvm.sandbox.networks import Networks
-from runvm.sandbox.supervisor import Plan, Running, Supervisor
+from runvm.sandbox.plan import Plan, Started
+from runvm.sandbox.supervisor import Supervisor
 from runvm.shares.tree import Tree
 from runvm.shares.virtiofs import Daemon
 
@@ -80,7 +81,7 @@ class Sandbox:
             log = f"{self.sandbox.directory}/virtiofsd.log"
             daemon = Daemon(_wait_for_end(os.getpid()), socket.socketpair()[0], output, log)
             Supervisor(
-                plan, listener, share, lambda plan: Running(Guest(_Process(), agent, console), daemon, Networks())
+                plan, listener, share, lambda plan: Started(Guest(_Process(), agent, console), daemon, Networks())
             ).run()
 
         self.pid = processes.fork(serve)
@@ -233,9 +234,9 @@ class Sandbox:
         )
 
     def peak_kb(self) -> int:
-        """The most memory that the supervisor has had."""
+        """The most memory that the supervisor has had; 0 where it has just ended."""
         with open(f"/proc/{self.pid}/status", encoding="ascii") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
+            return next((int(line.split()[1]) for line in file if line.startswith("VmHWM:")), 0)
 
     def forget_peak(self) -> None:
         """Begin anew with peak_kb() (proc(5), clear_refs)."""

@@ -269,7 +269,7 @@ def _launch(
     from runvm.guest import image
     from runvm.hypervisor import boot, driver, template
     from runvm.sandbox import launch
-    from runvm.sandbox.supervisor import Plan
+    from runvm.sandbox.plan import Plan
 
     chosen = driver.load(config)
     guest = image.resolve(config)

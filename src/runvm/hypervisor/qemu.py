@@ -263,6 +263,10 @@ class QemuVm:
             self.qmp.run("migrate", {"uri": "fd:state"}, deadline=deadline)
             _await_migrated(self.qmp, deadline)
             os.fsync(fd)
+        except VmmError as error:
+            if os.fstatvfs(fd).f_bavail == 0:  # QEMU doesn't say
+                raise VmmError(f"{error.message}: no space left on device") from error
+            raise
         finally:
             os.close(fd)
 

@@ -18,6 +18,8 @@ MAX_TEXT = 64 << 10
 """Characters of a string field; of an error or a log line, too."""
 MAX_ITEMS = 4096
 """Items of a list field."""
+MAX_DEPTH = 32
+"""Objects and lists within each other in a message from one who isn't trusted: json can read more than it can write."""
 
 
 class MessageError(FrameError):
@@ -280,13 +282,16 @@ def encode(message: NamedTuple, number: int = 0) -> bytes:
 
 
 def decode(data: bytes, allowed: frozenset[str] | None = None) -> tuple[int, Any]:
-    """(number, message) of the wire form; *allowed* names the types taken. Raises MessageError."""
+    """(number, message) of the wire form; *allowed* names the types taken of one who isn't trusted. Raises
+    MessageError."""
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise MessageError(f"not JSON: {error}") from None
     if not isinstance(body, dict):
         raise MessageError("not an object")
+    if allowed is not None and _is_deep(body):
+        raise MessageError(f"more than {MAX_DEPTH} objects within each other")
     name, number = body.pop("t", None), body.pop("n", None)
     kind = _TYPES.get(name) if isinstance(name, str) else None
     if kind is None or allowed is not None and name not in allowed:
@@ -301,6 +306,20 @@ def decode(data: bytes, allowed: frozenset[str] | None = None) -> tuple[int, Any
     for field, hint in hints.items():
         _check(f"{name}.{field}", body[field], hint)
     return number, kind(**body)
+
+
+def _is_deep(body: object) -> bool:
+    level = [body]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for value in level
+            if isinstance(value, dict | list)
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _check(where: str, value: object, hint: Any) -> None:

@@ -17,7 +17,8 @@ from runvm.log import log
 from runvm.protocol.frames import FrameError
 from runvm.sandbox import registry
 from runvm.sandbox.networks import Networks
-from runvm.sandbox.supervisor import Plan, Running, Supervisor
+from runvm.sandbox.plan import Plan, Started
+from runvm.sandbox.supervisor import Supervisor
 from runvm.shares import tree, virtiofs
 
 
@@ -79,7 +80,7 @@ def _settle(plan: Plan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) ->
     os.chdir("/")
 
 
-def _start(plan: Plan, share: tree.Tree) -> Running:
+def _start(plan: Plan, share: tree.Tree) -> Started:
     """Everything of a VM, running. Raises RunvmError, OSError."""
     daemon = virtiofs.serve(plan.config, share.path, log=f"{plan.sandbox.directory}/virtiofsd.log")
     log.debug("supervisor: virtiofsd forked")
@@ -89,7 +90,7 @@ def _start(plan: Plan, share: tree.Tree) -> Running:
     guest, note = _start_guest(plan, tap, daemon.socket)
     os.close(tap)
     registry.record(plan.sandbox, {"supervisor": os.getpid(), "vmm": guest.vm.pid, "virtiofsd": daemon.pid})
-    return Running(guest, daemon, networks, note)
+    return Started(guest, daemon, networks, note)
 
 
 def _start_guest(plan: Plan, tap: int, share: socket.socket) -> tuple[boot.Guest, str]:

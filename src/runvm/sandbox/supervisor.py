@@ -13,12 +13,11 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.errors import RunvmError, VmmError
 from runvm.hypervisor import template
-from runvm.linux import process
 from runvm.linux.loop import IN, Loop
 from runvm.log import log
 from runvm.protocol import messages
@@ -40,21 +39,16 @@ from runvm.protocol.messages import (
     Status,
 )
 from runvm.sandbox import resources, settings
-from runvm.sandbox.guest_link import GuestLink
 from runvm.sandbox.members import Client, Member, Task
-from runvm.sandbox.sizing import Sizing
+from runvm.sandbox.running import RunningVm
 from runvm.shares import virtiofs
 from runvm.shares.tree import Share
 
 if TYPE_CHECKING:
-    from runvm.config import Config
-    from runvm.hypervisor import boot
-    from runvm.hypervisor.driver import Driver, Machine
-    from runvm.sandbox.networks import Networks
-    from runvm.sandbox.registry import Sandbox
+    from runvm.sandbox.plan import Plan, Started
     from runvm.shares import tree
 
-    Start = Callable[["Plan"], "Running"]
+    Start = Callable[[Plan], Started]
 
 _ATTACH_SECONDS = 10.0
 _KILL_SECONDS = 5.0
@@ -62,40 +56,11 @@ _KILL_SECONDS = 5.0
 _FLUSH_SECONDS = 10.0
 _OOM_SECONDS = 5.0
 """At most that often a guest's OOM kills are shown on the host, which takes a moment of everybody's time."""
-_ENDING_SECONDS = 0.5
-"""How long a process whose connection has closed may take to end."""
 _WAKE_SECONDS = 30.0
 """How long a guest that a template was made of may take to become this VM, before the template is taken for broken."""
 _BUSY_SECONDS = 40.0
 """How much longer than a boot that may be where others have come up from the template: twenty that start at once on a
 busy host are slow, and would all be slower still if they booted."""
-
-
-class Plan(NamedTuple):
-    """What `create` hands over to a new supervisor.
-
-    Descriptors, or -1: *namespace* is the first container's network namespace, *held* keeps `image prune` from the
-    guest's image.
-    """
-
-    config: Config
-    driver: Driver
-    machine: Machine
-    most_mib: int
-    template: str
-    sandbox: Sandbox
-    modules: str
-    namespace: int
-    held: int
-
-
-class Running(NamedTuple):
-    """What a VM's supervisor has started, all its own; *note* is what the user should know of it."""
-
-    guest: boot.Guest
-    daemon: virtiofs.Daemon
-    networks: Networks
-    note: str = ""
 
 
 class _Build(NamedTuple):
@@ -122,35 +87,29 @@ class Supervisor:
         self._oom_shown = -_OOM_SECONDS
         self._builds: dict[str, _Build] = {}
         self._notes: list[str] = []
-        self._watched: list[int] = []
         self._start_vm = start
         self.tree = share
         self._adopt(start(plan))
         listener.setblocking(False)
         self.loop.watch(listener.fileno(), IN, self._accept)
 
-    def _adopt(self, running: Running) -> None:
+    def _adopt(self, started: Started) -> None:
         """Take a VM over, and have its guest become this VM's."""
-        self.guest, self.daemon, self.networks, note = running
-        if note:
-            self._notes.append(note)
-        self._vm_ended = False
-        self.agent = GuestLink(
+        if started.note:
+            self._notes.append(started.note)
+        self.vm = RunningVm(
             self.loop,
-            self.guest.agent.detach(),
+            self.plan,
+            started,
             on_event=self._guest_event,
             on_frame=self._guest_frame,
-            on_close=lambda reason: self._fail(f"the guest has ended ({reason})"),
+            on_failure=self._fail,
+            next_channel=self._next_channel,
         )
-        self.networks.attach(self.loop, self.guest.vm, self.agent, self._next_channel)
-        self._sizing = Sizing(self.plan.config, self.plan.machine, self.plan.most_mib, self.guest.vm)
-        self._watch_child(self.guest.vm.pid, "the VMM")
-        self._watch_child(self.daemon.pid, "virtiofsd")
-        self.loop.watch(self.guest.console.fileno(), IN, self._console)
+        self.agent, self.networks = self.vm.agent, self.vm.networks
         patience = _WAKE_SECONDS
         if self.plan.template and template.has_served(self.plan.template):
             patience = self.plan.config.boot_timeout_s + _BUSY_SECONDS
-        self.loop.watch(self.daemon.output, IN, self._daemon_speaks)
         wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG, settings.sysctls())
         self.agent.ask(wake, self._woken, timeout=patience)
 
@@ -171,26 +130,7 @@ class Supervisor:
                 task.shim.close()
         with ExitStack() as undo:  # what fails doesn't spare the rest
             undo.callback(self._listener.close)
-            undo.callback(self._end_vm)
-            undo.callback(self._write_console)
-
-    def _end_vm(self) -> None:
-        """Once for a VM: the ids of processes that have been reaped are others' already."""
-        if self._vm_ended:
-            return
-        self._vm_ended = True
-        for fd in self._watched:
-            self.loop.forget(fd)
-            os.close(fd)
-        self._watched.clear()
-        self.loop.forget(self.guest.console.fileno())
-        self.loop.forget(self.daemon.output)
-        self.agent.close()
-        with ExitStack() as undo:
-            undo.callback(self.networks.close)
-            undo.callback(self.daemon.kill)
-            undo.callback(log.debug, "supervisor: VMM ended")
-            undo.callback(self.guest.kill)
+            undo.callback(self.vm.close)
 
     def _fail(self, reason: str) -> None:
         """The VM has failed: the end, unless it was only the template's fault."""
@@ -199,8 +139,8 @@ class Supervisor:
         if self._awake or self._ending:
             self._end(reason)
             return
-        if not self.plan.template or self._was_killed():
-            words = self.guest.last_words()
+        if not self.plan.template or self.vm.was_killed():
+            words = self.vm.guest.last_words()
             log.error(f"the virtual machine failed while it started: {reason}", words)
             self._end(
                 reason, failed="\n".join([f"the virtual machine failed while it started: {reason}", words]).strip()
@@ -209,17 +149,12 @@ class Supervisor:
         self._broken = True
         self.loop.call_later(0, lambda: self._start_again(reason))
 
-    def _was_killed(self) -> bool:
-        """Whether somebody, or the kernel for want of memory, has killed QEMU or virtiofsd: not a template's fault."""
-        deadline = time.monotonic() + _ENDING_SECONDS
-        return any(process.was_killed(pid, deadline=deadline) for pid in (self.guest.vm.pid, self.daemon.pid))
-
     def _start_again(self, reason: str) -> None:
         """The VM anew, without the template that failed for *reason*; the containers that were to be built in it are,
         now."""
         if self._ending:
             return
-        self._end_vm()
+        self.vm.close()
         broken = self.plan.template
         for name in self.members:
             self.tree.remove(name)
@@ -382,9 +317,9 @@ class Supervisor:
                 self._drop(member.name, lambda: None)
 
         def build() -> None:
-            self._sizing.memory(self.members.values())
-            if self._sizing.processors(request.spec["linux"]["resources"]):
-                self.agent.ask(messages.Online(self._sizing.vcpus), _warn)
+            self.vm.sizing.memory(self.members.values())
+            if self.vm.sizing.processors(request.spec["linux"]["resources"]):
+                self.agent.ask(messages.Online(self.vm.sizing.vcpus), _warn)
             shares = {name: Share(**share) for name, share in request.shares.items()}
             self.tree.add(member.name, shares, request.shim_pid)
             if request.notify and member.notifier is None:
@@ -434,12 +369,12 @@ class Supervisor:
             else:
                 self.agent.ask(request, lambda answer: client.reply(number, answer))
 
-        plugged = self._sizing.processors(request.resources)
+        plugged = self.vm.sizing.processors(request.resources)
         if request.resources.get("memory", {}).get("limit"):
             member.limit_mib = resources.limit_mib(request.resources)
-            self._sizing.memory(self.members.values())
+            self.vm.sizing.memory(self.members.values())
         if plugged:
-            self.agent.ask(messages.Online(self._sizing.vcpus), update)
+            self.agent.ask(messages.Online(self.vm.sizing.vcpus), update)
         else:
             update(Done({}))
 
@@ -548,7 +483,7 @@ class Supervisor:
             "containers": {
                 name: {key: task.channel for key, task in member.tasks.items()} for name, member in self.members.items()
             },
-            "console": self.guest.last_words(),
+            "console": self.vm.guest.last_words(),
             "template": self.plan.template,
             "accelerator": self.plan.machine.accelerator,
         }
@@ -633,31 +568,6 @@ class Supervisor:
             self._end("no container came")
 
     # --- the host
-
-    def _watch_child(self, pid: int, what: str) -> None:
-        fd = os.pidfd_open(pid)
-
-        def gone(events: int) -> None:
-            self.loop.forget(fd)
-            self._fail(f"{what} has ended")
-
-        self._watched.append(fd)
-        self.loop.watch(fd, IN, gone)
-
-    def _console(self, events: int) -> None:
-        before = self.guest.console_tail
-        self.guest.read_console()
-        if self.guest.console_tail is before:
-            self.loop.forget(self.guest.console.fileno())
-
-    def _daemon_speaks(self, events: int) -> None:
-        if not self.daemon.keep_words():
-            self.loop.forget(self.daemon.output)
-
-    def _write_console(self) -> None:
-        self.guest.read_console()
-        with suppress(OSError), open(f"{self.plan.sandbox.directory}/console.log", "wb") as file:
-            file.write(self.guest.console_tail)
 
     def _end(self, reason: str, *, failed: str = "container not running") -> None:
         """Stop; what is still asked for fails with the text *failed*."""

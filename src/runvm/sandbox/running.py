@@ -1,0 +1,107 @@
+"""The VM of a supervisor while it runs: the VMM, virtiofsd, the agent's line, the console, the networks."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+from runvm.linux import process
+from runvm.linux.loop import IN, Loop
+from runvm.log import log
+from runvm.sandbox.guest_link import GuestLink
+from runvm.sandbox.sizing import Sizing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runvm.protocol.frames import Frame
+    from runvm.sandbox.plan import Plan, Started
+
+_ENDING_SECONDS = 0.5
+"""How long a process whose connection has closed may take to end."""
+
+
+class RunningVm:
+    """What *started* for *plan*, watched by *loop*: *on_event* and *on_frame* get what the guest says, *on_failure*
+    the reason when a part of it has ended. *next_channel* numbers a new channel. It is closed once."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        plan: Plan,
+        started: Started,
+        *,
+        on_event: Callable[[Any], None],
+        on_frame: Callable[[Frame], None],
+        on_failure: Callable[[str], None],
+        next_channel: Callable[[], int],
+    ) -> None:
+        self.guest, self.daemon, self.networks, _ = started
+        self._loop = loop
+        self._on_failure = on_failure
+        self._console_log = f"{plan.sandbox.directory}/console.log"
+        self._watched: list[int] = []
+        self._closed = False
+        self.agent = GuestLink(
+            loop,
+            self.guest.agent.detach(),
+            on_event=on_event,
+            on_frame=on_frame,
+            on_close=lambda reason: on_failure(f"the guest has ended ({reason})"),
+        )
+        self.networks.attach(loop, self.guest.vm, self.agent, next_channel)
+        self.sizing = Sizing(plan.config, plan.machine, plan.most_mib, self.guest.vm)
+        self._watch_child(self.guest.vm.pid, "the VMM")
+        self._watch_child(self.daemon.pid, "virtiofsd")
+        loop.watch(self.guest.console.fileno(), IN, self._console)
+        loop.watch(self.daemon.output, IN, self._daemon_speaks)
+
+    def close(self) -> None:
+        """End all of it. Once: the ids of processes that have been reaped are others' already."""
+        if self._closed:
+            return
+        self._closed = True
+        for fd in self._watched:
+            self._loop.forget(fd)
+            os.close(fd)
+        self._loop.forget(self.guest.console.fileno())
+        self._loop.forget(self.daemon.output)
+        self.agent.close()
+        with ExitStack() as undo:  # what fails doesn't spare the rest
+            undo.callback(self.networks.close)
+            undo.callback(self.daemon.kill)
+            undo.callback(log.debug, "supervisor: VMM ended")
+            undo.callback(self.guest.kill)
+            undo.callback(self._write_console)
+
+    def was_killed(self) -> bool:
+        """Whether somebody, or the kernel for want of memory, has killed QEMU or virtiofsd: not a template's fault."""
+        deadline = time.monotonic() + _ENDING_SECONDS
+        return any(process.was_killed(pid, deadline=deadline) for pid in (self.guest.vm.pid, self.daemon.pid))
+
+    def _watch_child(self, pid: int, what: str) -> None:
+        fd = os.pidfd_open(pid)
+
+        def gone(events: int) -> None:
+            self._loop.forget(fd)
+            self._on_failure(f"{what} has ended")
+
+        self._watched.append(fd)
+        self._loop.watch(fd, IN, gone)
+
+    def _console(self, events: int) -> None:
+        before = self.guest.console_tail
+        self.guest.read_console()
+        if self.guest.console_tail is before:
+            self._loop.forget(self.guest.console.fileno())
+
+    def _daemon_speaks(self, events: int) -> None:
+        if not self.daemon.keep_words():
+            self._loop.forget(self.daemon.output)
+
+    def _write_console(self) -> None:
+        self.guest.read_console()
+        with suppress(OSError), open(self._console_log, "wb") as file:
+            file.write(self.guest.console_tail)
