@@ -98,7 +98,8 @@ SYSTEM = Recipe(
 def tarball(recipe: Recipe) -> str:
     """The path of the tar file of *recipe*, made if it isn't there. Raises CalledProcessError with the output."""
     base = _cached("base", "", _bootstrap)
-    return _cached(recipe.name, repr(recipe), lambda root: _furnish(root, base, recipe))
+    # what pip installs depends on the Python that runs it
+    return _cached(recipe.name, f"{sys.version} {recipe}", lambda root: _furnish(root, base, recipe))
 
 
 def _cached(kind: str, key: str, build: object) -> str:
