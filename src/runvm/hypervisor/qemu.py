@@ -36,6 +36,8 @@ _KERNEL_ARGS = (
     " memhp_default_state=online"
     # a kernel that has lost its way ends, and the containers with it: half of one leaves processes that never end
     " oops=panic"
+    # virtio needs no bounce buffers, which would take 64 MiB
+    " swiotlb=noforce"
 )
 
 
