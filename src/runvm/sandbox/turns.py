@@ -8,6 +8,7 @@ import os
 import time
 
 from runvm.errors import DeadlineError
+from runvm.linux import files
 
 _AT_ONCE = 2
 """Starts under way for each processor: some of a start is waiting."""
@@ -25,6 +26,7 @@ def take(state_dir: str) -> int:
 
     Record locks, since a process that is forked meanwhile doesn't have them (fcntl(2)). Raises: DeadlineError, OSError.
     """
+    files.make_directories(state_dir, 0o711, exist_ok=True)
     fd = os.open(f"{state_dir}/turns", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + _SECONDS
