@@ -184,6 +184,7 @@ class Sandbox:
         request = messages.Build(
             CONTAINER,
             {"linux": {"resources": {}}},
+            CONTAINER,
             {},
             {},
             network,

@@ -172,6 +172,7 @@ def _create(
     build = messages.Build(
         cid,
         plan.spec,
+        plan.place,
         {name: share._asdict() for name, share in plan.shares.items()},
         place.joins,
         network,

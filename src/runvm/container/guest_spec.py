@@ -46,10 +46,11 @@ _UNSET = {"memory": ("limit", "reservation", "swap"), "cpu": ("shares", "quota",
 
 
 class GuestPlan(NamedTuple):
-    """What `create` sends to the supervisor: the guest's spec, what is shared, what was left out (for the log), the
-    $NOTIFY_SOCKET on the host or ''."""
+    """What `create` sends to the supervisor: the guest's spec, the directory of the share that it names, what is shared
+    there, what was left out (for the log), the $NOTIFY_SOCKET on the host or ''."""
 
     spec: dict[str, Any]
+    place: str
     shares: dict[str, Share]
     notes: list[str]
     notify: str
@@ -60,8 +61,10 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     raw = dict(spec.raw)
     notes: list[str] = []
     shares = {ROOT: Share(spec.root_path, True, False)}
-    raw["root"] = {**raw["root"], "path": f"{SHARE}/{cid}/{ROOT}"}
-    raw["mounts"] = _mounts(spec, cid, shares)
+    # one made anew under its name must not find the old one's, which the guest remembers for a second
+    place = f"{cid}.{os.urandom(4).hex()}"
+    raw["root"] = {**raw["root"], "path": f"{SHARE}/{place}/{ROOT}"}
+    raw["mounts"] = _mounts(spec, place, shares)
     raw["ociVersion"] = "1.0.2"  # crun 1.8 knows 1.0 only, and by that text
     raw.pop("hooks", None)
     start_hooks = spec.raw.get("hooks", {}).get("startContainer")
@@ -95,7 +98,7 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     linux["resources"] = resources(spec.resources)
     linux["devices"] = _devices(spec, notes)
     raw["linux"] = linux
-    return GuestPlan(raw, shares, notes, _notify(spec, cid, raw["mounts"]))
+    return GuestPlan(raw, place, shares, notes, _notify(spec, cid, raw["mounts"]))
 
 
 def check_propagation(spec: Spec) -> None:
@@ -159,7 +162,7 @@ def _time_offsets(offsets: dict[str, dict[str, int]]) -> str:
     )
 
 
-def _mounts(spec: Spec, cid: str, shares: dict[str, Share]) -> list[dict[str, Any]]:
+def _mounts(spec: Spec, place: str, shares: dict[str, Share]) -> list[dict[str, Any]]:
     mounts = []
     # Podman's --systemd on cgroup v1: systemd's own hierarchy, writable below the others that aren't. The guest has one
     hierarchies = [mount for mount in spec.mounts if mount.is_bind and _is_hierarchy(mount)]
@@ -176,14 +179,14 @@ def _mounts(spec: Spec, cid: str, shares: dict[str, Share]) -> list[dict[str, An
         if mount.is_bind and not _kernels_own(mount.source):
             name = f"m{number}"
             shares[name] = Share(mount.source, "rbind" in mount.options, mount_options.read_only(mount.options))
-            entry["source"] = f"{SHARE}/{cid}/{name}"
+            entry["source"] = f"{SHARE}/{place}/{name}"
         elif mount.type == "overlay":
             # its layers are directories of the host: Podman's volumes with :O, its mounts of images
             name = f"m{number}"
             layers = [option for option in mount.options if option.partition("=")[0] in _OVERLAY]
             shares[name] = Share(mount.source, False, False, ",".join(layers))
             options = ["bind", *(option for option in mount.options if option not in layers)]
-            entry.update(type="bind", source=f"{SHARE}/{cid}/{name}", options=options)
+            entry.update(type="bind", source=f"{SHARE}/{place}/{name}", options=options)
         elif mount.type == "cgroup" and writable:
             entry["options"] = [option for option in entry["options"] if option != "ro"]
         mounts.append(entry)

@@ -212,8 +212,8 @@ class Attach(NamedTuple):
 class Build(NamedTuple):
     """From create, after the hooks: make the container in the guest. Result: {"notes"}, what the user should know.
 
-    *spec* is the guest's config.json; *shares* maps a name in the container's part of the share to {"source",
-    "recursive", "read_only"};
+    *spec* is the guest's config.json; *place* is the container's directory in the share, *shares* maps a name there to
+    {"source", "recursive", "read_only"};
     *namespaces* maps namespace types to containers of this VM; *network* is false where the VM's own network
     namespace is used; *cgroups* are the directories of its cgroup on the host, *limit_mib* its memory limit,
     *pod_mib* that of the pod whose sandbox it is (0 = none).
@@ -223,6 +223,7 @@ class Build(NamedTuple):
 
     container: str
     spec: Json
+    place: str
     shares: Json
     namespaces: Json
     network: bool

@@ -31,6 +31,8 @@ class Member:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.place = name
+        """Its directory in the share."""
         self.tasks: dict[str, Task] = {}
         self.cgroups: tuple[str, ...] = ()
         self.limit_mib = 0

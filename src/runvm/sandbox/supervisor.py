@@ -156,8 +156,8 @@ class Supervisor:
             return
         self.vm.close()
         broken = self.plan.template
-        for name in self.members:
-            self.tree.remove(name)
+        for member in self.members.values():
+            self.tree.remove(member.place)
         self.plan = self.plan._replace(template="")
         builds = list(self._builds.values())
         try:
@@ -303,6 +303,7 @@ class Supervisor:
 
     def _build(self, client: Client, number: int, request: Build, task: Task) -> None:
         member = task.member
+        member.place = request.place
         member.cgroups = tuple(request.cgroups)
         member.limit_mib = request.limit_mib
         member.pod_mib = request.pod_mib
@@ -321,7 +322,7 @@ class Supervisor:
             if self.vm.sizing.processors(request.spec["linux"]["resources"]):
                 self.agent.ask(messages.Online(self.vm.sizing.vcpus), _warn)
             shares = {name: Share(**share) for name, share in request.shares.items()}
-            self.tree.add(member.name, shares, request.shim_pid)
+            self.tree.add(member.place, shares, request.shim_pid)
             if request.notify and member.notifier is None:
                 from runvm.sandbox.notify import Notifier
 
@@ -461,7 +462,7 @@ class Supervisor:
 
     def _removed(self, member: Member) -> None:
         self.networks.leave(member.name)
-        self.tree.remove(member.name)
+        self.tree.remove(member.place)
         self._finish_drop(member)
 
     def _finish_drop(self, member: Member) -> None:

@@ -73,6 +73,16 @@ def test_a_pod_of_pinned_namespaces_is_one_vm(box: Box, pinned: dict[str, str], 
     assert three.sh(BOOT) == two.sh(BOOT)
 
 
+def test_a_member_is_made_anew_at_once_under_its_name(box: Box, pinned: dict[str, str]) -> None:
+    """As a restart policy does it: the guest remembers names of shared files for a second, those of the old one too."""
+    one = _member(box, pinned).launch()
+    two = _member(box, pinned)
+    for _ in range(3):
+        two.launch()
+        assert two.sh("cat /etc/hostname") == one.sh("cat /etc/hostname")
+        two.delete("--force")
+
+
 @pytest.mark.only("runvm", "which VM a container is in")
 def test_annotations_alone_place_a_container_in_its_pod(box: Box, pinned: dict[str, str]) -> None:
     """Namespaces of its own, yet of the same pod: the same VM."""
