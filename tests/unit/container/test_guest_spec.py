@@ -35,7 +35,7 @@ def test_an_overlay_is_the_hosts(tmp_path: Path) -> None:
     assert share.overlay == "lowerdir=/a:/b,upperdir=/u,workdir=/w"
     (seen,) = plan.spec["mounts"]
     assert (seen["type"], seen["options"]) == ("bind", ["bind", "nosuid", "private"])
-    assert seen["source"].startswith(f"{guest_spec.SHARE}/name/")
+    assert seen["source"].startswith(f"{guest_spec.SHARE}/{plan.place}/")
 
 
 def test_limits_that_are_not_set_are_the_callers(tmp_path: Path) -> None:
