@@ -83,6 +83,7 @@ def ask(port: int, text: str = "") -> dict[str, object]:
         return {}
 
 
+@pytest.mark.slow
 def test_the_example_runs_scales_and_keeps_its_data(docker: Dockerd, compose: Compose) -> None:
     """One command brings it up; every replica answers, one more is found by its name, and a restart loses nothing."""
     port = compose.port

@@ -99,6 +99,7 @@ def wait_ready(docker: Dockerd, container: str, ready: tuple[str, ...]) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DATABASES)
 def test_what_a_database_acknowledged_outlives_kill_9(docker: Dockerd, image: str, kind: str) -> None:
     """kill -9 under load, of the container and then of its virtual machine: after each restart every row is there."""

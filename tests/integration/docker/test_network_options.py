@@ -164,6 +164,7 @@ def echo() -> bool:
             return False
 
 
+@pytest.mark.slow
 def test_a_container_in_eight_networks_and_not_in_nine(docker: Dockerd, runtime: Runtime) -> None:
     """Networks connected before the start are all there, with their names; more than a VM takes are an error."""
     for number in range(9):

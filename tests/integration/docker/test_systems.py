@@ -54,6 +54,7 @@ def system(docker: Dockerd) -> str:
     return "system:test"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(VERY_SLOW + 100)
 def test_a_dockerd_inside_builds_and_runs(docker: Dockerd, system: str, runtime: Runtime) -> None:
     """--privileged: containers in the container, its storage overlay2 on a disk image that lies on a volume."""
@@ -68,6 +69,7 @@ def test_a_dockerd_inside_builds_and_runs(docker: Dockerd, system: str, runtime:
     assert received.startswith("1 packets transmitted, 1 ")
 
 
+@pytest.mark.slow
 def test_systemd_as_a_containers_init(docker: Dockerd, system: str) -> None:
     """It comes up with no unit failed, runs a service, and `docker stop` shuts it down by its own signal."""
     options = ("--privileged", "--tmpfs", "/run", "--tmpfs", "/tmp", "--env", "container=docker")
