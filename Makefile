@@ -100,7 +100,7 @@ $(BIN)/.done: packaging/deps/python-test.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-test: test-deps $(BIN)/.done image  ## all tests, < 30 minutes, as root; TESTFLAGS="-k lifecycle" runs some, RUNTIME=runc proves them on runc
+test: test-deps $(BIN)/.done image  ## all tests, as root, under an hour; TESTFLAGS="-k lifecycle" runs some, RUNTIME=runc proves them on runc
 	$(BIN)/pytest tests/unit tests/integration tests/faults $(TESTFLAGS)
 
 unit: $(BIN)/.done  ## the tests that need neither root nor a VM: seconds
