@@ -117,9 +117,7 @@ def _main(plan: Plan, gate: object) -> None:
     own = (plan.connection, gate.fileno(), *plan.passed.fds, *((plan.terminal,) if plan.terminal >= 0 else ()))
     process.close_above(2, (*own, *plan.namespaces.join))
     try:
-        for path in plan.cgroup_procs:
-            with open(path, "w") as file:
-                file.write("0")
+        process.join_cgroups(plan.cgroup_procs)
         for fd in plan.namespaces.join:
             syscalls.setns(fd)
         if plan.namespaces.new:

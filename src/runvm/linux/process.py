@@ -188,6 +188,13 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def join_cgroups(procs: tuple[str, ...]) -> None:
+    """Move this process into the control groups whose `cgroup.procs` these are (cgroups(7)). Raises OSError."""
+    for path in procs:
+        with open(path, "w") as file:
+            file.write("0")
+
+
 def reset_signals() -> None:
     """All signals to their defaults and none blocked: what a program expects to be started with."""
     for number in _SIGNALS:

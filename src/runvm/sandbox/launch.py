@@ -61,9 +61,7 @@ def main(
 def _settle(plan: Plan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) -> None:
     """Become a process of the container's cgroup that has nothing of the command's but the descriptors *keep*. Raises
     OSError."""
-    for path in cgroup_procs:
-        with open(path, "w") as file:
-            file.write("0")
+    process.join_cgroups(cgroup_procs)
     os.setsid()
     os.umask(0o022)  # the hypervisor, of another user, looks into its jail
     syscalls.set_name("runvm-sandbox")

@@ -157,12 +157,6 @@ class Cgroup:
         """The files that a process joins by."""
         return tuple(f"{directory}/cgroup.procs" for directory in self.directories)
 
-    def join(self) -> None:
-        """Move this process in."""
-        for path in self.procs:
-            with open(path, "w") as file:
-                file.write("0")
-
     def limit(self, resources: dict[str, Any], *, overhead_mib: int) -> None:
         """Put host_limits() around the VM's processes."""
         limits = host_limits(resources, overhead_mib=overhead_mib)
