@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BOOT = ("cat", "/proc/sys/kernel/random/boot_id")
 
+# restartPolicy: by the default (Always), Podman 4.3 restarts an init container while it removes it, under runc as well
 _KUBE = """
 apiVersion: v1
 kind: ConfigMap
@@ -28,6 +29,7 @@ metadata: {{name: kube}}
 spec:
   hostname: kubehost
   shareProcessNamespace: true
+  restartPolicy: OnFailure
   initContainers:
   - name: setup
     image: {image}
