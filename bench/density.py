@@ -27,7 +27,7 @@ def _at_once(bench: Bench) -> None:
     bench.run_container(bench.runvm, bundle)
     one: list[float] = []
     together: list[float] = []
-    for _ in range(2):
+    for _ in range(1 if bench.quick else 2):
         one.append(bench.run_container(bench.runvm, bundle))
         together.append(_together(bench, bench.runvm, count))
     samples = {"one": one, f"{count} at once": together}
@@ -37,7 +37,7 @@ def _at_once(bench: Bench) -> None:
     runc = shutil.which("runc")
     if runc:
         command = Command("runc", [runc, "--root", f"{bench.scratch}/root-runc"])
-        took = [_together(bench, command, count) for _ in range(2)]
+        took = [_together(bench, command, count) for _ in one]
         value = median(together) / median(took)
         both = {"runvm": together, "runc": took}
         bench.add(Figure(FAMILY, f"{count} started at once: runvm / runc", value, "x", "of medians", None, both))

@@ -27,7 +27,7 @@ _NETWORK = "10.215.249"
 
 def run(bench: Bench) -> None:
     """All figures of the family."""
-    size = (32 << 20) if bench.quick else (256 << 20)
+    size = (32 << 20) if bench.quick else (128 << 20)
     docker = bench.docker
     addresses: dict[str, str] = {}
     containers = []
@@ -65,7 +65,7 @@ def _measure(bench: Bench, addresses: dict[str, str], size: int) -> None:
     )
     for name, measure in kinds:
         measures = {way: partial(measure, address) for way, address in addresses.items()}
-        samples = bench.side_by_side(measures, 9)
+        samples = bench.side_by_side(measures, 5)
         value = ratio(samples["runvm"], samples["bare tap"])
         bench.add(Figure(FAMILY, f"{name}: runvm / bare tap", value, "x", "median of pairs", 1.1, samples))
         value = median(samples["runvm"]) / median(samples["runc"])

@@ -31,8 +31,8 @@ def run(bench: Bench) -> None:
     try:
         vm.answer()
         for name, stream, bare, ours, mib in (
-            ("out of", "stdout", _bare_out, _out, 1024),
-            ("into", "stdin", _bare_in, _in, 128),
+            ("out of", "stdout", _bare_out, _out, 256),
+            ("into", "stdin", _bare_in, _in, 64),
         ):
             size = (mib // 8 if bench.quick else mib) << 20
             measures = {"bare port": partial(bare, vm, size), "runvm": partial(ours, bench, cid, size)}

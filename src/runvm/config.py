@@ -1,7 +1,8 @@
 """Settings: annotation > file > default, in one frozen Config; every command loads it, `runvm config` explains it.
 
 The file is flat TOML, a key for each field of Config, so that a message, an annotation and a line of the file name a
-setting alike. A host without the file pays nothing for TOML: tomllib is imported only when the file is there.
+setting alike. tomllib, whose import takes longer than all else that `runvm state` does, is imported only for a file
+that has more than plain lines.
 """
 
 from __future__ import annotations
@@ -174,15 +175,43 @@ def _read(path: str, *, must_exist: bool) -> dict[str, object]:
         return {}
     except OSError as error:
         raise ConfigError(f"can't read {path}: {error.strerror}") from error
-    import tomllib
-
     try:
-        return tomllib.loads(data.decode())
+        text = data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path} is not valid TOML: not UTF-8 at line {line}") from error
+    plain = _plain(text)
+    if plain is not None:
+        return plain
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _plain(text: str) -> dict[str, object] | None:
+    """What a file of plain lines says: KEY = "text", a number, true or false; None if there is any other line."""
+    found: dict[str, object] = {}
+    for line in text.split("\n"):
+        line = line.strip(" ")
+        if not line.isprintable():
+            return None
+        if not line or line.startswith("#"):
+            continue
+        key, _, raw = (part.strip(" ") for part in line.partition("="))
+        if not (key.isascii() and key.isidentifier()) or key in found:
+            return None
+        if len(raw) > 1 and raw[0] == raw[-1] == '"' and not {'"', "\\"}.intersection(raw[1:-1]):
+            found[key] = raw[1:-1]
+        elif raw in {"true", "false"}:
+            found[key] = raw == "true"
+        elif raw.isascii() and raw.isdigit() and (raw[0] != "0" or raw == "0") and len(raw) < 10:
+            found[key] = int(raw)
+        else:
+            return None
+    return found
 
 
 def _checked(key: str, raw: object, where: str) -> Value:

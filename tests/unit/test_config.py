@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runvm import config
@@ -163,12 +164,30 @@ def test_the_example_with_its_comment_signs_removed_means_the_defaults(file: Pat
     assert load(file, "\n".join(lines)) == config.Config()
 
 
-def test_toml_is_not_loaded_without_a_file() -> None:
-    """Every command loads the settings: on a host without the file it shall not pay for tomllib."""
+@pytest.mark.parametrize("file", ["/nonexistent", str(REPOSITORY / "packaging/config.toml.example"), "plain"])
+def test_tomllib_is_not_loaded_for_no_file_or_plain_lines(file: str, tmp_path: Path) -> None:
+    """Every command loads the settings: it shall pay for tomllib only where the file needs it."""
+    if file == "plain":
+        file = str(tmp_path / file)
+        Path(file).write_text('# mine\nstate_dir = "/run/a b"\n\n  vcpus=3 \ntemplate = false\n')
     code = (
-        "import sys; from runvm import config; config.load(file='/nonexistent');"
+        f"import sys; from runvm import config; config.load(file={file!r});"
         "print(*({'tomllib', 'json', 'difflib', 'dataclasses'} & set(sys.modules)))"
     )
     environment = {"PYTHONPATH": str(REPOSITORY / "src")}
     done = subprocess.run([sys.executable, "-S", "-c", code], env=environment, capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+_PIECES = st.sampled_from([*"#=\"'\\ \n\t\r.[]{}_-+09", "vcpus", "qemu", "true", "0x1", '"/a"', "é", "\x00", "\u2028"])
+
+
+@given(st.lists(_PIECES, max_size=14).map("".join))
+@example('qemu = "a" # b"')
+@example("vcpus = 1\nvcpus = 2")
+@example("vcpus = 09")
+@example('qemu = "a\u2028b"')
+def test_plain_lines_mean_what_tomllib_says(text: str) -> None:
+    plain = config._plain(text)
+    if plain is not None:
+        assert plain == tomllib.loads(text)
