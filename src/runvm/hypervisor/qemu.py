@@ -50,7 +50,7 @@ def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: b
         "-sandbox", _SANDBOX,
         "-machine", "q35,usb=off,vmport=off,smm=off,graphics=off,hpet=off,memory-backend=ram",
         "-accel", accelerator,
-        "-cpu", "host" if machine.accelerator == "kvm" else "max",
+        "-cpu", "host" if machine.accelerator == "kvm" else "max,-erms,-fsrm",
         "-smp", f"{machine.vcpus},sockets=1,cores={most},threads=1,maxcpus={most}",
         "-m", f"{machine.memory_mib}M,maxmem={machine.memory_mib + machine.growth_mib}M",
         "-object", f"memory-backend-file,id=ram,size={machine.memory_mib}M,mem-path=/ram,share=on",
