@@ -27,6 +27,10 @@ _CONSOLE_READS = 16
 CONSOLE_KEPT = 16 << 10
 """Bytes of the guest's console that are kept for error messages; the guest may write as much as it likes."""
 
+_AGENT = "MALLOC_TRIM_THRESHOLD_=8388608 MALLOC_MMAP_THRESHOLD_=4194304"
+"""On the command line, for the agent's environment (bootparam(7), mallopt(3)): it keeps what a stream's frames take, as
+page faults would take longer than the stream."""
+
 _VCPUS = 16
 """A guest's kernel sets some hundred KiB aside for each virtual CPU that it might get."""
 
@@ -109,7 +113,7 @@ def machine_for(
     extra = " mitigations=off" if accelerator == "tcg" else ""
     if config.debug_console:
         extra += " ignore_loglevel"
-    cmdline = f"{driver.kernel_args}{extra} {config.kernel_args}".strip()
+    cmdline = f"{driver.kernel_args}{extra} {_AGENT} {config.kernel_args}".strip()
     return Machine(
         accelerator,
         vcpus,
