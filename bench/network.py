@@ -65,7 +65,7 @@ def _measure(bench: Bench, addresses: dict[str, str], size: int) -> None:
     )
     for name, measure in kinds:
         measures = {way: partial(measure, address) for way, address in addresses.items()}
-        samples = bench.side_by_side(measures, 5)
+        samples = bench.side_by_side(measures, 9)
         value = ratio(samples["runvm"], samples["bare tap"])
         bench.add(Figure(FAMILY, f"{name}: runvm / bare tap", value, "x", "median of pairs", 1.1, samples))
         value = median(samples["runvm"]) / median(samples["runc"])

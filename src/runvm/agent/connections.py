@@ -14,7 +14,8 @@ from runvm.linux.netns import in_namespace
 from runvm.protocol import frames
 from runvm.protocol.frames import Frame
 from runvm.protocol.messages import Connect, Json
-from runvm.protocol.streams import Sink, Source
+from runvm.protocol.relay import Relay
+from runvm.protocol.streams import Send
 
 _LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 """Where a server on localhost may listen, in the order in which they are tried."""
@@ -23,10 +24,9 @@ _LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 class Connections:
     """All of them, by channel. *send* queues a frame to the host."""
 
-    def __init__(self, loop: Loop, send: Callable[[int, int, bytes], None]) -> None:
+    def __init__(self, loop: Loop, send: Send) -> None:
         self._loop = loop
-        self._send = send
-        self._connections: dict[int, tuple[Sink, Source]] = {}
+        self._relay = Relay(loop, send, says=frames.STDOUT, told=frames.STDIN)
 
     def open(self, request: Connect, done: Callable[[Json | AgentError], None]) -> None:
         """Connect; *done* gets {} or the error. Raises OSError."""
@@ -35,20 +35,7 @@ class Connections:
 
     def frame(self, frame: Frame) -> bool:
         """Take a frame of the host's; False where it is of no connection."""
-        connection = self._connections.get(frame.channel)
-        if connection is None:
-            return False
-        sink, source = connection
-        if frame.kind == frames.CREDIT_KIND:
-            stream, count = frames.decode_credit(frame)
-            if stream == frames.STDOUT:
-                source.credit(count)
-        elif frame.kind == frames.STDIN:
-            sink.write(frame.payload)
-        elif frame.kind == frames.STDOUT and not frame.payload:
-            source.close(silent=True)
-        self._forget_ended()
-        return True
+        return self._relay.frame(frame)
 
     def _try(self, request: Connect, netns: int, turn: int, done: Callable[[Json | AgentError], None]) -> None:
         """Connect to the *turn*-th of the addresses, then to the next; *netns* is closed in the end."""
@@ -64,7 +51,7 @@ class Connections:
         def tried(error: int) -> None:
             if not error and sock is not None:
                 os.close(netns)
-                self._relay(request.channel, sock.detach())
+                self._relay.add(request.channel, sock.detach())
                 done({})
                 return
             if sock is not None:
@@ -85,13 +72,3 @@ class Connections:
             self._loop.watch(fd, OUT, ready)
         else:
             tried(error)
-
-    def _relay(self, channel: int, fd: int) -> None:
-        self._forget_ended()
-        sink = Sink(self._loop, os.dup(fd), frames.STDIN, channel, self._send, half=True)
-        self._connections[channel] = (sink, Source(self._loop, fd, frames.STDOUT, channel, self._send, lambda: None))
-
-    def _forget_ended(self) -> None:
-        for channel, (sink, source) in list(self._connections.items()):
-            if not sink.open and not source.open:
-                del self._connections[channel]

@@ -19,8 +19,9 @@ from runvm.linux.netns import in_namespace
 from runvm.linux.steer import steer
 from runvm.linux.syscalls import CLONE_NEWNET, setns
 from runvm.log import log
-from runvm.protocol import frames, streams
+from runvm.protocol import frames
 from runvm.protocol.messages import Connect, Done, Failed
+from runvm.protocol.relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,7 +115,7 @@ class Forwards:
         self._loop = loop
         self._guest = guest
         self._number = number
-        self._connections: dict[int, tuple[streams.Source, streams.Sink]] = {}
+        self._relay = Relay(loop, guest.send, says=frames.STDIN, told=frames.STDOUT)
         self._opening: set[int] = set()
 
     def open(self, netns: int, network: int) -> Door | None:
@@ -127,24 +128,10 @@ class Forwards:
 
     def frame(self, frame: Frame) -> bool:
         """Take a frame of the guest's; False where it is of no connection."""
-        connection = self._connections.get(frame.channel)
-        if connection is None:
-            return False
-        source, sink = connection
-        if frame.kind == frames.CREDIT_KIND:
-            stream, count = frames.decode_credit(frame)
-            if stream == frames.STDIN:
-                source.credit(count)
-        elif frame.kind == frames.STDIN and not frame.payload:
-            source.close(silent=True)
-        elif frame.kind == frames.STDOUT:
-            sink.write(frame.payload)
-        self._forget_ended()
-        return True
+        return self._relay.frame(frame)
 
     def _connect(self, sock: socket.socket, network: int, address: str, port: int) -> None:
-        self._forget_ended()
-        if len(self._connections) + len(self._opening) >= _MOST:
+        if len(self._relay) + len(self._opening) >= _MOST:
             _reset(sock)
             return
         channel = self._number()
@@ -156,18 +143,9 @@ class Forwards:
                 log.debug(f"a connection to the guest's port {port}: {answer.error}")
                 _reset(sock)
                 return
-            fd = sock.detach()
-            os.set_blocking(fd, False)
-            sink = streams.Sink(self._loop, os.dup(fd), frames.STDOUT, channel, self._guest.send, half=True)
-            source = streams.Source(self._loop, fd, frames.STDIN, channel, self._guest.send, lambda: None)
-            self._connections[channel] = (source, sink)
+            self._relay.add(channel, sock.detach())
 
         self._guest.ask(Connect(channel, network, "" if address == _ADDRESS else address, port), answered)
-
-    def _forget_ended(self) -> None:
-        for channel, (source, sink) in list(self._connections.items()):
-            if not source.open and not sink.open:
-                del self._connections[channel]
 
 
 def _reset(sock: socket.socket) -> None:

@@ -23,10 +23,12 @@ DOCKER_INSIDE = """
 mkdir /sys/fs/cgroup/init
 xargs -rn1 </sys/fs/cgroup/cgroup.procs >/sys/fs/cgroup/init/cgroup.procs || true
 sed -e 's/ / +/g' -e 's/^/+/' </sys/fs/cgroup/cgroup.controllers >/sys/fs/cgroup/cgroup.subtree_control
-truncate -s 2G /disk/image
-mkfs.ext4 -q /disk/image
-mkdir -p /var/lib/docker
-mount -o loop /disk/image /var/lib/docker
+if [ -d /disk ]; then
+    truncate -s 2G /disk/image
+    mkfs.ext4 -q /disk/image
+    mkdir -p /var/lib/docker
+    mount -o loop /disk/image /var/lib/docker
+fi
 containerd >/tmp/containerd.log 2>&1 &
 until [ -S /run/containerd/containerd.sock ]; do sleep 0.5; done
 dockerd --containerd /run/containerd/containerd.sock >/tmp/dockerd.log 2>&1 &
@@ -56,11 +58,14 @@ def system(docker: Dockerd) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(VERY_SLOW + 100)
-def test_a_dockerd_inside_builds_and_runs(docker: Dockerd, system: str, runtime: Runtime) -> None:
-    """--privileged: containers in the container, its storage overlay2 on a disk image that lies on a volume."""
+@pytest.mark.parametrize("storage", [("--volume", "disk:/disk"), ("--tmpfs", "/var/lib/docker:exec")])
+def test_a_dockerd_inside_builds_and_runs(
+    docker: Dockerd, system: str, runtime: Runtime, storage: tuple[str, str]
+) -> None:
+    """--privileged: containers in the container, its storage overlay2 on a disk image on a volume, or on a tmpfs."""
     if not runtime.is_vm:
         pytest.skip("it would change the host's own iptables and cgroups")
-    argv = ("--privileged", "--volume", "disk:/disk", "--tmpfs", "/run:exec", system, "sh", "-euc", DOCKER_INSIDE)
+    argv = ("--privileged", *storage, "--tmpfs", "/run:exec", system, "sh", "-euc", DOCKER_INSIDE)
     result = docker.call("run", "--rm", *argv, timeout=VERY_SLOW)
     driver, built, limit, received = result.expect(0).text.splitlines()
     assert driver == "overlay2"

@@ -1,0 +1,56 @@
+"""Sockets carried over frames, each on a channel of its own: the same code at both ends of a forwarded connection."""
+
+from __future__ import annotations
+
+import os
+
+from runvm.linux.loop import Loop
+from runvm.protocol import frames
+from runvm.protocol.frames import Frame
+from runvm.protocol.streams import Send, Sink, Source
+
+
+class Relay:
+    """All sockets of one end. What they say goes out as frames of the kind *says*, what they are told comes as *told*:
+    STDIN is toward the guest, STDOUT toward the host."""
+
+    def __init__(self, loop: Loop, send: Send, *, says: int, told: int) -> None:
+        self._loop = loop
+        self._send = send
+        self._says = says
+        self._told = told
+        self._open: dict[int, tuple[Source, Sink]] = {}
+
+    def __len__(self) -> int:
+        """How many sockets there are; those that both sides have ended don't count."""
+        self._forget_ended()
+        return len(self._open)
+
+    def add(self, channel: int, fd: int) -> None:
+        """Carry the connected socket *fd* (owned) until both sides have ended."""
+        self._forget_ended()
+        os.set_blocking(fd, False)
+        sink = Sink(self._loop, os.dup(fd), self._told, channel, self._send, half=True)
+        self._open[channel] = (Source(self._loop, fd, self._says, channel, self._send, lambda: None), sink)
+
+    def frame(self, frame: Frame) -> bool:
+        """Take a frame of the other end's; False where it is of no socket here. Raises FrameError."""
+        pair = self._open.get(frame.channel)
+        if pair is None:
+            return False
+        source, sink = pair
+        if frame.kind == frames.CREDIT_KIND:
+            stream, count = frames.decode_credit(frame)
+            if stream == self._says:
+                source.credit(count)
+        elif frame.kind == self._told:
+            sink.write(frame.payload)
+        elif frame.kind == self._says and not frame.payload:
+            source.close(silent=True)
+        self._forget_ended()
+        return True
+
+    def _forget_ended(self) -> None:
+        for channel, (source, sink) in list(self._open.items()):
+            if not source.open and not sink.open:
+                del self._open[channel]
