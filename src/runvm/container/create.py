@@ -126,6 +126,7 @@ def _create(
     if spec.process.terminal:
         master, slave = terminal.open_pair(*spec.process.console_size)
     namespaces, opened = _namespaces(spec)
+    execs = state.execs(ctx, cid)
     started = shim.start(
         shim.Plan(
             title=" ".join(spec.process.args),
@@ -134,13 +135,16 @@ def _create(
             terminal=slave,
             rootfs=spec.root_path,
             connection=connection.fileno(),
+            execs=execs,
+            # elsewhere execs outlive it
+            last=namespaces.pid_new,
             passed=handed,
             oom_score=spec.raw["process"].get("oomScoreAdj"),
         )
     )
     if scope is not None:
         scope.joined()
-    for fd in opened:
+    for fd in (*opened, execs):
         os.close(fd)
     connection.close()
     shim_identity = process.identity(started.pid)

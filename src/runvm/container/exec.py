@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from typing import TYPE_CHECKING
@@ -61,6 +62,13 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
     master = slave = -1
     if wants_terminal:
         master, slave = terminal.open_pair(rows, columns)
+    execs = -1
+    if not outside:
+        execs = state.execs(ctx, cid)
+        try:
+            fcntl.flock(execs, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:  # its process is ending, which waits for no more of them
+            raise StateError("cannot exec in a stopped container") from None
     with registry.connect(sandbox) as connection:
         connection.sendall(frames.encode(frames.MESSAGE, 0, messages.encode(messages.Attach(cid, key))))
         started = shim.start(
@@ -71,10 +79,14 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
                 terminal=slave,
                 rootfs="",
                 connection=connection.fileno(),
+                execs=execs,
+                last=False,
                 passed=handed,
                 oom_score=described.get("oomScoreAdj"),
             )
         )
+    if execs >= 0:
+        os.close(execs)
     log.debug("exec: shim started")
     try:
         enter = messages.Enter(cid, key, described, options.cgroup, rows, columns, list(handed.ways), outside)

@@ -19,7 +19,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from runvm.container.passed import Passed
-from runvm.linux import process, syscalls
+from runvm.errors import DeadlineError
+from runvm.linux import locking, process, syscalls
 from runvm.linux.loop import IN, Loop
 from runvm.linux.terminal import get_size
 from runvm.protocol import frames, messages
@@ -31,6 +32,8 @@ LOST = 137
 """The exit code where the virtual machine went away under the process: as if killed by SIGKILL."""
 _FLUSH_SECONDS = 10.0
 """How long output that nobody takes may hold up the end."""
+_EXECS_SECONDS = 5.0
+"""How long execs that don't end may hold up a container's end."""
 _NOT_FORWARDED = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, signal.SIGSEGV, signal.SIGBUS,  # noqa: E501
                   signal.SIGFPE, signal.SIGILL, signal.SIGTTIN, signal.SIGTTOU, signal.SIGTSTP}  # fmt: skip
 
@@ -47,6 +50,7 @@ class Namespaces(NamedTuple):
 
 class Plan(NamedTuple):
     """What a shim is to be. *terminal* is a pty slave or -1; *rootfs* what its root shall show ('' = the host's),
+    *execs* state.execs (or -1), which a container's shim waits for at its end (*last*) and an exec's has locked,
     *passed* the descriptors beyond stdio that the process gets, *oom_score* its oom_score_adj (None = the caller's)."""
 
     title: str
@@ -55,6 +59,8 @@ class Plan(NamedTuple):
     terminal: int
     rootfs: str
     connection: int
+    execs: int
+    last: bool
     passed: Passed = Passed()
     oom_score: int | None = None
 
@@ -114,7 +120,7 @@ def _main(plan: Plan, gate: object) -> None:
     os.setsid()
     process.set_oom_score(plan.oom_score)
     # first of all the sandbox's listener: held here it would let commands connect to a supervisor that has gone
-    own = (plan.connection, gate.fileno(), *plan.passed.fds, *((plan.terminal,) if plan.terminal >= 0 else ()))
+    own = (plan.connection, gate.fileno(), *plan.passed.fds, *(fd for fd in (plan.terminal, plan.execs) if fd >= 0))
     process.close_above(2, (*own, *plan.namespaces.join))
     try:
         process.join_cgroups(plan.cgroup_procs)
@@ -139,13 +145,23 @@ def _main(plan: Plan, gate: object) -> None:
     if plan.rootfs and plan.namespaces.new & syscalls.CLONE_NEWNS:
         _show_root(plan.rootfs, own_processes=plan.namespaces.pid_new or plan.namespaces.pid_join >= 0)
     # whatever stays open, an engine may wait for the end of (or, like containerd's own socket, must never find here)
-    process.close_above(2, (plan.connection, gate.fileno(), null, *shim.descriptors))
+    process.close_above(2, (plan.connection, gate.fileno(), null, *shim.descriptors, *({plan.execs} - {-1})))
     for fd in range(3):
         os.dup2(null, fd)
     gate.sendall(b"s")
     gate.close()
     gc.freeze()
-    os._exit(shim.run())
+    code = shim.run()
+    if plan.last:
+        _await_execs(plan.execs)
+    os._exit(code)
+
+
+def _await_execs(fd: int) -> None:
+    """Until the processes of this container's execs have ended, as in a kernel's PID namespace, where process 1 is the
+    last: containerd drops what it hears of an exec once its container has ended, and `docker exec` never returns."""
+    with suppress(DeadlineError):
+        locking.lock(fd, deadline=time.monotonic() + _EXECS_SECONDS, timeout_message="", interval=0.002)
 
 
 def _show_root(rootfs: str, *, own_processes: bool) -> None:

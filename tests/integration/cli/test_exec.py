@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from framework import process
+from framework import host, process
 from framework.bundle import CAPABILITIES
 
 if TYPE_CHECKING:
@@ -176,6 +178,48 @@ def test_exec_leaves_no_process_when_its_caller_is_killed(running: Container) ->
     assert running.sh("echo fine") == "fine"
     assert running.status == "running"
     running.sh("kill $(cat /tmp/left) || true")
+
+
+@pytest.mark.parametrize("victim", ["container", "vmm"])
+def test_a_container_ends_after_its_execs(box: Box, victim: str) -> None:
+    """As process 1 of a PID namespace does: who hears of the container's end has heard of theirs."""
+    container = box.sleeper()
+    vmm = host.processes_of(container).get("vmm")
+    pids = []
+    with open(os.devnull, "wb") as null:
+        for number in range(3):
+            pid_file = f"{container.bundle.path}/exec-{number}.pid"
+            arguments = ("exec", "--detach", "--pid-file", pid_file, container.id, "sleep", "1000")
+            started = container.runtime.start(*arguments, stdout=null, stderr=null)
+            started.wait(container.runtime.timeout).expect(0)
+            with open(pid_file, encoding="ascii") as file:
+                pids.append(int(file.read()))
+    init = container.state()["pid"]
+    os.kill(pids[0], signal.SIGSTOP)
+    if victim == "vmm" and vmm:
+        os.kill(vmm, signal.SIGKILL)
+    else:
+        container.runtime.ok("kill", container.id, "KILL")
+
+    def go_on() -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pids[0], signal.SIGCONT)
+
+    later = threading.Timer(1, go_on)
+    later.start()
+    ended: dict[int, int] = {}
+    process.wait_until(lambda: reap_any(ended) == init, timeout=20, what="the container's end", interval=0)
+    later.join()
+    assert [pid for pid in pids if pid not in ended and process.alive(pid)] == []
+    assert {ended[pid] if pid in ended else process.reap(pid, 5) for pid in pids} == {137}
+
+
+def reap_any(ended: dict[int, int]) -> int:
+    """The pid of a child that has ended, its exit code kept in *ended*; 0 if there is none."""
+    pid, status = os.waitpid(-1, os.WNOHANG)
+    code = os.waitstatus_to_exitcode(status)
+    ended[pid] = 128 - code if code < 0 else code
+    return pid
 
 
 def test_exec_wants_a_command(running: Container, runtime: Runtime) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -83,6 +84,25 @@ def test_many_execs_at_once(docker: Dockerd) -> None:
     for number, client in enumerate(clients):
         result = client.wait(60)
         assert (result.code, result.text) == (number, str(number))
+
+
+@pytest.mark.parametrize("victim", ["container", "vmm"])
+def test_execs_return_when_their_container_is_killed(docker: Dockerd, victim: str) -> None:
+    """dockerd forgets an exec whose end it hears of after the container's: its client would wait for ever."""
+    for _ in range(2):
+        docker.detached("--name", "killed", IMAGE, "sleep", "1000")
+        processes = docker.processes("killed")
+        clients = [docker.start_client("exec", "killed", "sh", "-c", "while :; do echo; done") for _ in range(4)]
+        for client in clients:
+            assert client.popen.stdout is not None
+            assert client.popen.stdout.readline()
+        if victim == "vmm":
+            os.kill(processes.get("vmm", processes["init"]), signal.SIGKILL)
+        else:
+            docker.ok("kill", "killed")
+        for client in clients:
+            client.wait(30)
+        docker.ok("rm", "--force", "killed")
 
 
 def test_top_shows_the_containers_command(docker: Dockerd) -> None:
