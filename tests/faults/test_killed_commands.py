@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -73,6 +74,20 @@ def test_start_killed_half_way(box: Box) -> None:
             container.start()
             assert known(container) == "running"
         container.delete("--force")
+
+
+def test_start_killed_before_it_is_written_down(box: Box) -> None:
+    """The process runs in the guest, but the record says that it doesn't: a second start mends that."""
+    container = box.sleeper()
+    path = f"{container.runtime.root}/{container.id}/state.json"
+    with open(path, encoding="utf-8") as file:
+        record = json.load(file) | {"started": False}
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(record, file)
+    assert known(container) == "created"
+    container.start()
+    assert known(container) == "running"
+    assert container.sh("echo works") == "works"
 
 
 def test_exec_killed_half_way_leaves_the_container_well(box: Box) -> None:

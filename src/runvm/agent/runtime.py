@@ -81,11 +81,17 @@ class Runtime:
         self.processes.launch(process, options, f"{bundle}/pid", spec["process"], size, request.passed, finished)
 
     def start(self, name: str, done: Callable[[Json | AgentError], None]) -> None:
-        """Let the container's init go on to its program: what `crun start` does, without another crun."""
+        """Let the container's init go on to its program: what `crun start` does, without another crun. One that has
+        gone on is no error: the command that asked for it may have been killed before it wrote that down."""
         container = self._container(name)
         fifo = f"{crun.STATE}/{name}/exec.fifo"
         try:
             fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if container.init is None or container.init.status is not None:
+                raise AgentError(f"start container {name}: its init has gone") from None
+            done({})
+            return
         except OSError as error:
             raise AgentError(f"start container {name}: its init has gone ({error.strerror})") from None
         try:

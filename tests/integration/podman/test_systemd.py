@@ -94,7 +94,9 @@ def test_a_container_as_a_service(systemd: SystemdHost) -> None:
     ):
         bundle = f"/var/lib/runvm/bundles/{name}"
         prepare = (
-            f"mkdir -p {bundle}/rootfs/bin && cp /bin/busybox {bundle}/rootfs/bin/ && {runvm} spec --bundle {bundle}"
+            # the host's own: what a killed run has left is there
+            f"rm -rf {bundle} && mkdir -p {bundle}/rootfs/bin && cp /bin/busybox {bundle}/rootfs/bin/"
+            f" && {runvm} spec --bundle {bundle}"
         )
         systemd.ok("sh", "-c", prepare)
         config = json.loads(systemd.ok("cat", f"{bundle}/config.json"))
