@@ -145,7 +145,7 @@ def _main(plan: Plan, gate: object) -> None:
     if plan.rootfs and plan.namespaces.new & syscalls.CLONE_NEWNS:
         _show_root(plan.rootfs, own_processes=plan.namespaces.pid_new or plan.namespaces.pid_join >= 0)
     # whatever stays open, an engine may wait for the end of (or, like containerd's own socket, must never find here)
-    process.close_above(2, (plan.connection, gate.fileno(), null, *shim.descriptors, *({plan.execs} - {-1})))
+    process.close_above(2, (plan.connection, gate.fileno(), null, *shim.descriptors))
     for fd in range(3):
         os.dup2(null, fd)
     gate.sendall(b"s")
@@ -198,6 +198,7 @@ class Shim:
         self._loop = Loop()
         self._code: int | None = None
         self._terminal = plan.terminal
+        self._execs = plan.execs
         self._sinks: dict[int, Sink] = {}
         self._sources: dict[int, Source] = {}
         self._connection_fd = plan.connection
@@ -218,7 +219,7 @@ class Shim:
     def descriptors(self) -> tuple[int, ...]:
         """What must stay open."""
         own = [fd for fd, _ in (*self._stdio, *self._passed)]
-        return (*own, *self._signals, *((self._terminal,) if self._terminal >= 0 else ()))
+        return (*own, *self._signals, *(fd for fd in (self._terminal, self._execs) if fd >= 0))
 
     def run(self) -> int:
         """Relay until the process has ended and its output is out; its exit code."""
