@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+
+from runvm.linux import files
 
 ROOT = "/sys/fs/cgroup"
 _SHOWN = ("cpu.stat", "memory.", "pids.", "io.stat", "cpu.max", "cpu.pressure", "hugetlb.")
@@ -27,6 +30,12 @@ def pids(cgroup: str) -> list[int]:
 
 def signal_all(cgroup: str, number: int) -> None:
     """A signal to each process of a cgroup and of those below it."""
+    if number == signal.SIGKILL:
+        try:
+            files.write(f"{cgroup}/cgroup.kill", "1")
+            return
+        except OSError:  # Linux before 5.14, or no such group
+            pass
     for pid in pids(cgroup):
         kill(pid, number)
 
@@ -41,27 +50,25 @@ def kill(pid: int, number: int) -> None:
 
 def freeze(cgroup: str, frozen: bool) -> None:
     """Stop every process of a cgroup, or let it go on. Raises OSError."""
-    with open(f"{cgroup}/cgroup.freeze", "w") as file:
-        file.write("1" if frozen else "0")
+    files.write(f"{cgroup}/cgroup.freeze", "1" if frozen else "0")
 
 
 def oom_kills(cgroup: str) -> int:
     """How many processes the kernel has killed there for the memory limit."""
     try:
-        with open(f"{cgroup}/memory.events") as file:
-            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+        lines = files.read(f"{cgroup}/memory.events").splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
     except (OSError, ValueError, IndexError):
         return 0
 
 
-def files(cgroup: str) -> dict[str, str]:
+def contents(cgroup: str) -> dict[str, str]:
     """What its files of use and limits say. Raises OSError."""
     found = {}
     for name in sorted(os.listdir(cgroup)):
         if name.startswith(_SHOWN):
             try:
-                with open(f"{cgroup}/{name}") as file:
-                    found[name] = file.read(8192)
+                found[name] = files.read(f"{cgroup}/{name}")
             except OSError:
                 continue  # one that can't be read, like memory.reclaim
     found["cgroup.procs"] = " ".join(str(pid) for pid in pids(cgroup)[:1024])

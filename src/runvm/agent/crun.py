@@ -35,6 +35,11 @@ class Crun:
         self._path = f"/proc/self/fd/{fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)}"
         os.close(fd)
 
+    @staticmethod
+    def create_options(bundle: str) -> list[str]:
+        """`crun create` of *bundle*, which leaves its pid in the file `pid` there; the name and more options follow."""
+        return ["create", f"--bundle={bundle}", f"--pid-file={bundle}/pid", "--no-new-keyring"]
+
     def run(
         self, bundle: str, arguments: list[str], ended: Callable[[int], None], stdio: list[int] | None = None
     ) -> int:

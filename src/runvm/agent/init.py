@@ -25,7 +25,7 @@ from runvm.agent.connections import Connections
 from runvm.agent.errors import AgentError
 from runvm.agent.networks import Networks
 from runvm.agent.runtime import Runtime
-from runvm.linux import syscalls
+from runvm.linux import files, syscalls
 from runvm.linux.loop import IN, Loop
 from runvm.protocol import frames, messages
 from runvm.protocol.connection import Connection
@@ -72,6 +72,7 @@ _FILE_SYSTEMS = (
 )
 _TEMPLATE_WORD = "runvm.template"
 """On the kernel's command line of a guest that is to be a template (hypervisor.boot)."""
+_MOST_FILES = "/proc/sys/fs/nr_open"
 _KEPT_FREE = 16 << 20
 """Bytes that the kernel may need while all the other free memory is taken for a moment."""
 _RESERVE = "/proc/sys/vm/min_free_kbytes"
@@ -98,9 +99,11 @@ class Agent:
         """Say hello, then serve."""
         gc.collect()
         gc.freeze()  # what is here now never becomes garbage: leave its pages alone
-        with open("/proc/cmdline") as file:
-            if _TEMPLATE_WORD in file.read().split():
-                _clear_memory()
+        messages.prepare()
+        if _TEMPLATE_WORD in files.read("/proc/cmdline").split():
+            self.runtime.limit_files(int(files.read(_MOST_FILES)))
+            self.runtime.prepare()
+            _clear_memory()
         self._event(Hello(__version__))
         self.loop.run()
 
@@ -188,15 +191,13 @@ class Agent:
         paused."""
         _reseed(bytes.fromhex(request.entropy))
         time.clock_settime_ns(time.CLOCK_REALTIME, request.clock_ns)
-        with open("/etc/machine-id", "w") as file:
-            file.write(os.urandom(16).hex() + "\n")
+        files.write("/etc/machine-id", os.urandom(16).hex() + "\n", make=True)
         for name, value in request.sysctls.items():
             try:
-                with open(f"/proc/sys/{name}", "w") as file:
-                    file.write(str(value))
+                files.write(f"/proc/sys/{name}", str(value))
             except OSError as error:
                 _say(f"sysctl {name}: {error.strerror}")
-        _raise_limits()
+        self.runtime.limit_files(int(files.read(_MOST_FILES)))
         if request.share:
             _mount_share(request.share)
         return {}
@@ -214,15 +215,11 @@ def _reseed(seed: bytes) -> None:
 
 
 def _raise_limits() -> None:
-    """All the hard limits, as far as they go: a container's are the host's, and crun in a user namespace can only lower
-    what it inherits from here."""
-    with open("/proc/sys/fs/nr_open") as file:
-        most_files = int(file.read())
-    for name in dir(resource):
-        if name.startswith("RLIMIT_"):
-            number = getattr(resource, name)
-            most = most_files if number == resource.RLIMIT_NOFILE else resource.RLIM_INFINITY
-            resource.setrlimit(number, (resource.getrlimit(number)[0], most))
+    """All the hard limits but that of files, which a sysctl bounds: a container's are the host's, and crun in a user
+    namespace can only lower what it inherits from here."""
+    kinds = {getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
+    for number in kinds - {resource.RLIMIT_NOFILE}:
+        resource.setrlimit(number, (resource.getrlimit(number)[0], resource.RLIM_INFINITY))
 
 
 def _mount_share(tag: str) -> None:
@@ -248,8 +245,7 @@ def _mount_share(tag: str) -> None:
 def _say(text: str) -> None:
     """A line on the VM's console, which the supervisor keeps for error messages and `runvm debug`."""
     try:
-        with open("/dev/kmsg", "w") as file:
-            file.write(f"<3>runvm agent: {text}\n")
+        files.write("/dev/kmsg", f"<3>runvm agent: {text}\n")
     except OSError:
         pass
 
@@ -268,18 +264,16 @@ def _set_up() -> None:
     for link, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         if not os.path.lexists(f"/dev/{link}"):
             os.symlink(target, f"/dev/{link}")
-    with open("/sys/fs/cgroup/cgroup.controllers") as file:
-        controllers = file.read().split()
-    for controller in controllers:
+    for controller in files.read("/sys/fs/cgroup/cgroup.controllers").split():
         try:
-            with open("/sys/fs/cgroup/cgroup.subtree_control", "w") as file:
-                file.write(f"+{controller}")
+            files.write("/sys/fs/cgroup/cgroup.subtree_control", f"+{controller}")
         except OSError as error:
             _say(f"controller {controller}: {error.strerror}")
     pid = os.posix_spawn("/sbin/modprobe", ["modprobe", "-a", *_MODULES], {"PATH": "/sbin"})
     os.waitpid(pid, 0)
     os.makedirs("/run/runvm", mode=0o700, exist_ok=True)
     os.makedirs("/run/crun", mode=0o700, exist_ok=True)
+    _raise_limits()
 
 
 def _clear_memory() -> None:
@@ -288,21 +282,15 @@ def _clear_memory() -> None:
     The kernel's reserve, which it makes a twentieth of the memory for the sake of huge pages, is small meanwhile:
     to ask for what is in it panics the kernel, since there is nobody to kill but this process.
     """
-    with open("/proc/meminfo") as file:
-        free = next(int(line.split()[1]) for line in file if line.startswith("MemFree:")) << 10
-    with open(_RESERVE) as file:
-        reserve = file.read()
-    _write(_RESERVE, "2048")
+    lines = files.read("/proc/meminfo").splitlines()
+    free = next(int(line.split()[1]) for line in lines if line.startswith("MemFree:")) << 10
+    reserve = files.read(_RESERVE)
+    files.write(_RESERVE, "2048")
     try:
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
         mmap.mmap(-1, free - _KEPT_FREE, flags=private).close()
     finally:
-        _write(_RESERVE, reserve)
-
-
-def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
+        files.write(_RESERVE, reserve)
 
 
 def _open_port() -> int:
@@ -314,9 +302,8 @@ def _open_port() -> int:
         except FileNotFoundError:
             ports = []
         for port in ports:
-            with open(f"/sys/class/virtio-ports/{port}/name") as file:
-                if file.read().strip() == PORT:
-                    return os.open(f"/dev/{port}", os.O_RDWR | os.O_CLOEXEC)
+            if files.read(f"/sys/class/virtio-ports/{port}/name").strip() == PORT:
+                return os.open(f"/dev/{port}", os.O_RDWR | os.O_CLOEXEC)
         time.sleep(0.01)
     raise AgentError(f"no virtio-serial port named {PORT}")
 

@@ -70,11 +70,10 @@ _spare: list[_Namespace] = []
 
 
 def prepare(cards: tuple[str, ...] = ()) -> int:
-    """Make a namespace in advance, before a template is taken: the next make_namespace() finds it done. Raises OSError.
+    """Make a namespace before a template is taken, for a make_namespace() that wants *cards* (MACs), or none.
 
-    Those of *cards* (MACs) that the VM has are moved in: that takes longer than all that configure() does with them. So
-    configure() has to follow then, even with an empty Network, which takes them out again. The descriptor returned, for
-    sockets that are to wait there too, remains this module's.
+    Those that the VM has are moved in: that takes longer than all that configure() does with them. The descriptor
+    returned, for sockets that are to wait there too, remains this module's. Raises OSError.
     """
     namespace = _Namespace()
     _spare.append(namespace)
@@ -96,12 +95,20 @@ def path(name: str) -> str:
     return f"{DIRECTORY}/{name}"
 
 
-def make_namespace(name: str) -> None:
-    """A namespace with nothing but lo, up, bound at path(name). Raises OSError."""
+def make_namespace(name: str, cards: Iterable[str] = ()) -> int:
+    """A namespace bound at path(name), with nothing but lo, up, and maybe those of *cards* (MACs) that it is to have;
+    configure() has to follow. The descriptor returned remains this module's. Raises OSError.
+    """
     if name in _namespaces or not name or "/" in name or name.startswith("."):
         raise OSError(errno.EEXIST if name in _namespaces else errno.EINVAL, f"network namespace {name!r}")
     os.makedirs(DIRECTORY, mode=0o755, exist_ok=True)
-    namespace = _spare.pop() if _spare else _Namespace()
+    wanted = set(cards)
+    fitting = [spare for spare in _spare if spare.waiting.keys() & wanted or not (spare.waiting or wanted)]
+    if fitting:
+        namespace = fitting[0]
+        _spare.remove(namespace)
+    else:
+        namespace = _Namespace()
     try:
         os.close(os.open(path(name), os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
         try:
@@ -113,6 +120,7 @@ def make_namespace(name: str) -> None:
         namespace.close()
         raise
     _namespaces[name] = namespace
+    return namespace.fd
 
 
 def remove_namespace(name: str) -> None:
@@ -175,6 +183,8 @@ def _find_cards(interfaces: Iterable[Interface], deadline: float) -> dict[int, L
     found: dict[int, Link] = {}
     if not wanted:
         return found
+    for namespace in _spare:
+        _empty(namespace, namespace.waiting.keys() - wanted.keys())
     with Socket(netlink.GROUP_LINK) as monitor, Socket() as sock:
         while True:
             for link in links.links(sock):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
@@ -33,8 +32,11 @@ class Networks:
         self._send = send
         self._say = say
         self._resolvers: dict[int, _Resolver] = {}
-        # in the template: the first network of most VMs finds namespace, card and sockets there
-        self._spare: _Resolver | None = _Resolver(loop, network.prepare((card_mac(0),)), send)
+        # in the template: the first network of most VMs, with a card or without, finds namespace and sockets there
+        self._spare: dict[int, _Resolver] = {}
+        for cards in ((card_mac(0),), ()):
+            namespace = network.prepare(cards)
+            self._spare[namespace] = _Resolver(loop, namespace, send)
 
     def set(self, number: int, interfaces: Json) -> None:
         """Make a namespace have *interfaces*; {} for one that is there changes nothing. 0 is the VM's own.
@@ -44,13 +46,16 @@ class Networks:
         if not number:
             return
         new = number not in self._resolvers
+        if not (new or interfaces):
+            return
+        found = from_json(interfaces) if interfaces else Network()
         if new:
-            network.make_namespace(name(number))
-            self._resolvers[number] = self._resolver(number)
-        if new or interfaces:
-            found = from_json(interfaces) if interfaces else Network()
-            for note in network.configure(name(number), found, deadline=time.monotonic() + _CONFIGURE_SECONDS):
-                self._say(note)
+            namespace = network.make_namespace(name(number), [interface.nic for interface in found.interfaces])
+            resolver = self._spare.pop(namespace, None) or _Resolver(self._loop, namespace, self._send)
+            resolver.number = number
+            self._resolvers[number] = resolver
+        for note in network.configure(name(number), found, deadline=time.monotonic() + _CONFIGURE_SECONDS):
+            self._say(note)
 
     def remove(self, number: int) -> None:
         """Let go of a namespace; its cards are free then."""
@@ -64,17 +69,6 @@ class Networks:
         resolver = self._resolvers.get(frame.channel)
         if resolver is not None:
             resolver.listener.answer(frame.payload)
-
-    def _resolver(self, number: int) -> _Resolver:
-        resolver, self._spare = self._spare, None
-        if resolver is None:
-            fd = network.open_namespace(name(number))
-            try:
-                resolver = _Resolver(self._loop, fd, self._send)
-            finally:
-                os.close(fd)
-        resolver.number = number
-        return resolver
 
 
 def name(number: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
@@ -10,12 +9,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from runvm.agent import cgroups, crun
+from runvm.agent import cgroups, crun, pipes
 from runvm.agent.children import Children
 from runvm.agent.crun import Crun
 from runvm.agent.errors import AgentError
 from runvm.agent.notify import Notify
-from runvm.linux import scheduling
+from runvm.agent.pipes import Pipes
+from runvm.agent.prepared import Prepared
+from runvm.linux import files, scheduling
 from runvm.linux.loop import Loop
 from runvm.linux.terminal import set_size
 from runvm.protocol import frames
@@ -25,16 +26,14 @@ from runvm.protocol.streams import Sink, Source
 
 _STOP_WAIT = 0.2
 """Seconds that output which others still hold open is waited for once a process has ended."""
-_PIPE = 1 << 20
-"""Bytes that a stream's pipe may hold, the most that anybody may ask for (pipe(7)): with the usual 64 KiB the agent and
-the process wait for each other at each frame."""
 
 
 class Container:
-    """A container of this VM."""
+    """A container of this VM; *crun_name* is what crun knows it by."""
 
-    def __init__(self, name: str, bundle: str, network: int) -> None:
+    def __init__(self, name: str, crun_name: str, bundle: str, network: int) -> None:
         self.name = name
+        self.crun_name = crun_name
         self.bundle = bundle
         self.network = network
         self.init: Process | None = None
@@ -89,9 +88,10 @@ class Processes:
         size: tuple[int, int],
         passed: list[str],
         finished: Callable[[AgentError | None], None],
+        prepared: tuple[Prepared, str] | None = None,
     ) -> None:
         """Run crun with the streams of *process*, which *described* (an OCI process object) tells of, and *passed*
-        (frames.WAYS) for its descriptors beyond stdio.
+        (frames.WAYS) for its descriptors beyond stdio; or let the *prepared* one go on, with its config.json.
 
         crun leaves the process behind and its pid in *pid_file*.
         """
@@ -100,7 +100,10 @@ class Processes:
         container.processes[process.channel] = process
         self._channels[process.channel] = process
         listener: socket.socket | None = None
-        if described.get("terminal"):
+        child: list[int] = []
+        if prepared is not None:
+            self._take_pipes(process, prepared[0].pipes)
+        elif described.get("terminal"):
             path = f"{container.bundle}/console-{process.channel}"
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             listener.bind(path)
@@ -117,8 +120,7 @@ class Processes:
         def ended(status: int) -> None:
             if status == 0:
                 try:
-                    with open(pid_file) as file:
-                        process.pid = int(file.read())
+                    process.pid = int(files.read(pid_file))
                     if listener is not None:
                         self._take_terminal(process, listener, size)
                     with suppress(ProcessLookupError):  # it has ended already
@@ -127,8 +129,7 @@ class Processes:
                     status = 1
                     if process.pid:
                         cgroups.kill(process.pid, signal.SIGKILL)
-                    with open(f"{container.bundle}/crun.log", "w") as log:
-                        log.write(str(error))
+                    files.write(f"{container.bundle}/crun.log", str(error), make=True)
             if listener is not None:
                 listener.close()
                 os.unlink(f"{container.bundle}/console-{process.channel}")
@@ -139,8 +140,11 @@ class Processes:
             finished(None)
             self._children.adopt(process.pid, lambda status: self._ended(process, status))
 
+        if prepared is not None:
+            prepared[0].go_on(prepared[1], ended)
+            return
         try:
-            pid = self._crun.run(container.bundle, [*arguments, container.name], ended, child)
+            pid = self._crun.run(container.bundle, [*arguments, container.crun_name], ended, child)
             if arguments[0] == "exec" and scheduling.inherited(described):
                 # unlike a container's init, what crun leaves behind runs at once
                 with suppress(OSError):
@@ -209,16 +213,14 @@ class Processes:
     # --- streams
 
     def _pipes(self, process: Process) -> list[int]:
-        stdin_read, stdin_write = os.pipe2(os.O_CLOEXEC)
-        stdout_read, stdout_write = os.pipe2(os.O_CLOEXEC)
-        stderr_read, stderr_write = os.pipe2(os.O_CLOEXEC)
-        for fd in (stdin_write, stdout_read, stderr_read):
-            os.set_blocking(fd, False)
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE)
-        process.sinks[frames.STDIN] = Sink(self._loop, stdin_write, frames.STDIN, process.channel, self._send)
-        self._source(process, frames.STDOUT, stdout_read)
-        self._source(process, frames.STDERR, stderr_read)
-        return [stdin_read, stdout_write, stderr_write]
+        made = pipes.make()
+        self._take_pipes(process, made)
+        return list(made.theirs)
+
+    def _take_pipes(self, process: Process, made: Pipes) -> None:
+        process.sinks[frames.STDIN] = Sink(self._loop, made.stdin, frames.STDIN, process.channel, self._send)
+        self._source(process, frames.STDOUT, made.stdout)
+        self._source(process, frames.STDERR, made.stderr)
 
     def _pass(self, process: Process, index: int, way: str) -> int:
         """The process's end of its descriptor 3 + *index*; ours goes on as streams."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import shutil
 import signal
@@ -15,12 +16,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from runvm.agent import cgroups, crun, network, networks, submounts, sysctls
+from runvm.agent import cgroups, crun, network, networks, prepared, submounts, sysctls
 from runvm.agent.children import Children
 from runvm.agent.crun import Crun
 from runvm.agent.errors import AgentError
 from runvm.agent.notify import Notify
+from runvm.agent.prepared import Prepared
 from runvm.agent.processes import Container, Process, Processes
+from runvm.linux import files
 from runvm.linux.loop import Loop
 from runvm.linux.netns import in_namespace
 from runvm.linux.process import namespace_name
@@ -40,12 +43,23 @@ class Runtime:
         self._crun = Crun(self.children)
         self.processes = Processes(loop, self.children, self._crun, send, event, self._ending)
         self.containers: dict[str, Container] = {}
+        self._prepared: Prepared | None = None
+
+    def prepare(self) -> None:
+        """Have the first container half made, before a template is taken. Raises OSError."""
+        self._prepared = Prepared(self._crun, f"{_BUNDLES}/{prepared.NAME}")
+        self._prepared.settle()
+
+    def limit_files(self, most: int) -> None:
+        """The hard limit of open files, for what will be a container's first process."""
+        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[0], most))
+        if self._prepared is not None:
+            self._prepared.limit_files(most)
 
     def create(self, request: Create, done: Callable[[Json | AgentError], None]) -> None:
         """`crun create`; *done* gets {"pid"} or the error once crun has answered."""
-        bundle = f"{_BUNDLES}/{request.container}"
-        os.makedirs(bundle, mode=0o700)
-        container = Container(request.container, bundle, request.network)
+        bundle, crun_name, ready = self._place(request)
+        container = Container(request.container, crun_name, bundle, request.network)
         self.containers[request.container] = container
         spec = request.spec
         for namespace in spec["linux"]["namespaces"]:
@@ -65,11 +79,11 @@ class Runtime:
                 self._loop, container.name, lambda text: self._event(Notified(container.name, text))
             )
         container.submounts = submounts.hold(spec, _SHARE)
-        with open(f"{bundle}/config.json", "w") as file:
-            json.dump(spec, file)
+        config = json.dumps(spec)
+        if ready is None:
+            files.write(f"{bundle}/config.json", config, make=True)
         process = Process(container, request.channel)
         container.init = process
-        options = ["create", f"--bundle={bundle}", f"--pid-file={bundle}/pid", "--no-new-keyring"]
 
         def finished(error: AgentError | None) -> None:
             if error is not None:
@@ -78,13 +92,22 @@ class Runtime:
                 done({"pid": process.pid})
 
         size = (request.rows, request.columns)
-        self.processes.launch(process, options, f"{bundle}/pid", spec["process"], size, request.passed, finished)
+        self.processes.launch(
+            process,
+            self._crun.create_options(bundle),
+            f"{bundle}/pid",
+            spec["process"],
+            size,
+            request.passed,
+            finished,
+            (ready, config) if ready is not None else None,
+        )
 
     def start(self, name: str, done: Callable[[Json | AgentError], None]) -> None:
         """Let the container's init go on to its program: what `crun start` does, without another crun. One that has
         gone on is no error: the command that asked for it may have been killed before it wrote that down."""
         container = self._container(name)
-        fifo = f"{crun.STATE}/{name}/exec.fifo"
+        fifo = f"{crun.STATE}/{container.crun_name}/exec.fifo"
         try:
             fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -111,8 +134,7 @@ class Runtime:
             done({"pid": process.pid})
             return
         base = f"{container.bundle}/exec-{request.channel}"
-        with open(f"{base}.json", "w") as file:
-            json.dump(request.process, file)
+        files.write(f"{base}.json", json.dumps(request.process), make=True)
         options = ["exec", "--detach", f"--process={base}.json", f"--pid-file={base}.pid"]
         if request.cgroup:
             options.append(f"--cgroup={request.cgroup}")
@@ -150,18 +172,17 @@ class Runtime:
         """`crun update`."""
         container = self._container(name)
         path = f"{container.bundle}/resources.json"
-        with open(path, "w") as file:
-            json.dump(resources, file)
+        files.write(path, json.dumps(resources), make=True)
 
         def finished(status: int) -> None:
             done({} if status == 0 else AgentError(crun.as_runc_says(crun.error(container.bundle, "update"), "")))
 
-        self._crun.run(container.bundle, ["update", f"--resources={path}", name], finished)
+        self._crun.run(container.bundle, ["update", f"--resources={path}", container.crun_name], finished)
 
     def stats(self, name: str) -> Json:
         """The files of the container's cgroup, as text."""
         container = self._container(name)
-        result = cgroups.files(container.cgroup)
+        result = cgroups.contents(container.cgroup)
         if container.network:
             result["net/dev"] = _counters(networks.name(container.network))
         return result
@@ -185,9 +206,19 @@ class Runtime:
             submounts.release(container.submounts.difference(*(o.submounts for o in self.containers.values())))
             done({})
 
-        self._crun.run(container.bundle, ["delete", "--force", name], deleted)
+        self._crun.run(container.bundle, ["delete", "--force", container.crun_name], deleted)
 
     # --- inside
+
+    def _place(self, request: Create) -> tuple[str, str, Prepared | None]:
+        """Bundle and crun's name of a new container, and the prepared crun if that is to make it."""
+        ready = self._prepared
+        if ready is not None and ready.fits(request):
+            self._prepared = None
+            return ready.bundle, prepared.NAME, ready
+        bundle = f"{_BUNDLES}/{request.container}"
+        os.makedirs(bundle, mode=0o700)
+        return bundle, request.container, None
 
     def _container(self, name: str) -> Container:
         try:
@@ -244,11 +275,6 @@ def _counters(name: str) -> str:
     """/proc/net/dev of a network namespace."""
     fd = network.open_namespace(name)
     try:
-
-        def read() -> str:
-            with open("/proc/thread-self/net/dev") as file:
-                return file.read(16384)
-
-        return in_namespace(fd, read)
+        return in_namespace(fd, lambda: files.read("/proc/thread-self/net/dev"))
     finally:
         os.close(fd)

@@ -24,7 +24,7 @@ def hold(spec: Json, share: str) -> set[str]:
     paths for release()."""
     sources = [spec["root"]["path"], *(mount.get("source", "") for mount in spec.get("mounts", ()))]
     held = set()
-    for path in {os.path.realpath(source) for source in sources}:
+    for path in {os.path.realpath(source) for source in sources if source.startswith(f"{share}/")}:
         if path.startswith(f"{share}/"):
             with suppress(OSError):  # a file, which is nobody's mount point
                 os.stat(f"{path}/.")

@@ -3,11 +3,11 @@ the network namespace is the agent's."""
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import Any
 
 from runvm.agent.errors import AgentError
+from runvm.linux import files
 from runvm.linux.netns import in_namespace
 
 _GROUPS = "net.ipv4.ping_group_range"
@@ -28,7 +28,7 @@ def write_networks(spec: dict[str, Any], netns: int) -> None:
         if key == _GROUPS:
             value = " ".join(str(_in_guest(int(group), linux.get("gidMappings", []))) for group in value.split())
         try:
-            in_namespace(netns, partial(_write, key, value))
+            in_namespace(netns, partial(files.write, f"/proc/sys/{key.replace('.', '/')}", value))
         except OSError as error:
             raise AgentError(f"write sysctl {key}: {error.strerror}") from None
 
@@ -39,11 +39,3 @@ def _in_guest(group: int, mappings: list[dict[str, int]]) -> int:
         if 0 <= group - mapping["containerID"] < mapping["size"]:
             return group - mapping["containerID"] + mapping["hostID"]
     return group
-
-
-def _write(key: str, value: str) -> None:
-    fd = os.open(f"/proc/sys/{key.replace('.', '/')}", os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, value.encode())
-    finally:
-        os.close(fd)

@@ -543,3 +543,27 @@ def test_the_pid_is_in_the_containers_cgroup_and_namespaces(box: Box) -> None:
 def container_title(container: Container) -> bool:
     """Whether /proc/PID/cmdline is what the container runs."""
     return process.command_line(container.init_pid) == " ".join(container.bundle.process["args"])
+
+
+def test_the_first_container_is_made_by_the_crun_that_waited_for_it(box: Box, runtime: Runtime) -> None:
+    """The template holds a `crun create` that waits for its config.json; a start by it must be no other than any."""
+    container = box.idle()
+    container.bundle.config["annotations"] = {f"org.example.{number}": "x" * 1000 for number in range(400)}
+    container.launch()
+    in_guest = ("debug", "shell", container.id, "ls", "/run/crun")
+    assert runtime.ok(*in_guest).stdout.split() == [b"=first"]
+    assert container.sh("echo $0") == "sh"
+    container.kill("KILL")
+    container.wait_status("stopped")
+    assert container.wait() == 137
+    container.delete()
+    assert container.id not in runtime.ids()
+
+
+def test_a_container_with_a_terminal_is_made_by_a_crun_of_its_own(box: Box, runtime: Runtime) -> None:
+    container = box.sh("test -t 0 && echo terminal; sleep 100")
+    container.bundle.config["process"]["terminal"] = True
+    terminal = container.terminal(lambda path: container.create("--console-socket", path))
+    container.start()
+    terminal.expect(b"terminal")
+    assert runtime.ok("debug", "shell", container.id, "ls", "/run/crun").stdout.split() == [container.id.encode()]

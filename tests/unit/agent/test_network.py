@@ -123,7 +123,7 @@ def prepared(pair: Pair) -> Pair:
     pair.vm.run(lambda: guest.remove_namespace("c1"))
     os.close(pair.fd)
     pair.vm.run(lambda: guest.prepare((CARD, SECOND)))
-    pair.vm.run(lambda: guest.make_namespace("c1"))
+    pair.vm.run(lambda: guest.make_namespace("c1", (CARD,)))
     pair.fd = pair.inner.fd = guest.open_namespace("c1")
     return pair
 
@@ -145,6 +145,25 @@ def test_a_card_moved_in_advance_goes_where_it_is_not_wanted(prepared: Pair) -> 
     assert prepared.vm.names() == {"lo", "rvcard000000"}
     prepared.configure({"eth0": CARD})
     prepared.assert_alike()
+
+
+def test_a_container_without_a_network_leaves_the_card_that_was_moved_in_advance(pair: Pair) -> None:
+    """Its namespace is another; once it is connected to a network, it gets the card from where that waits."""
+    pair.vm.run(lambda: guest.remove_namespace("c1"))
+    os.close(pair.fd)
+    waiting = pair.vm.run(lambda: guest.prepare((CARD,)))
+    bare = os.fstat(pair.vm.run(guest.prepare)).st_ino
+    pair.vm.run(lambda: guest.make_namespace("c1"))
+    pair.fd = pair.inner.fd = guest.open_namespace("c1")
+    assert os.fstat(pair.fd).st_ino == bare
+    pair.vm.run(lambda: guest.configure("c1", Network(), deadline=time.monotonic() + 1))
+    assert pair.inner.names() == {"lo"}
+    pair.box.ip("addr add 172.17.0.2/16 dev eth0", "link set eth0 up", "route add default via 172.17.0.1")
+    pair.configure({"eth0": CARD})
+    pair.assert_alike()
+    other = pair.vm.run(lambda: guest.make_namespace("c2"))
+    assert os.fstat(other).st_ino == os.fstat(waiting).st_ino
+    pair.vm.run(lambda: guest.remove_namespace("c2"))
 
 
 def test_the_guest_gets_what_the_host_has(pair: Pair) -> None:
