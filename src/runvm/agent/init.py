@@ -17,6 +17,8 @@ import signal
 import struct
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from runvm import __version__
@@ -90,6 +92,7 @@ class Agent:
         self.networks = Networks(self.loop, self.connection.send, _say)
         self.runtime = Runtime(self.loop, self.connection.send, self._event)
         self.connections = Connections(self.loop, self.connection.send)
+        self._waking: tuple[str, Callable[[messages.Json | AgentError], None]] | None = None
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -149,9 +152,11 @@ class Agent:
             self.runtime.processes.resize(request.channel, request.rows, request.columns)
             return None
         if isinstance(request, Wake):
-            return self._wake(request)
+            self._wake(request, done)
+            return None
         if isinstance(request, Create):
             self.networks.set(request.network, request.interfaces)
+            self._mount_share()
             self.runtime.create(request, done)
             return None
         if isinstance(request, Start):
@@ -186,9 +191,10 @@ class Agent:
             return {}
         raise AgentError(f"the guest's agent doesn't serve {type(request).__name__}")
 
-    def _wake(self, request: Wake) -> messages.Json:
+    def _wake(self, request: Wake, done: Callable[[messages.Json | AgentError], None]) -> None:
         """Become this VM and no other: random state, clock, machine-id; then the share, which was plugged in while
-        paused."""
+        paused. As the kernel may still be busy with that, a Create that has come already has its network set up first.
+        """
         _reseed(bytes.fromhex(request.entropy))
         time.clock_settime_ns(time.CLOCK_REALTIME, request.clock_ns)
         files.write("/etc/machine-id", os.urandom(16).hex() + "\n", make=True)
@@ -198,9 +204,25 @@ class Agent:
             except OSError as error:
                 _say(f"sysctl {name}: {error.strerror}")
         self.runtime.limit_files(int(files.read(_MOST_FILES)))
-        if request.share:
-            _mount_share(request.share)
-        return {}
+        self._waking = (request.share, done)
+        self.loop.call_later(0, self._finish_waking)
+
+    def _finish_waking(self) -> None:
+        with suppress(AgentError, OSError):  # the answer to Wake tells
+            self._mount_share()
+
+    def _mount_share(self) -> None:
+        """What is left of waking, if anything is. Raises AgentError or OSError, and answers the Wake with it."""
+        if self._waking is None:
+            return
+        (share, done), self._waking = self._waking, None
+        try:
+            if share:
+                _mount_share(share)
+        except (AgentError, OSError) as error:
+            done(AgentError(str(error)))
+            raise
+        done({})
 
 
 def _reseed(seed: bytes) -> None:

@@ -18,7 +18,7 @@ from runvm.linux.links import Link
 from runvm.linux.netlink import NetlinkError, Socket
 from runvm.linux.netns import in_namespace
 from runvm.linux.routing import Address, Route
-from runvm.linux.syscalls import CLONE_NEWNET, MNT_DETACH, MS_BIND, mount, setns, unmount, unshare
+from runvm.linux.syscalls import CLONE_NEWNET, setns, unshare
 from runvm.protocol.interfaces import (
     IPV6_SETTINGS,
     NAMESPACE_SETTINGS,
@@ -29,9 +29,6 @@ from runvm.protocol.interfaces import (
     from_json,
     to_json,
 )
-
-DIRECTORY = "/run/netns"
-"""Where `ip netns` has them, too; crun joins them by path."""
 
 _FREE_NAME = "rvcard"
 _STABLE_PRIVACY = 2  # IN6_ADDR_GEN_MODE_STABLE_PRIVACY
@@ -91,17 +88,17 @@ def prepare(cards: tuple[str, ...] = ()) -> int:
 
 
 def path(name: str) -> str:
-    """Where the namespace of that name is bound, for an OCI config's namespace path."""
-    return f"{DIRECTORY}/{name}"
+    """Where crun finds the namespace of that name, for a config.json's namespace path: it isn't bound anywhere, as that
+    takes time at each start. Raises OSError."""
+    return f"/proc/{os.getpid()}/fd/{_find(name).fd}"
 
 
 def make_namespace(name: str, cards: Iterable[str] = ()) -> int:
-    """A namespace bound at path(name), with nothing but lo, up, and maybe those of *cards* (MACs) that it is to have;
-    configure() has to follow. The descriptor returned remains this module's. Raises OSError.
+    """A namespace with nothing but lo, up, and maybe those of *cards* (MACs) that it is to have; configure() has to
+    follow. The descriptor returned remains this module's. Raises OSError.
     """
-    if name in _namespaces or not name or "/" in name or name.startswith("."):
-        raise OSError(errno.EEXIST if name in _namespaces else errno.EINVAL, f"network namespace {name!r}")
-    os.makedirs(DIRECTORY, mode=0o755, exist_ok=True)
+    if name in _namespaces:
+        raise OSError(errno.EEXIST, f"network namespace {name!r}")
     wanted = set(cards)
     fitting = [spare for spare in _spare if spare.waiting.keys() & wanted or not (spare.waiting or wanted)]
     if fitting:
@@ -109,16 +106,6 @@ def make_namespace(name: str, cards: Iterable[str] = ()) -> int:
         _spare.remove(namespace)
     else:
         namespace = _Namespace()
-    try:
-        os.close(os.open(path(name), os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
-        try:
-            mount(f"/proc/self/fd/{namespace.fd}", path(name), flags=MS_BIND)
-        except OSError:
-            os.unlink(path(name))
-            raise
-    except OSError:
-        namespace.close()
-        raise
     _namespaces[name] = namespace
     return namespace.fd
 
@@ -131,14 +118,19 @@ def remove_namespace(name: str) -> None:
     for interface in namespace.network.interfaces:
         _give_back(namespace, interface)
     _empty(namespace, set())
-    unmount(path(name), MNT_DETACH)
-    os.unlink(path(name))
     namespace.close()
 
 
 def open_namespace(name: str) -> int:
     """A descriptor of the namespace, the caller's to close: for sockets that are to live in it. Raises OSError."""
-    return os.open(path(name), os.O_RDONLY | os.O_CLOEXEC)
+    return os.dup(_find(name).fd)
+
+
+def _find(name: str) -> _Namespace:
+    try:
+        return _namespaces[name]
+    except KeyError:
+        raise OSError(errno.ENOENT, f"no network namespace {name!r}") from None
 
 
 def configure(name: str, network: Network, *, deadline: float) -> list[str]:
@@ -147,7 +139,7 @@ def configure(name: str, network: Network, *, deadline: float) -> list[str]:
     Cards are waited for until *deadline*: they may be plugged in just now. What is returned are notes for the log.
     Raises: OSError, DeadlineError.
     """
-    namespace = _namespaces[name]
+    namespace = _find(name)
     difference = changes(namespace.network, network)
     notes = list(network.notes)
     for interface in difference.removed:
@@ -157,7 +149,7 @@ def configure(name: str, network: Network, *, deadline: float) -> list[str]:
         if interface.nic in namespace.waiting:
             ifindex = namespace.cards[interface.ifindex] = namespace.waiting.pop(interface.nic)
             links.set_link(namespace.sock, ifindex, name=interface.name)
-    in_namespace(namespace.fd, lambda: _set_namespace_settings(namespace, network))
+    _set_namespace_settings(namespace, network)
     cards = _find_cards([item for item in difference.added if item.ifindex not in namespace.cards], deadline)
     fresh = []
     for interface in difference.added:
@@ -315,12 +307,17 @@ def _set_ipv6_settings(interface: Interface, link: Link) -> None:
 
 def _set_namespace_settings(namespace: _Namespace, network: Network) -> None:
     wanted = dict(network.settings)
-    written = False
-    for name in NAMESPACE_SETTINGS:
+    names = [name for name in NAMESPACE_SETTINGS if name in wanted]
+    changed = next((index for index, name in enumerate(names) if namespace.settings.get(name) != wanted[name]), None)
+    if changed is None:
+        return
+
+    def write() -> None:
         # one may change those after it: conf/all/disable_ipv6 goes for the default and for lo as well
-        if name in wanted and (written or namespace.settings.get(name) != wanted[name]):
+        for name in names[changed:]:
             _write_setting(name, wanted[name])
-            written = True
+
+    in_namespace(namespace.fd, write)
     namespace.settings.update(wanted)
 
 
