@@ -61,6 +61,8 @@ _MODULES = (
 )  # fmt: skip
 _SHARE_SECONDS = 160
 """Longer than the host waits for the guest, unless that is slow for the host's sake."""
+_CREATE_SECONDS = 0.02
+"""How long a Create may take to come after Wake, since the host sends both at once."""
 _FILE_SYSTEMS = (
     ("proc", "/proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
     ("sysfs", "/sys", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
@@ -205,7 +207,7 @@ class Agent:
                 _say(f"sysctl {name}: {error.strerror}")
         self.runtime.limit_files(int(files.read(_MOST_FILES)))
         self._waking = (request.share, done)
-        self.loop.call_later(0, self._finish_waking)
+        self.loop.call_later(_CREATE_SECONDS, self._finish_waking)
 
     def _finish_waking(self) -> None:
         with suppress(AgentError, OSError):  # the answer to Wake tells
