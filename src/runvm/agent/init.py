@@ -76,7 +76,7 @@ _FILE_SYSTEMS = (
 )
 _TEMPLATE_WORD = "runvm.template"
 """On the kernel's command line of a guest that is to be a template (hypervisor.boot)."""
-_MOST_FILES = "/proc/sys/fs/nr_open"
+_NR_OPEN = "fs/nr_open"
 _KEPT_FREE = 16 << 20
 """Bytes that the kernel may need while all the other free memory is taken for a moment."""
 _RESERVE = "/proc/sys/vm/min_free_kbytes"
@@ -105,8 +105,8 @@ class Agent:
         gc.collect()
         gc.freeze()  # what is here now never becomes garbage: leave its pages alone
         messages.prepare()
+        self.runtime.limit_files(int(files.read(f"/proc/sys/{_NR_OPEN}")))
         if _TEMPLATE_WORD in files.read("/proc/cmdline").split():
-            self.runtime.limit_files(int(files.read(_MOST_FILES)))
             self.runtime.prepare()
             _clear_memory()
         self._event(Hello(__version__))
@@ -205,7 +205,8 @@ class Agent:
                 files.write(f"/proc/sys/{name}", str(value))
             except OSError as error:
                 _say(f"sysctl {name}: {error.strerror}")
-        self.runtime.limit_files(int(files.read(_MOST_FILES)))
+        if _NR_OPEN in request.sysctls:
+            self.runtime.limit_files(int(files.read(f"/proc/sys/{_NR_OPEN}")))
         self._waking = (request.share, done)
         self.loop.call_later(_CREATE_SECONDS, self._finish_waking)
 
@@ -220,7 +221,7 @@ class Agent:
         (share, done), self._waking = self._waking, None
         try:
             if share:
-                _mount_share(share)
+                _mount(share)
         except (AgentError, OSError) as error:
             done(AgentError(str(error)))
             raise
@@ -246,10 +247,9 @@ def _raise_limits() -> None:
         resource.setrlimit(number, (resource.getrlimit(number)[0], resource.RLIM_INFINITY))
 
 
-def _mount_share(tag: str) -> None:
+def _mount(tag: str) -> None:
     """Mount the virtiofs share once its device has been plugged in, and put its module tree where modprobe looks."""
     deadline = time.monotonic() + _SHARE_SECONDS
-    os.makedirs(SHARE, exist_ok=True)
     while True:
         try:
             syscalls.mount(tag, SHARE, "virtiofs")
@@ -297,6 +297,7 @@ def _set_up() -> None:
     os.waitpid(pid, 0)
     os.makedirs("/run/runvm", mode=0o700, exist_ok=True)
     os.makedirs("/run/crun", mode=0o700, exist_ok=True)
+    os.makedirs(SHARE, exist_ok=True)
     _raise_limits()
 
 

@@ -22,7 +22,6 @@ from runvm.linux.syscalls import CLONE_NEWNET, setns, unshare
 from runvm.protocol.interfaces import (
     IPV6_SETTINGS,
     NAMESPACE_SETTINGS,
-    Changes,
     Interface,
     Network,
     changes,
@@ -30,6 +29,8 @@ from runvm.protocol.interfaces import (
     to_json,
 )
 
+_LIKELY = Network(settings=(("ipv4/ip_forward", "1"),))
+"""What a container's namespace has on a host whose engine forwards for its networks."""
 _FREE_NAME = "rvcard"
 _STABLE_PRIVACY = 2  # IN6_ADDR_GEN_MODE_STABLE_PRIVACY
 
@@ -73,6 +74,7 @@ def prepare(cards: tuple[str, ...] = ()) -> int:
     returned, for sockets that are to wait there too, remains this module's. Raises OSError.
     """
     namespace = _Namespace()
+    _set_namespace_settings(namespace, _LIKELY)
     _spare.append(namespace)
     from_json(to_json(Network()))  # makes its decoders
     with Socket() as sock:
@@ -161,7 +163,7 @@ def configure(name: str, network: Network, *, deadline: float) -> list[str]:
         if _set_up(namespace, new, old, notes):
             fresh.append(new.name)
     _set_loopback(namespace, network)
-    _set_routes(namespace, network, difference, fresh, notes)
+    _set_routes(namespace, network, fresh, notes)
     namespace.network = network
     return notes
 
@@ -353,13 +355,11 @@ def _set_loopback(namespace: _Namespace, network: Network) -> None:
         _set_addresses(namespace.sock, link.ifindex, new, old, bool(link.ipv6), fresh=False)
 
 
-def _set_routes(
-    namespace: _Namespace, network: Network, difference: Changes, fresh: list[str], notes: list[str]
-) -> None:
+def _set_routes(namespace: _Namespace, network: Network, fresh: list[str], notes: list[str]) -> None:
     """Routes and rules; those of *fresh* interfaces are lost and all to be set."""
-    if not (fresh or difference.rest):
-        return
     sock, old = namespace.sock, namespace.network
+    if not fresh and (old.routes, old.rules) == (network.routes, network.rules):
+        return
     found = links.links(sock)
     indexes = {link.name: link.ifindex for link in found}
     ipv6 = any(link.ipv6 for link in found)

@@ -95,12 +95,11 @@ class Network(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What became of a network: interfaces by their index on the host. *rest* tells whether routes, rules … differ."""
+    """What became of a network's interfaces, by their index on the host."""
 
     added: tuple[Interface, ...]
     removed: tuple[Interface, ...]
     changed: tuple[tuple[Interface, Interface], ...]
-    rest: bool
 
 
 def changes(old: Network, new: Network) -> Changes:
@@ -115,7 +114,6 @@ def changes(old: Network, new: Network) -> Changes:
             for index, interface in after.items()
             if index in before and before[index]._replace(nic="") != interface._replace(nic="")
         ),
-        rest=old._replace(interfaces=(), notes=()) != new._replace(interfaces=(), notes=()),
     )
 
 

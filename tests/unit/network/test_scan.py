@@ -182,7 +182,7 @@ def test_changes_follow_an_interface_through_its_new_name(box: Namespace) -> Non
     """And the card that it has in the VM doesn't count."""
     old = scanned(box)
     with_card = old._replace(interfaces=(only(old)._replace(nic="02:72:76:00:00:00"),))
-    assert changes(with_card, old) == ((), (), (), False)
+    assert changes(with_card, old) == ((), (), ())
     box.ip("link set eth0 down", "link set eth0 name lan0", "link set lan0 up")
     ((before, after),) = changes(with_card, scanned(box)).changed
     assert (before.name, after.name) == ("eth0", "lan0")
