@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from runvm.errors import DeadlineError, GuestError, VmmError
@@ -187,6 +188,13 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
         os.close(ram)
         if state >= 0:
             os.close(state)
+
+
+def free_memory(directory: str) -> None:
+    """Give the memory of a VM that has been killed back to the host."""
+    for name in ("ram", "more"):
+        with suppress(OSError):
+            os.truncate(f"{directory}/jail/{name}", 0)
 
 
 def copy_sparse(source: str, target: int) -> None:
