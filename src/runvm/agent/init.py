@@ -61,8 +61,8 @@ _MODULES = (
 )  # fmt: skip
 _SHARE_SECONDS = 160
 """Longer than the host waits for the guest, unless that is slow for the host's sake."""
-_CREATE_SECONDS = 0.02
-"""How long a Create may take to come after Wake, since the host sends both at once."""
+_CREATE_SECONDS = 0.25
+"""How long the Create that follows Wake may take to come."""
 _FILE_SYSTEMS = (
     ("proc", "/proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
     ("sysfs", "/sys", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),

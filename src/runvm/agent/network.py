@@ -38,13 +38,14 @@ _STABLE_PRIVACY = 2  # IN6_ADDR_GEN_MODE_STABLE_PRIVACY
 class _Namespace:
     """One network namespace: what it was last told to have, and its cards by their interface's index on the host.
 
-    *waiting* has cards, by MAC, that were moved here before anyone knew what for; *settings* the NAMESPACE_SETTINGS.
+    *waiting* has cards, by MAC, that were moved here before anyone knew what for, with the names that they have got;
+    *settings* the NAMESPACE_SETTINGS.
     """
 
     def __init__(self) -> None:
         self.network = Network()
         self.cards: dict[int, int] = {}
-        self.waiting: dict[str, int] = {}
+        self.waiting: dict[str, tuple[int, str]] = {}
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             unshare(CLONE_NEWNET)
@@ -85,7 +86,7 @@ def prepare(cards: tuple[str, ...] = ()) -> int:
             elif _mac(link) in cards:
                 # most likely the right name
                 name = f"eth{len(namespace.waiting)}"
-                namespace.waiting[_mac(link)] = _move(namespace, link, name)
+                namespace.waiting[_mac(link)] = _move(namespace, link, name), name
     return namespace.fd
 
 
@@ -149,8 +150,10 @@ def configure(name: str, network: Network, *, deadline: float) -> list[str]:
     _empty(namespace, {interface.nic for interface in network.interfaces})
     for interface in difference.added:
         if interface.nic in namespace.waiting:
-            ifindex = namespace.cards[interface.ifindex] = namespace.waiting.pop(interface.nic)
-            links.set_link(namespace.sock, ifindex, name=interface.name)
+            ifindex, name = namespace.waiting.pop(interface.nic)
+            namespace.cards[interface.ifindex] = ifindex
+            if name != interface.name:
+                links.set_link(namespace.sock, ifindex, name=interface.name)
     _set_namespace_settings(namespace, network)
     cards = _find_cards([item for item in difference.added if item.ifindex not in namespace.cards], deadline)
     fresh = []
@@ -222,7 +225,7 @@ def _give_back(namespace: _Namespace, interface: Interface) -> None:
 def _empty(namespace: _Namespace, wanted: set[str]) -> None:
     """Give back the cards that wait for nothing."""
     for mac in [mac for mac in namespace.waiting if mac not in wanted]:
-        _move_out(namespace, namespace.waiting.pop(mac), mac)
+        _move_out(namespace, namespace.waiting.pop(mac)[0], mac)
 
 
 def _move_out(namespace: _Namespace, ifindex: int, mac: str) -> None:
