@@ -46,12 +46,13 @@ class Failed(NamedTuple):
 
 class Wake(NamedTuple):
     """First after a boot or a restore: who and when this VM is. Clock in ns since the epoch, entropy in hex, the
-    shares' tag, values of files below /proc/sys."""
+    shares' tag, values of files below /proc/sys; whether a processor is free to *rehearse* a container."""
 
     clock_ns: int
     entropy: str
     share: str
     sysctls: Json
+    rehearse: bool
 
 
 class Create(NamedTuple):
