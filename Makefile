@@ -114,7 +114,7 @@ $(BIN)/.bench: packaging/deps/python-bench.txt $(BIN)/.done
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-bench: $(BIN)/.bench  ## measure all and write docs/benchmarks.md, some 20 minutes, as root; FLAGS="start" or another family: that one only
+bench: $(BIN)/.bench  ## measure all and write docs/benchmarks.md, some 15 minutes, as root; FLAGS="start" or another family: that one only
 	packaging/deps/install run test bench
 	$(MAKE) --no-print-directory --silent install PREFIX=$(CURDIR)/build/bench DESTDIR=
 	build/bench/sbin/runvm image build

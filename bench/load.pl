@@ -57,7 +57,7 @@ part 'create', sub { put("new/$_", 'x' x 1000) for 1 .. $count };
 part 'remove', sub { unlink "new/$_" or die "new/$_: $!" for 1 .. $count };
 # as `pip install`: packages of 20 modules, each written under another name, renamed, read again, compiled beside
 part 'pip-install', sub {
-    for my $package (1 .. $count / 100) {
+    for my $package (1 .. $count / 200) {
         mkdir "new/p$package";
         mkdir "new/p$package/__pycache__";
         for my $module (1 .. 20) {
