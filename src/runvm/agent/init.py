@@ -197,8 +197,6 @@ class Agent:
         """Become this VM and no other: random state, clock, machine-id; then the share, which was plugged in while
         paused. As the kernel may still be busy with that, a Create that has come already has its network set up first.
         """
-        if request.rehearse:
-            self.runtime.rehearse()
         _reseed(bytes.fromhex(request.entropy))
         time.clock_settime_ns(time.CLOCK_REALTIME, request.clock_ns)
         files.write("/etc/machine-id", os.urandom(16).hex() + "\n", make=True)

@@ -21,7 +21,7 @@ from runvm.agent.children import Children
 from runvm.agent.crun import Crun
 from runvm.agent.errors import AgentError
 from runvm.agent.notify import Notify
-from runvm.agent.prepared import Prepared, Rehearsal
+from runvm.agent.prepared import Prepared
 from runvm.agent.processes import Container, Process, Processes
 from runvm.linux import files
 from runvm.linux.loop import Loop
@@ -44,19 +44,11 @@ class Runtime:
         self.processes = Processes(loop, self.children, self._crun, send, event, self._ending)
         self.containers: dict[str, Container] = {}
         self._prepared: Prepared | None = None
-        self._rehearsal: Rehearsal | None = None
 
     def prepare(self) -> None:
         """Have the first container half made, before a template is taken. Raises OSError."""
-        self._prepared = Prepared(self._crun, _BUNDLES)
-        self._rehearsal = Rehearsal(self._crun, _BUNDLES)
-        for waiting in (self._prepared, self._rehearsal):
-            waiting.settle()
-
-    def rehearse(self) -> None:
-        """Begin with a container that does nothing, if a processor has nothing better to do. Raises OSError."""
-        if self._rehearsal is not None and len(os.sched_getaffinity(0)) > 1:
-            self._rehearsal.begin()
+        self._prepared = Prepared(self._crun, f"{_BUNDLES}/{prepared.NAME}")
+        self._prepared.settle()
 
     def limit_files(self, most: int) -> None:
         """The hard limit of open files, for what will be a container's first process."""

@@ -46,13 +46,12 @@ class Failed(NamedTuple):
 
 class Wake(NamedTuple):
     """First after a boot or a restore: who and when this VM is. Clock in ns since the epoch, entropy in hex, the
-    shares' tag, values of files below /proc/sys; whether a processor is free to *rehearse* a container."""
+    shares' tag, values of files below /proc/sys."""
 
     clock_ns: int
     entropy: str
     share: str
     sysctls: Json
-    rehearse: bool
 
 
 class Create(NamedTuple):

@@ -38,7 +38,7 @@ from runvm.protocol.messages import (
     Signal,
     Status,
 )
-from runvm.sandbox import resources, settings, turns
+from runvm.sandbox import resources, settings
 from runvm.sandbox.members import Client, Member, Task
 from runvm.sandbox.running import RunningVm
 from runvm.shares import virtiofs
@@ -110,8 +110,7 @@ class Supervisor:
         patience = _WAKE_SECONDS
         if self.plan.template and template.has_served(self.plan.template):
             patience = self.plan.config.boot_timeout_s + _BUSY_SECONDS
-        rehearse = self.plan.machine.accelerator == "tcg" and turns.is_idle()
-        wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG, settings.sysctls(), rehearse)
+        wake = messages.Wake(time.time_ns(), os.urandom(64).hex(), virtiofs.TAG, settings.sysctls())
         self.agent.ask(wake, self._woken, timeout=patience)
 
     def run(self) -> None:

@@ -21,12 +21,6 @@ def count() -> int:
     return _AT_ONCE * (os.cpu_count() or 1)
 
 
-def is_idle() -> bool:
-    """Whether the host hardly does more at this moment than one start: by its runnable threads (proc(5), loadavg)."""
-    running = int(files.read("/proc/loadavg").split()[3].partition("/")[0])
-    return running <= (os.cpu_count() or 1) + 1
-
-
 def take(state_dir: str) -> int:
     """Wait for a turn: a descriptor that holds it until it is closed, or the process ends.
 
