@@ -45,17 +45,20 @@ class Guest:
         self.console = console
         self.console_tail = b""
 
-    def read_console(self) -> None:
-        """Take what the console has, keeping the end of it."""
+    def read_console(self) -> bool:
+        """Take what the console has, keeping the end of it; False once it has ended."""
         self.console.setblocking(False)
         try:
             for _ in range(_CONSOLE_READS):
                 data = self.console.recv(65536)
                 if not data:
-                    return
+                    return False
                 self.console_tail = (self.console_tail + data)[-CONSOLE_KEPT:]
-        except (BlockingIOError, OSError):
-            return
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True
 
     def last_words(self) -> str:
         """The console's last lines, printable."""
@@ -82,9 +85,7 @@ class Guest:
                 )
             for fd, _ in poll.poll(left * 1000):
                 if fd == self.console.fileno():
-                    before = len(self.console_tail)
-                    self.read_console()
-                    if before == len(self.console_tail):
+                    if not self.read_console():
                         poll.unregister(fd)
                     continue
                 data = self.agent.recv(4096)
