@@ -71,29 +71,32 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
             raise StateError("cannot exec in a stopped container") from None
     with registry.connect(sandbox) as connection:
         connection.sendall(frames.encode(frames.MESSAGE, 0, messages.encode(messages.Attach(cid, key))))
-        started = shim.start(
-            shim.Plan(
-                title=" ".join(str(word) for word in described.get("args", [])),
-                namespaces=shim.Namespaces(0, (), -1, False),
-                cgroup_procs=tuple(f"{directory}/cgroup.procs" for directory in record.cgroups),
-                terminal=slave,
-                rootfs="",
-                connection=connection.fileno(),
-                execs=execs,
-                last=False,
-                passed=handed,
-                oom_score=described.get("oomScoreAdj"),
-            )
-        )
-    if execs >= 0:
-        os.close(execs)
-    log.debug("exec: shim started")
-    try:
         enter = messages.Enter(cid, key, described, options.cgroup, rows, columns, list(handed.ways), outside)
-        registry.call(sandbox, enter)
-    except RunvmError:
-        os.close(started.gate)
-        raise
+        # the guest begins while the shim is made; should that fail, the supervisor ends what the guest has made
+        with registry.begin(sandbox, enter) as asked:
+            started = shim.start(
+                shim.Plan(
+                    title=" ".join(str(word) for word in described.get("args", [])),
+                    namespaces=shim.Namespaces(0, (), -1, False),
+                    cgroup_procs=tuple(f"{directory}/cgroup.procs" for directory in record.cgroups),
+                    terminal=slave,
+                    rootfs="",
+                    connection=connection.fileno(),
+                    execs=execs,
+                    last=False,
+                    passed=handed,
+                    oom_score=described.get("oomScoreAdj"),
+                )
+            )
+            connection.close()
+            if execs >= 0:
+                os.close(execs)
+            log.debug("exec: shim started")
+            try:
+                registry.finish(asked, enter)
+            except RunvmError:
+                os.close(started.gate)
+                raise
     log.debug("exec: process started in the guest")
     shim.release(started)
     if slave >= 0:

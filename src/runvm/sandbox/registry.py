@@ -68,17 +68,26 @@ def connect(sandbox: Sandbox) -> socket.socket:
 
 def call(sandbox: Sandbox, request: Any, *, timeout: float = ANSWER_SECONDS) -> messages.Json:
     """Send one request to the supervisor and return its result. Raises NotRunningError, GuestError, DeadlineError."""
-    with connect(sandbox) as connection:
-        return ask(connection, request, timeout=timeout)
+    with begin(sandbox, request) as connection:
+        return finish(connection, request, timeout=timeout)
 
 
-def ask(connection: socket.socket, request: Any, *, timeout: float = ANSWER_SECONDS) -> messages.Json:
-    """One request and its answer over an open connection. Raises as call() does."""
+def begin(sandbox: Sandbox, request: Any) -> socket.socket:
+    """Send one request to the supervisor: a connection for finish(). Raises NotRunningError."""
+    connection = connect(sandbox)
+    try:
+        connection.sendall(frames.encode(frames.MESSAGE, 0, messages.encode(request, 1)))
+    except OSError:
+        connection.close()
+        raise NotRunningError() from None
+    return connection
+
+
+def finish(connection: socket.socket, request: Any, *, timeout: float = ANSWER_SECONDS) -> messages.Json:
+    """The answer to the *request* of begin(). Raises as call() does."""
     deadline = time.monotonic() + timeout
     decoder = frames.Decoder(max_message=frames.MAX_MESSAGE)
     try:
-        connection.settimeout(timeout)
-        connection.sendall(frames.encode(frames.MESSAGE, 0, messages.encode(request, 1)))
         while True:
             connection.settimeout(max(0.001, deadline - time.monotonic()))
             data = connection.recv(65536)

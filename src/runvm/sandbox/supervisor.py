@@ -392,6 +392,9 @@ class Supervisor:
         def entered(answer: Done | Failed) -> None:
             if isinstance(answer, Done):
                 task.running = True
+                if task.shim is None:  # it died meanwhile
+                    kill = Signal(member.name, task.channel, int(signal.SIGKILL), False)
+                    self.agent.ask(kill, lambda answer: None)
             client.reply(number, answer)
             if isinstance(answer, Failed):
                 self._forget(task)

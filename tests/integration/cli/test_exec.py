@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,11 @@ import pytest
 
 from framework import host, process
 from framework.bundle import CAPABILITIES
+from framework.process import wait_until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from framework.runtime import Box, Container, Runtime
 
 
@@ -237,3 +241,15 @@ def test_exec_in_a_created_container_works(box: Box) -> None:
     container.start()
     shown = int(container.sh("grep CapBnd /proc/self/status").split()[1], 16)
     assert bin(shown).count("1") == len(CAPABILITIES)
+
+
+@pytest.mark.only("runvm", "it is runvm's own trace that tells the moment")
+def test_an_exec_killed_while_the_guest_begins_leaves_nothing(running: Container, tmp_path: Path) -> None:
+    """The process that the guest has made by then has nobody on the host: it ends, too."""
+    trace = tmp_path / "trace"
+    command = running.runtime.start("exec", running.id, "sleep", "4321", env={**os.environ, "RUNVM_TRACE": f"{trace}"})
+    wait_until(lambda: trace.exists() and "exec: shim started" in trace.read_text(), timeout=20, what="the shim")
+    command.kill()
+    command.wait(10)
+    time.sleep(0.5)  # what crun takes in the guest
+    wait_until(lambda: "sleep 4321" not in running.sh("ps"), timeout=10, what="the end of the guest's process")
