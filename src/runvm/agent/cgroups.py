@@ -68,7 +68,7 @@ def contents(cgroup: str) -> dict[str, str]:
     for name in sorted(os.listdir(cgroup)):
         if name.startswith(_SHOWN):
             try:
-                found[name] = files.read(f"{cgroup}/{name}")
+                found[name] = files.read(f"{cgroup}/{name}", 8192)
             except OSError:
                 continue  # one that can't be read, like memory.reclaim
     found["cgroup.procs"] = " ".join(str(pid) for pid in pids(cgroup)[:1024])

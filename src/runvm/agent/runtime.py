@@ -275,6 +275,6 @@ def _counters(name: str) -> str:
     """/proc/net/dev of a network namespace."""
     fd = network.open_namespace(name)
     try:
-        return in_namespace(fd, lambda: files.read("/proc/thread-self/net/dev"))
+        return in_namespace(fd, lambda: files.read("/proc/thread-self/net/dev", 16384))
     finally:
         os.close(fd)

@@ -26,14 +26,17 @@ def exclusive(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
 
-def read(path: str) -> str:
-    """The first 64 KiB of a file of the kernel's. Raises OSError.
+def read(path: str, most: int = _MOST) -> str:
+    """The first *most* bytes of a file, which may be one of the kernel's: those give a part at a time. Raises OSError.
 
     This and write() do without open()'s buffers and decoders: their first use takes 10 ms in an emulated guest.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(fd, _MOST).decode(errors="replace")
+        data = b""
+        while len(data) < most and (part := os.read(fd, most - len(data))):
+            data += part
+        return data.decode(errors="replace")
     finally:
         os.close(fd)
 
