@@ -16,11 +16,13 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm.guest import cpio, image
-from runvm.hypervisor import boot, driver, template
-from runvm.hypervisor.qemu import QemuVm, arguments
-from runvm.hypervisor.qmp import Qmp
+from runvm.hypervisor import boot, drivers, proof, ram
+from runvm.hypervisor.qemu.arguments import arguments
+from runvm.hypervisor.qemu.driver import QemuVm
+from runvm.hypervisor.qemu.qmp import Qmp
 from runvm.linux import process
-from runvm.sandbox import resources
+from runvm.network import tap
+from runvm.sandbox import sizes
 from runvm.shares import virtiofs
 
 if TYPE_CHECKING:
@@ -130,16 +132,17 @@ class Floor:
             with open(guest.initramfs, "rb") as file:
                 out.write(file.read())
             cpio.write(f"{directory}/init", out)  # a later archive's files replace those of the first
-        chosen = driver.load(config)
+        chosen = drivers.load(config)
         self.machine: Machine = boot.machine_for(
             config,
             chosen,
             guest._replace(initramfs=f"{directory}/initramfs"),
-            vcpus=resources.vcpus(config, {}),
-            memory_mib=resources.base_mib(config, {}),
+            vcpus=sizes.vcpus(config, {}),
+            memory_mib=sizes.base_mib(config, {}),
+            accelerator=proof.accelerator(config, chosen),
         )
         self._program = config.qemu or "/usr/bin/qemu-system-x86_64"
-        self._tap = template.scratch_tap()  # QEMU wants one for its card; the same for each VM, as nothing uses it
+        self._tap = tap.scratch_tap()  # QEMU wants one for its NIC; the same for each VM, as nothing uses it
         self._make()
 
     def _make(self) -> None:
@@ -153,7 +156,7 @@ class Floor:
             time.sleep(0.3)
             vm.vm.pause(deadline=deadline)
             vm.vm.snapshot(f"{self.directory}/state", deadline=deadline)
-            template.save_ram(f"/proc/self/fd/{memory[0]}", f"{self.directory}/ram")
+            ram.save(f"/proc/self/fd/{memory[0]}", f"{self.directory}/ram")
         except TimeoutError:
             raise RuntimeError(f"the floor's guest doesn't boot: {vm.words()}") from None
         finally:
@@ -172,7 +175,7 @@ class Floor:
         """A VM with the directory *share* plugged in; its shell has been sent *first*, a line whose answer is due."""
         memory = self._memory()
         try:
-            copier = process.fork(lambda: boot.copy_sparse(f"{self.directory}/ram", memory[0]))
+            copier = process.fork(lambda: ram.copy_sparse(f"{self.directory}/ram", memory[0]))
             daemon = virtiofs.serve(self.config, share, log=f"{self.directory}/virtiofsd.log")
             vm = self._launch(memory, copier=copier, tap=self._tap if tap < 0 else tap)
         finally:

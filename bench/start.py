@@ -27,7 +27,7 @@ STEPS = (
     ("supervisor: template's memory copied", "what is left of copying the template's memory"),
     ("supervisor: VMM up and paused", "restore"),
     ("supervisor: guest resumed", "share's device"),
-    ("supervisor: Wake answered by the guest", "guest awake, share mounted"),
+    ("supervisor: Initialize answered by the guest", "guest awake, share mounted"),
     ("supervisor: Create answered by the guest", "crun create in the guest"),
     ("supervisor: Start answered by the guest", "start"),
     ("supervisor: Exited from the guest", "the program runs, ends"),

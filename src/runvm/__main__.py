@@ -23,9 +23,10 @@ from __future__ import annotations
 import os
 import sys
 
+from runvm.cli.commands import command_module
 from runvm.cli.globals import GLOBAL, configure_log, context
-from runvm.cli.grammar import HELP, nearest, parse
-from runvm.errors import RunvmError, UsageError, words
+from runvm.cli.grammar import HELP, parse
+from runvm.errors import RunvmError, words
 from runvm.log import log
 
 TYPE_CHECKING = False
@@ -34,40 +35,6 @@ if TYPE_CHECKING:
 
     from runvm.cli.grammar import Args
 
-# A command's module is runvm.cli.<name>; it has COMMAND (the grammar) and run(ctx, args) -> int
-CONTAINER_COMMANDS = {
-    "create": "create a container",
-    "start": "start a created container",
-    "run": "create and start a container",
-    "exec": "run one more process in a container",
-    "state": "show a container's state",
-    "list": "list containers",
-    "ps": "list a container's processes",
-    "kill": "send a signal to a container",
-    "delete": "delete a container",
-    "pause": "suspend a container's processes",
-    "resume": "let a paused container go on",
-    "update": "change a container's limits",
-    "events": "show a container's statistics and out-of-memory events",
-    "spec": "write a config.json to begin with",
-    "features": "show what this runtime can, as JSON",
-    "checkpoint": "not supported",
-    "restore": "not supported",
-}
-HOST_COMMANDS = {
-    "doctor": "check whether a container would start on this host",
-    "install": "add runvm to an engine's runtimes",
-    "uninstall": "take runvm out of an engine's runtimes",
-    "config": "show the settings in force",
-    "image": "build, list and remove guest images",
-    "template": "list, make and remove snapshots of booted guests",
-    "debug": "look into a container's virtual machine",
-    "help": "show help on a command",
-    "version": "show the version",
-}
-COMMANDS = {**CONTAINER_COMMANDS, **HOST_COMMANDS}
-
-_UNKNOWN_COMMAND = 3
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 
@@ -124,14 +91,6 @@ def resolve(argv: list[str]) -> tuple[Args, ModuleType, Args]:
         module = command_module("help")
         args = parse(module.COMMAND, path)
     return given, module, args
-
-
-def command_module(name: str) -> ModuleType:
-    """The module of the command *name*, imported now. Raises: UsageError if there is none."""
-    if name not in COMMANDS:
-        hint = f"{nearest(name, list(COMMANDS))}see 'runvm help'"
-        raise UsageError(f'unknown command "{name}"', do=hint, exit_code=_UNKNOWN_COMMAND)
-    return __import__(f"runvm.cli.{name}", fromlist=["COMMAND"])
 
 
 def _carry_out(argv: list[str]) -> int:

@@ -80,12 +80,22 @@ class NotRunningError(StateError):
         super().__init__(NOT_RUNNING)
 
 
+class VersionError(RunvmError):
+    """The container's virtual machine was started by another version of runvm, which speaks another protocol."""
+
+    def __init__(self, theirs: str, ours: str) -> None:
+        super().__init__(
+            f"the container was started by runvm {theirs}; this is {ours}, which can only show, kill and delete it",
+            do="stop it and start it again",
+        )
+
+
 class HookError(RunvmError):
     """A hook of config.json failed or ran out of time."""
 
 
 class HostError(RunvmError):
-    """The host lacks something: a program, a device, a permission; `do` names the command that mends it."""
+    """The host lacks something: a program, a device, a permission; `do` names the command that fixes it."""
 
 
 class VmmError(RunvmError):

@@ -56,7 +56,7 @@ BROKEN: dict[str, bytes] = {
     "deep": message(b"[" * 100_000),
     "a number beyond bounds": message(b'{"t":"Exited","n":0,"channel":1,"code":1,"signal":' + b"9" * 5000 + b"}"),
     "a wrong type": message(b'{"t":"Exited","n":0,"channel":"1","code":1,"signal":0}'),
-    "a host's request": message(messages.encode(messages.Drop(CONTAINER))),
+    "a host's request": message(messages.encode(messages.DeleteContainer(CONTAINER))),
     "a shim's request": message(messages.encode(messages.Attach(CONTAINER, "init"))),
     "a field too many": message(b'{"t":"Hello","n":0,"version":"1","more":1}'),
     "bytes that are no text": message(b'{"t":"Hello","n":0,"version":"\xff\xfe"}'),
@@ -84,7 +84,7 @@ def test_a_guest_that_never_answers_is_given_up(runtime: Runtime) -> None:
         sandbox.attach()
         wait = sandbox.build()
         sandbox.peer.sendall(header(1000, frames.MESSAGE, 0) + b"{")
-        with pytest.raises(GuestError, match="timed out waiting for the guest to answer Wake"):
+        with pytest.raises(GuestError, match="timed out waiting for the guest to answer Initialize"):
             wait()
         sandbox.wait_end()
     finally:
@@ -92,11 +92,11 @@ def test_a_guest_that_never_answers_is_given_up(runtime: Runtime) -> None:
 
 
 def test_an_answer_never_given_ends_at_the_callers_deadline(sandbox: Sandbox) -> None:
-    """A request that the guest takes and forgets: who asked hears so; the supervisor serves on, and so does `Drop`."""
+    """A request that the guest takes and forgets: who asked hears so; the supervisor serves on, deleting too."""
     sandbox.wake()
     sandbox.attach()
     wait = sandbox.build(timeout=2)
-    with pytest.raises(DeadlineError, match="Build"):
+    with pytest.raises(DeadlineError, match="CreateContainer"):
         wait()
     sandbox.wait_end()  # its only container was given up
 

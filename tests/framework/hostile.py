@@ -16,14 +16,14 @@ from framework import process
 from runvm.config import Config
 from runvm.hypervisor.boot import Guest
 from runvm.hypervisor.driver import Machine
-from runvm.hypervisor.qemu import Qemu
+from runvm.hypervisor.qemu.driver import Qemu
 from runvm.linux import process as processes
 from runvm.linux import syscalls
+from runvm.network.networks import HostNetworks
 from runvm.protocol import frames, messages
 from runvm.protocol.frames import Frame
-from runvm.sandbox import registry, supervisor
-from runvm.sandbox.networks import Networks
-from runvm.sandbox.plan import Plan, Started
+from runvm.sandbox import registry, vm_life
+from runvm.sandbox.plan import Started, VmPlan
 from runvm.sandbox.supervisor import Supervisor
 from runvm.shares.tree import Tree
 from runvm.shares.virtiofs import Daemon
@@ -50,6 +50,9 @@ class _Process:
     def __init__(self) -> None:
         self.pid = _wait_for_end(os.getpid())
 
+    def attach(self, loop: object) -> None:
+        """There is no monitor."""
+
     def kill(self) -> None:
         """End it."""
         processes.end_child(self.pid, "the process in QEMU's place")
@@ -69,19 +72,19 @@ class Sandbox:
         os.set_blocking(output, False)
         machine = Machine("tcg", 1, 1, 512, 0, "", "", "", "")
         driver = Qemu(self._config)
-        plan = Plan(self._config, driver, machine, 0, "", self.sandbox, "", namespace, -1)
+        plan = VmPlan(self._config, driver, machine, 0, "", self.sandbox, "", namespace, -1)
 
         def serve() -> None:
             os.setsid()
             processes.close_above(2, (listener.fileno(), agent.fileno(), console.fileno(), output))
-            supervisor._WAKE_SECONDS = wake_seconds
+            vm_life.INITIALIZE_SECONDS = wake_seconds
             syscalls.unshare(syscalls.CLONE_NEWNS)
             syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
             share = Tree(f"{self.sandbox.directory}/share")
             log = f"{self.sandbox.directory}/virtiofsd.log"
             daemon = Daemon(_wait_for_end(os.getpid()), socket.socketpair()[0], output, log)
             Supervisor(
-                plan, listener, share, lambda plan: Started(Guest(_Process(), agent, console), daemon, Networks())
+                plan, listener, share, lambda plan: Started(Guest(_Process(), agent, console), daemon, HostNetworks())
             ).run()
 
         self.pid = processes.fork(serve)
@@ -125,7 +128,7 @@ class Sandbox:
         """Answer the supervisor's first request as a good guest does."""
         (frame,) = self.receive()
         number, message = messages.decode(frame.payload)
-        assert isinstance(message, messages.Wake)
+        assert isinstance(message, messages.Initialize)
         self.tell(messages.Done({}), number)
 
     def answer(self, result: messages.Done | messages.Failed) -> object:
@@ -181,7 +184,7 @@ class Sandbox:
             # a process that is in the network namespace, as a shim is
             shim = processes.fork(lambda: (syscalls.setns(self._namespace, syscalls.CLONE_NEWNET), signal.pause()))
             time.sleep(0.2)
-        request = messages.Build(
+        request = messages.CreateContainer(
             CONTAINER,
             {"linux": {"resources": {}}},
             CONTAINER,

@@ -7,12 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from runvm.__main__ import COMMANDS
+from runvm.cli.commands import COMMANDS
 
 SOURCE = str(Path(__file__).parents[2] / "src")
 
 # What the parser's side of each command may load besides its own module
-COMMON = {"runvm", "runvm.__main__", "runvm.cli", "runvm.cli.globals", "runvm.cli.grammar", "runvm.errors", "runvm.log"}
+COMMON = {
+    "runvm",
+    "runvm.__main__",
+    "runvm.cli",
+    "runvm.cli.commands",
+    "runvm.cli.globals",
+    "runvm.cli.grammar",
+    "runvm.errors",
+    "runvm.log",
+}
 SHARED = {"runvm.cli.common"}
 MORE = {
     "checkpoint": SHARED,

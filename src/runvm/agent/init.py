@@ -1,8 +1,8 @@
-"""PID 1 of the guest: makes the system that crun needs, waits to be woken by the host, then serves its requests
+"""PID 1 of the guest: makes the system that crun needs, waits to be initialized by the host, then serves its requests
 until the end.
 
-What runs before the first `Wake` is in the memory template that later VMs start from, so nothing there may have an
-identity: no host name, no random state that outlives the reseeding, no clock, no mounts of a share.
+What runs before the first `Initialize` is in the memory template that later VMs start from, so nothing there may have
+an identity: no host name, no random state that outlives the reseeding, no clock, no mounts of a share.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from runvm import __version__
 from runvm.agent import processors
 from runvm.agent.connections import Connections
 from runvm.agent.errors import AgentError
-from runvm.agent.networks import Networks
+from runvm.agent.networks import GuestNetworks
 from runvm.agent.runtime import Runtime
+from runvm.errors import RunvmError
 from runvm.linux import files, syscalls
 from runvm.linux.loop import IN, Loop
-from runvm.protocol import frames, messages
+from runvm.protocol import frames, messages, version
 from runvm.protocol.connection import Connection
 from runvm.protocol.frames import Frame
 from runvm.protocol.interfaces import NetworkError
@@ -41,20 +41,19 @@ from runvm.protocol.messages import (
     Failed,
     Freeze,
     Hello,
-    Online,
-    Plug,
+    Initialize,
     Remove,
+    RemoveNetwork,
     Resize,
+    SetNetwork,
     Signal,
     Start,
     Stats,
-    Unplug,
     Update,
-    Wake,
+    UseCpus,
 )
+from runvm.protocol.names import AGENT_PORT, MODULES, SHARE, TEMPLATE_WORD
 
-PORT = "runvm.agent"
-SHARE = "/run/share"
 _MODULES = (
     "virtio_pci", "virtio_console", "virtio_net", "virtiofs", "overlay", "virtio_balloon", "virtio_mem", "virtio_rng",
     "ip_tables", "ip6_tables",
@@ -62,7 +61,7 @@ _MODULES = (
 _SHARE_SECONDS = 160
 """Longer than the host waits for the guest, unless that is slow for the host's sake."""
 _CREATE_SECONDS = 0.25
-"""How long the Create that follows Wake may take to come."""
+"""How long the Create that follows Initialize may take to come."""
 _FILE_SYSTEMS = (
     ("proc", "/proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
     ("sysfs", "/sys", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
@@ -74,8 +73,6 @@ _FILE_SYSTEMS = (
     ("tmpfs", "/tmp", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=1777"),
     ("cgroup2", "/sys/fs/cgroup", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, ""),
 )
-_TEMPLATE_WORD = "runvm.template"
-"""On the kernel's command line of a guest that is to be a template (hypervisor.boot)."""
 _NR_OPEN = "fs/nr_open"
 _KEPT_FREE = 16 << 20
 """Bytes that the kernel may need while all the other free memory is taken for a moment."""
@@ -89,12 +86,12 @@ class Agent:
     """Serves one host connection."""
 
     def __init__(self, port: int) -> None:
-        self.loop = Loop()
+        self.loop = Loop(on_error=_report)
         self.connection = Connection(self.loop, port, on_frame=self._frame, on_close=self._closed)
-        self.networks = Networks(self.loop, self.connection.send, _say)
+        self.networks = GuestNetworks(self.loop, self.connection.send, _say)
         self.runtime = Runtime(self.loop, self.connection.send, self._event)
         self.connections = Connections(self.loop, self.connection.send)
-        self._waking: tuple[str, Callable[[messages.Json | AgentError], None]] | None = None
+        self._initializing: tuple[str, Callable[[messages.Json | AgentError], None]] | None = None
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -106,10 +103,10 @@ class Agent:
         gc.freeze()  # what is here now never becomes garbage: leave its pages alone
         messages.prepare()
         self.runtime.limit_files(int(files.read(f"/proc/sys/{_NR_OPEN}")))
-        if _TEMPLATE_WORD in files.read("/proc/cmdline").split():
+        if TEMPLATE_WORD in files.read("/proc/cmdline").split():
             self.runtime.prepare()
             _clear_memory()
-        self._event(Hello(__version__))
+        self._event(Hello(version.own().decode()))
         self.loop.run()
 
     def _child(self, fd: int) -> None:
@@ -135,15 +132,23 @@ class Agent:
             if not self.connections.frame(frame):
                 self.runtime.processes.frame(frame)
             return
-        number, request = messages.decode(frame.payload)
+        try:
+            number, request = messages.decode(frame.payload)
+        except messages.MessageError as error:
+            self._message(error.number, Failed(f"the guest's agent: {error}"))
+            return
 
         def done(result: messages.Json | AgentError) -> None:
             self._message(number, Failed(str(result)) if isinstance(result, AgentError) else Done(result))
 
         try:
             result = self._serve(request, done)
-        except (AgentError, OSError, KeyError, ValueError, TypeError, NetworkError) as error:
+        except (AgentError, OSError, NetworkError, RunvmError) as error:
             done(AgentError(str(error) or repr(error)))
+            return
+        except Exception as error:  # one request, whatever is wrong with it, isn't the end of the other containers
+            _report(error)
+            done(AgentError(f"{type(request).__name__}: {type(error).__name__}: {error}"))
             return
         if result is not None:
             done(result)
@@ -153,8 +158,8 @@ class Agent:
         if isinstance(request, Resize):
             self.runtime.processes.resize(request.channel, request.rows, request.columns)
             return None
-        if isinstance(request, Wake):
-            self._wake(request, done)
+        if isinstance(request, Initialize):
+            self._initialize(request, done)
             return None
         if isinstance(request, Create):
             self.networks.set(request.network, request.interfaces)
@@ -174,7 +179,7 @@ class Agent:
         if isinstance(request, Update):
             self.runtime.update(request.container, request.resources, done)
             return None
-        if isinstance(request, Online):
+        if isinstance(request, UseCpus):
             processors.use(self.loop, request.vcpus, done)
             return None
         if isinstance(request, Stats):
@@ -182,18 +187,18 @@ class Agent:
         if isinstance(request, Remove):
             self.runtime.remove(request.container, done)
             return None
-        if isinstance(request, Plug):
+        if isinstance(request, SetNetwork):
             self.networks.set(request.network, request.interfaces)
             return {}
         if isinstance(request, Connect):
             self.connections.open(request, done)
             return None
-        if isinstance(request, Unplug):
+        if isinstance(request, RemoveNetwork):
             self.networks.remove(request.network)
             return {}
         raise AgentError(f"the guest's agent doesn't serve {type(request).__name__}")
 
-    def _wake(self, request: Wake, done: Callable[[messages.Json | AgentError], None]) -> None:
+    def _initialize(self, request: Initialize, done: Callable[[messages.Json | AgentError], None]) -> None:
         """Become this VM and no other: random state, clock, machine-id; then the share, which was plugged in while
         paused. As the kernel may still be busy with that, a Create that has come already has its network set up first.
         """
@@ -207,18 +212,18 @@ class Agent:
                 _say(f"sysctl {name}: {error.strerror}")
         if _NR_OPEN in request.sysctls:
             self.runtime.limit_files(int(files.read(f"/proc/sys/{_NR_OPEN}")))
-        self._waking = (request.share, done)
-        self.loop.call_later(_CREATE_SECONDS, self._finish_waking)
+        self._initializing = (request.share, done)
+        self.loop.call_later(_CREATE_SECONDS, self._finish_initializing)
 
-    def _finish_waking(self) -> None:
-        with suppress(AgentError, OSError):  # the answer to Wake tells
+    def _finish_initializing(self) -> None:
+        with suppress(AgentError, OSError):  # the answer to Initialize tells
             self._mount_share()
 
     def _mount_share(self) -> None:
-        """What is left of waking, if anything is. Raises AgentError or OSError, and answers the Wake with it."""
-        if self._waking is None:
+        """The rest of an Initialize, if there is one. Raises AgentError or OSError, and answers it with that."""
+        if self._initializing is None:
             return
-        (share, done), self._waking = self._waking, None
+        (share, done), self._initializing = self._initializing, None
         try:
             if share:
                 _mount(share)
@@ -261,7 +266,7 @@ def _mount(tag: str) -> None:
             if time.monotonic() > deadline:
                 raise AgentError(f"the virtiofs device didn't appear in the guest within {_SHARE_SECONDS} s") from None
         time.sleep(0.002)
-    modules = f"{SHARE}/modules"
+    modules = f"{SHARE}/{MODULES}"
     if os.path.isdir(modules):
         syscalls.mount(modules, f"/lib/modules/{os.uname().release}", "", syscalls.MS_BIND)
 
@@ -272,6 +277,14 @@ def _say(text: str) -> None:
         files.write("/dev/kmsg", f"<3>runvm agent: {text}\n")
     except OSError:
         pass
+
+
+def _report(error: BaseException) -> None:
+    """A fault of ours in a request or in one of the loop's callbacks: told, and the VM goes on."""
+    import traceback
+
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        _say(line)
 
 
 def _set_up() -> None:
@@ -327,10 +340,10 @@ def _open_port() -> int:
         except FileNotFoundError:
             ports = []
         for port in ports:
-            if files.read(f"/sys/class/virtio-ports/{port}/name").strip() == PORT:
+            if files.read(f"/sys/class/virtio-ports/{port}/name").strip() == AGENT_PORT:
                 return os.open(f"/dev/{port}", os.O_RDWR | os.O_CLOEXEC)
         time.sleep(0.01)
-    raise AgentError(f"no virtio-serial port named {PORT}")
+    raise AgentError(f"no virtio-serial port named {AGENT_PORT}")
 
 
 def main() -> None:
@@ -338,11 +351,8 @@ def main() -> None:
     try:
         _set_up()
         Agent(_open_port()).run()
-    except BaseException:
-        import traceback
-
-        for line in traceback.format_exc().splitlines():
-            _say(line)
+    except BaseException as error:
+        _report(error)
         sys.stdout.flush()
         time.sleep(0.2)
         syscalls.reboot(syscalls.RB_POWER_OFF)

@@ -10,7 +10,7 @@ from runvm.agent.dns import Listener
 from runvm.linux.loop import Loop
 from runvm.protocol import frames
 from runvm.protocol.frames import Frame
-from runvm.protocol.interfaces import Network, card_mac, from_json
+from runvm.protocol.interfaces import Network, from_json, nic_mac
 from runvm.protocol.messages import Json
 
 _CONFIGURE_SECONDS = 10.0
@@ -24,7 +24,7 @@ class _Resolver:
         self.listener = Listener(loop, namespace, lambda packet: send(frames.DNS, self.number, packet))
 
 
-class Networks:
+class GuestNetworks:
     """*send* queues a frame to the host, *say* a line for its log."""
 
     def __init__(self, loop: Loop, send: Callable[[int, int, bytes], None], say: Callable[[str], None]) -> None:
@@ -34,7 +34,7 @@ class Networks:
         self._resolvers: dict[int, _Resolver] = {}
         # in the template: the first network of most VMs, with a card or without, finds namespace and sockets there
         self._spare: dict[int, _Resolver] = {}
-        for cards in ((card_mac(0),), ()):
+        for cards in ((nic_mac(0),), ()):
             namespace = network.prepare(cards)
             self._spare[namespace] = _Resolver(loop, namespace, send)
 

@@ -10,9 +10,8 @@ import socket
 from collections.abc import Callable
 
 from runvm.linux.loop import IN, Loop
+from runvm.protocol.names import NOTIFY_DIRECTORY
 
-DIRECTORY = "/run/runvm/notify"
-"""Where each container's is, by the container's name; the guest's config.json binds it to its place."""
 _LARGEST = 4096
 
 
@@ -20,9 +19,9 @@ class Notify:
     """A listening socket of container *name*; *said* gets each datagram."""
 
     def __init__(self, loop: Loop, name: str, said: Callable[[str], None]) -> None:
-        os.makedirs(DIRECTORY, mode=0o700, exist_ok=True)
+        os.makedirs(NOTIFY_DIRECTORY, mode=0o700, exist_ok=True)
         self._loop = loop
-        self._path = f"{DIRECTORY}/{name}"
+        self._path = f"{NOTIFY_DIRECTORY}/{name}"
         self._said = said
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.bind(self._path)

@@ -28,9 +28,9 @@ from runvm.linux.loop import Loop
 from runvm.linux.netns import in_namespace
 from runvm.linux.process import namespace_name
 from runvm.protocol.messages import Create, Exec, Json, Notified, OutOfMemory, Signal
+from runvm.protocol.names import SHARE
 
 _BUNDLES = "/run/runvm/bundles"
-_SHARE = "/run/share"
 
 
 class Runtime:
@@ -78,7 +78,7 @@ class Runtime:
             container.notify = Notify(
                 self._loop, container.name, lambda text: self._event(Notified(container.name, text))
             )
-        container.submounts = submounts.hold(spec, _SHARE)
+        container.submounts = submounts.hold(spec, SHARE)
         config = json.dumps(spec)
         if ready is None:
             files.write(f"{bundle}/config.json", config, make=True)

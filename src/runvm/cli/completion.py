@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 
-from runvm.__main__ import COMMANDS
+from runvm.cli.commands import COMMANDS
 from runvm.cli.common import ID
 from runvm.cli.globals import GLOBAL
 from runvm.cli.grammar import HELP, Command

@@ -81,7 +81,6 @@ def options(args: Args, base_process: Callable[[], JsonObject]) -> ExecOptions:
         console_socket=path_of(args, "console-socket"),
         pid_file=path_of(args, "pid-file"),
         detach=args.on("detach"),
-        tty=process.get("terminal") is True,
         preserve_fds=preserved_fds(args),
         cgroup=sub_cgroup(args.texts("cgroup")),
     )

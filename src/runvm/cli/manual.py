@@ -6,7 +6,7 @@ Also `runvm help --man`. `make` builds the page from it, so that the page and --
 from __future__ import annotations
 
 import runvm
-from runvm.__main__ import COMMANDS
+from runvm.cli.commands import COMMANDS
 from runvm.cli.globals import GLOBAL
 from runvm.cli.grammar import Command, Flag
 from runvm.cli.usage import find, listed_flags, shown_default, summary, synopsis

@@ -49,7 +49,9 @@ def run(ctx: Context, args: Args) -> int:
     from runvm.hypervisor import template
 
     if args.command.name == "build":
-        write(template.build(ctx.config).name + "\n")
+        from runvm.sandbox import launch
+
+        write(launch.build_template(ctx.config).name + "\n")
     elif args.command.name == "prune":
         write("".join(f"{each.name}\n" for each in template.prune(ctx.config)))
     else:

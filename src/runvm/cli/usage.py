@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from runvm.__main__ import COMMANDS, CONTAINER_COMMANDS, HOST_COMMANDS, command_module
+from runvm.cli.commands import COMMANDS, CONTAINER_COMMANDS, HOST_COMMANDS, command_module
 from runvm.cli.globals import GLOBAL
 from runvm.cli.grammar import HELP, Command, Flag, nearest
 from runvm.errors import UsageError

@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from runvm.cgroup.cgroup import Cgroup
 from runvm.container import state
 from runvm.container.state import ContainerRecord
-from runvm.errors import ContainerNotFoundError, NotRunningError, RunvmError, StateError
+from runvm.errors import ContainerNotFoundError, NotRunningError, RunvmError, StateError, VersionError
 from runvm.linux import process, syscalls
 from runvm.log import log
 from runvm.protocol import messages
-from runvm.sandbox import placement, registry, resources
+from runvm.sandbox import placement, registry
 
 if TYPE_CHECKING:
     from runvm.container.context import Context
 
-_DROP_SECONDS = 20.0
+_DELETE_SECONDS = 20.0
+"""How long a supervisor may take to forget a container, which it may have to kill."""
+_END_SECONDS = 10.0
+"""How long a supervisor may take to end, and its VM."""
 
 
 def delete(ctx: Context, cid: str, *, force: bool) -> None:
@@ -43,11 +47,20 @@ def delete(ctx: Context, cid: str, *, force: bool) -> None:
             return
         if record.status not in ("stopped", "created") and not force:
             raise StateError(f"cannot delete container {cid} that is not stopped: {record.status}")
+        config = _config(ctx, cid)
         clear(ctx, cid)
-    if record.config_path:
+    if config:
         from runvm.container.start import run_hooks
 
-        run_hooks(record._replace(pid=0), "poststop", "stopped")
+        run_hooks(record._replace(pid=0), config, "poststop", "stopped")
+
+
+def _config(ctx: Context, cid: str) -> dict[str, Any]:
+    try:
+        return state.load_config(ctx, cid)
+    except RunvmError as error:  # the container has to go all the same
+        log.warning(str(error))
+        return {}
 
 
 def clear(ctx: Context, cid: str) -> None:
@@ -67,15 +80,16 @@ def clear(ctx: Context, cid: str) -> None:
         _unwire(record.namespaces["network"])
     if not record.complete:
         # its create may have been killed while it booted a guest
-        from runvm.hypervisor import template
+        from runvm.hypervisor import proof, template
 
         template.sweep(ctx.config)
+        proof.sweep(ctx.config)
     _remove(ctx, cid)
 
 
 def _clear_cgroup(ctx: Context, record: ContainerRecord) -> None:
     """Nothing is left in a container's cgroup on the host, nor that itself; unless another container is in it, too."""
-    cgroup = resources.Cgroup(record.cgroups)
+    cgroup = Cgroup(record.cgroups)
     if cgroup.processes():
         others = [member for member in placement.all_members(ctx.config) if member.container != record.id]
         if any(set(other.cgroups) & set(record.cgroups) for other in others):
@@ -116,27 +130,29 @@ def _unwire(path: str) -> None:
 
 
 def _leave_sandbox(ctx: Context, record: ContainerRecord) -> bool:
-    """Out of its VM, or with the VM where it was the last one there; False where the VM was killed, or has to be."""
+    """Out of its VM, or with the VM where it was the last one there; False where the VM was killed, or has to be.
+
+    Whether it was the last is the supervisor's to say. Where none answers, it is what lives beside it.
+    """
     sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
-    if not os.path.isdir(sandbox.directory):
-        return True
-    orderly = False
-    known = registry.processes(sandbox)
-    supervisor = known.get("supervisor")
-    if supervisor is not None and process.alive(supervisor):
-        try:
-            registry.call(sandbox, messages.Drop(record.id), timeout=_DROP_SECONDS)
-            orderly = True
-        except NotRunningError:
-            pass
-        except RunvmError as error:
-            log.warning(f"the virtual machine is ended by force: {error}")
-            if placement.other(sandbox, record.id) is None:
-                process.kill(supervisor, signal.SIGKILL)
-    placement.discharge(sandbox, record.id)
-    if placement.other(sandbox, record.id) is None:
-        if supervisor is not None:
-            process.wait_gone(supervisor, deadline=time.monotonic() + 10)
-        registry.clear(sandbox)
-        return orderly
-    return True
+    with registry.locked(sandbox) as there:
+        if not there:
+            return True
+        supervisor = registry.processes(sandbox).get("supervisor")
+        orderly, last = False, placement.other(sandbox, record.id) is None
+        if supervisor is not None and process.alive(supervisor):
+            try:
+                answer = registry.call(sandbox, messages.DeleteContainer(record.id), timeout=_DELETE_SECONDS)
+                orderly, last = True, answer.get("last") is True
+            except NotRunningError:
+                pass
+            except VersionError:
+                process.kill(record.shim, signal.SIGKILL)  # its supervisor kills what it stands for
+            except RunvmError as error:
+                log.warning(f"the virtual machine is ended by force: {error}")
+        placement.discharge(sandbox, record.id)
+        if last:
+            if orderly and supervisor is not None:
+                orderly = process.wait_gone(supervisor, deadline=time.monotonic() + _END_SECONDS)
+            registry.clear(sandbox)
+        return orderly or not last

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from runvm.container import guest_spec, passed, shim, state, terminal
-from runvm.container.create import write_pid_file
-from runvm.errors import RunvmError, StateError, words
+from runvm.container.launching import Launch
+from runvm.errors import RunvmError, StateError
 from runvm.linux import syscalls
 from runvm.log import log
 from runvm.oci import rules
-from runvm.protocol import frames, messages
+from runvm.protocol import messages
 from runvm.sandbox import registry
 
 if TYPE_CHECKING:
@@ -24,17 +24,9 @@ if TYPE_CHECKING:
 
 
 def base_process(ctx: Context, cid: str) -> dict[str, Any]:
-    """The process object of the container's config.json. Raises RunvmError."""
-    from runvm.oci import spec as oci
-
-    record = state.load(ctx, cid)
-    try:
-        found: dict[str, Any] = json.loads(oci.read_bounded(record.config_path)).get("process") or {}
-    except OSError as error:
-        raise RunvmError(f"{record.config_path}: {words(error)}") from error
-    except ValueError as error:
-        raise RunvmError(f"{record.config_path}: {error}") from error
-    return found
+    """The process object of the container's config.json, as it was at its `create`. Raises RunvmError."""
+    state.load(ctx, cid)
+    return state.load_config(ctx, cid).get("process") or {}
 
 
 def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool = False) -> int:
@@ -59,57 +51,46 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
     key = os.urandom(8).hex()
     size = described.get("consoleSize") or {}
     rows, columns = int(size.get("height") or 0), int(size.get("width") or 0)
-    master = slave = -1
-    if wants_terminal:
-        master, slave = terminal.open_pair(rows, columns)
-    execs = -1
-    if not outside:
-        execs = state.execs(ctx, cid)
-        try:
-            fcntl.flock(execs, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:  # its process is ending, which waits for no more of them
-            raise StateError("cannot exec in a stopped container") from None
-    with registry.connect(sandbox) as connection:
-        connection.sendall(frames.encode(frames.MESSAGE, 0, messages.encode(messages.Attach(cid, key))))
-        enter = messages.Enter(cid, key, described, options.cgroup, rows, columns, list(handed.ways), outside)
+    with ExitStack() as held:
+        execs = -1 if outside else _lock_execs(ctx, cid, held)
+        console_size = (rows, columns) if wants_terminal else None
+        launch = Launch(sandbox, cid, key, held, console_size=console_size)
+        request = messages.ExecProcess(cid, key, described, options.cgroup, rows, columns, list(handed.ways), outside)
         # the guest begins while the shim is made; should that fail, the supervisor ends what the guest has made
-        with registry.begin(sandbox, enter) as asked:
-            started = shim.start(
-                shim.Plan(
-                    title=" ".join(str(word) for word in described.get("args", [])),
-                    namespaces=shim.Namespaces(0, (), -1, False),
-                    cgroup_procs=tuple(f"{directory}/cgroup.procs" for directory in record.cgroups),
-                    terminal=slave,
-                    rootfs="",
-                    connection=connection.fileno(),
-                    execs=execs,
-                    last=False,
-                    passed=handed,
-                    oom_score=described.get("oomScoreAdj"),
-                )
+        with registry.begin(sandbox, request) as asked:
+            started = launch.start(
+                title=[str(word) for word in described.get("args", [])],
+                namespaces=shim.Namespaces(0, (), -1, False),
+                cgroup_procs=tuple(f"{directory}/cgroup.procs" for directory in record.cgroups),
+                rootfs="",
+                execs=execs,
+                last=False,
+                passed=handed,
+                oom_score=described.get("oomScoreAdj"),
             )
-            connection.close()
-            if execs >= 0:
-                os.close(execs)
             log.debug("exec: shim started")
             try:
-                registry.finish(asked, enter)
+                registry.finish(asked, request)
             except RunvmError:
                 os.close(started.gate)
                 raise
-    log.debug("exec: process started in the guest")
-    shim.release(started)
-    if slave >= 0:
-        os.close(slave)
-    if wants_terminal and options.console_socket:
-        terminal.send(options.console_socket, master)
-        os.close(master)
-        master = -1
-    if options.pid_file:
-        write_pid_file(options.pid_file, started.pid)
+        log.debug("exec: process started in the guest")
+        master = launch.release(started, console_socket=options.console_socket, pid_file=options.pid_file)
     if options.detach:
         return 0
     from runvm.container.run import wait_foreground
 
     log.debug("exec: shim released")
     return wait_foreground(started.pid, master)
+
+
+def _lock_execs(ctx: Context, cid: str, held: ExitStack) -> int:
+    """The container's file of execs, locked as one of them; *held* closes it. Raises StateError where the container's
+    process is ending, which waits for no more of them."""
+    execs = state.execs(ctx, cid)
+    held.callback(os.close, execs)
+    try:
+        fcntl.flock(execs, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StateError("cannot exec in a stopped container") from None
+    return execs

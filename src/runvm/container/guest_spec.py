@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from runvm.container import mount_options
 from runvm.errors import UnsupportedError
 from runvm.linux import limits, process
+from runvm.protocol import names
 from runvm.shares.tree import ROOT, Share
 
 if TYPE_CHECKING:
     from runvm.oci.spec import Mount, Spec
 
-SHARE = "/run/share/containers"
+_SHARE = f"{names.SHARE}/{names.CONTAINERS}"
 """Where the guest has the containers' part of the share (agent.init, shares.tree)."""
 _OWN = ("/proc", "/sys")
 """Trees of the kernel: a bind of one shows the guest's own, never the host's."""
@@ -63,7 +64,7 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     shares = {ROOT: Share(spec.root_path, True, False)}
     # one made anew under its name must not find the old one's, which the guest remembers for a second
     place = f"{cid}.{os.urandom(4).hex()}"
-    raw["root"] = {**raw["root"], "path": f"{SHARE}/{place}/{ROOT}"}
+    raw["root"] = {**raw["root"], "path": f"{_SHARE}/{place}/{ROOT}"}
     raw["mounts"] = _mounts(spec, place, shares)
     raw["ociVersion"] = "1.0.2"  # crun 1.8 knows 1.0 only, and by that text
     raw.pop("hooks", None)
@@ -128,7 +129,7 @@ def with_limits(process_object: dict[str, Any]) -> dict[str, Any]:
 def resources(given: dict[str, Any]) -> dict[str, Any]:
     """The part of an OCI resources object that the guest enforces; the rest holds around the VMM, on the host.
 
-    `cpus` are the host's: the supervisor says which of the guest's these are (sandbox.sizing).
+    `cpus` are the host's: the supervisor says which of the guest's these are (sandbox.growth).
     Raises UnsupportedError for real-time CPU time.
     """
     if given.get("cpu", {}).get("realtimeRuntime"):
@@ -142,12 +143,12 @@ def resources(given: dict[str, Any]) -> dict[str, Any]:
         for key, value in given.items()
         if key in ("devices", "memory", "cpu", "pids", "hugepageLimits", "unified")
     }
-    for group, names in _NOT_IN_GUEST.items():
+    for group, keys in _NOT_IN_GUEST.items():
         if group in kept:
             kept[group] = {
                 key: value
                 for key, value in kept[group].items()
-                if key not in names and (value or key not in _UNSET[group])
+                if key not in keys and (value or key not in _UNSET[group])
             }
     burst = given.get("cpu", {}).get("burst")
     if burst is not None:  # crun 1.8 passes it over
@@ -179,14 +180,14 @@ def _mounts(spec: Spec, place: str, shares: dict[str, Share]) -> list[dict[str, 
         if mount.is_bind and not _kernels_own(mount.source):
             name = f"m{number}"
             shares[name] = Share(mount.source, "rbind" in mount.options, mount_options.read_only(mount.options))
-            entry["source"] = f"{SHARE}/{place}/{name}"
+            entry["source"] = f"{_SHARE}/{place}/{name}"
         elif mount.type == "overlay":
             # its layers are directories of the host: Podman's volumes with :O, its mounts of images
             name = f"m{number}"
             layers = [option for option in mount.options if option.partition("=")[0] in _OVERLAY]
             shares[name] = Share(mount.source, False, False, ",".join(layers))
             options = ["bind", *(option for option in mount.options if option not in layers)]
-            entry.update(type="bind", source=f"{SHARE}/{place}/{name}", options=options)
+            entry.update(type="bind", source=f"{_SHARE}/{place}/{name}", options=options)
         elif mount.type == "cgroup" and writable:
             entry["options"] = [option for option in entry["options"] if option != "ro"]
         mounts.append(entry)
@@ -203,7 +204,9 @@ def _notify(spec: Spec, cid: str, mounts: list[dict[str, Any]]) -> str:
             source = mount.source + path[len(mount.destination) :]
     if not source or not os.path.exists(source) or not stat.S_ISSOCK(os.stat(source).st_mode):
         return ""
-    mounts.append({"destination": path, "type": "bind", "source": f"/run/runvm/notify/{cid}", "options": ["bind"]})
+    mounts.append(
+        {"destination": path, "type": "bind", "source": f"{names.NOTIFY_DIRECTORY}/{cid}", "options": ["bind"]}
+    )
     return source
 
 
@@ -219,15 +222,7 @@ def _is_hosts(spec: Spec, kind: str) -> bool:
     """Whether a namespace path is just another name of the host's own namespace, as Docker's --network host gives
     it."""
     path = spec.namespaces.get(kind, "")
-    return bool(path) and same_namespace(path, f"/proc/self/ns/{process.namespace_name(kind)}")
-
-
-def same_namespace(first: str, second: str) -> bool:
-    """Whether two paths are one namespace; a path that can't be looked at is no namespace that we know."""
-    try:
-        return os.path.samestat(os.stat(first), os.stat(second))
-    except OSError:
-        return False
+    return bool(path) and process.same_namespace(path, f"/proc/self/ns/{process.namespace_name(kind)}")
 
 
 def _devices(spec: Spec, notes: list[str]) -> list[dict[str, Any]]:

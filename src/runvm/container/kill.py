@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runvm.container import state
-from runvm.errors import NotRunningError, RunvmError
+from runvm.errors import NotRunningError, RunvmError, VersionError
+from runvm.linux import process
 from runvm.protocol import messages
 from runvm.sandbox import registry
 
@@ -23,6 +24,8 @@ def kill(ctx: Context, cid: str, signal: int, *, all: bool) -> None:
     sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
     try:
         registry.call(sandbox, messages.Signal(cid, 0, signal, all))
+    except VersionError:
+        process.kill(record.shim, signal)  # the process that stands for it on the host passes signals on
     except RunvmError:
         if not all:
             raise

@@ -24,6 +24,5 @@ class ExecOptions(NamedTuple):
     console_socket: str = ""
     pid_file: str = ""
     detach: bool = False
-    tty: bool = False
     preserve_fds: int = 0
     cgroup: str = ""

@@ -40,8 +40,8 @@ def inspect(preserved: int, listened: int = 0) -> Passed:
     count = preserved + listened
     if not count:
         return Passed()
-    if count > frames.MOST_PASSED:
-        raise UnsupportedError(f"{count} descriptors to be handed on: {frames.MOST_PASSED} is the most")
+    if count > frames.MAX_PASSED:
+        raise UnsupportedError(f"{count} descriptors to be handed on: {frames.MAX_PASSED} is the most")
     fds = tuple(range(_FIRST, _FIRST + count))
     ways = []
     for index, fd in enumerate(fds):

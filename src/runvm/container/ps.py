@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from runvm.cgroup.cgroup import Cgroup
 from runvm.container import state
-from runvm.sandbox.resources import Cgroup
 
 if TYPE_CHECKING:
     from runvm.container.context import Context

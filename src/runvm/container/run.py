@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 def run(ctx: Context, cid: str, options: CreateOptions, *, detach: bool, keep: bool, no_subreaper: bool) -> int:
     """The container's exit code, or 0 once it runs detached. Raises RunvmError; nothing is left of the container
     then."""
-    if not detach and not no_subreaper:
+    if not detach:
+        # the container's process becomes our child by that, and nobody else could tell its exit code
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     master: list[int] = []
     create(ctx, cid, options, terminal_master=None if detach or options.console_socket else master)
+    if no_subreaper:
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
     try:
         start(ctx, cid)
     except RunvmError:
@@ -57,15 +60,7 @@ def wait_foreground(pid: int, master: int) -> int:
         return process.exit_code(terminal.relay(master, pid, passed_on))
     for number in passed_on:
         signal.signal(number, lambda number, frame: _forward(pid, number))
-    while True:
-        try:
-            return process.exit_code(os.waitpid(pid, 0)[1])
-        except ChildProcessError:
-            # --no-subreaper: init has it
-            identity = process.identity(pid)
-            if identity is not None:
-                process.wait_gone(identity, deadline=float("inf"))
-            return 0
+    return process.exit_code(os.waitpid(pid, 0)[1])
 
 
 def _forward(pid: int, number: int) -> None:

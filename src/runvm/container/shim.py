@@ -48,7 +48,7 @@ class Namespaces(NamedTuple):
     pid_new: bool
 
 
-class Plan(NamedTuple):
+class ShimPlan(NamedTuple):
     """What a shim is to be. *terminal* is a pty slave or -1; *rootfs* what its root shall show ('' = the host's),
     *execs* state.execs (or -1), which a container's shim waits for at its end (*last*) and an exec's has locked,
     *passed* the descriptors beyond stdio that the process gets, *oom_score* its oom_score_adj (None = the caller's)."""
@@ -72,7 +72,7 @@ class Started(NamedTuple):
     gate: int
 
 
-def start(plan: Plan) -> Started:
+def start(plan: ShimPlan) -> Started:
     """Fork a shim that is an orphan (the caller's subreaper, or init, reaps it) and waits at its gate.
 
     Returns when its namespaces are made. Raises OSError where they can't be.
@@ -113,7 +113,7 @@ def start(plan: Plan) -> Started:
     return Started(pid, ours.detach())
 
 
-def _main(plan: Plan, gate: object) -> None:
+def _main(plan: ShimPlan, gate: object) -> None:
     import socket
 
     assert isinstance(gate, socket.socket)
@@ -194,7 +194,7 @@ def release(started: Started, *, timeout: float = 10.0) -> None:
 class Shim:
     """The relay: descriptors on one side, the supervisor's connection on the other."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ShimPlan) -> None:
         self._loop = Loop()
         self._code: int | None = None
         self._terminal = plan.terminal

@@ -13,6 +13,7 @@ from runvm.sandbox import registry
 if TYPE_CHECKING:
     from runvm.container.context import Context
     from runvm.container.state import ContainerRecord
+    from runvm.oci.schema import JsonObject
 
 
 def start(ctx: Context, cid: str) -> None:
@@ -28,24 +29,18 @@ def start(ctx: Context, cid: str) -> None:
         registry.call(registry.locate(ctx.config.state_dir, record.sandbox), messages.Start(cid))
         log.debug("start: container started in the guest")
         state.save(ctx, record._replace(started=True))
-    run_hooks(record, "poststart", "running")
+    run_hooks(record, state.load_config(ctx, cid), "poststart", "running")
 
 
-def run_hooks(record: ContainerRecord, kind: str, status: str) -> None:
-    """Run the container's poststart or poststop hooks; failures are logged only (runtime.md, Lifecycle)."""
+def run_hooks(record: ContainerRecord, config: JsonObject, kind: str, status: str) -> None:
+    """Run the poststart or poststop hooks of *config*, the container's config.json; failures are logged only
+    (runtime.md, Lifecycle)."""
+    if not (config.get("hooks") or {}).get(kind):
+        return
+    from runvm.oci import hooks
     from runvm.oci import spec as oci
 
-    try:
-        raw = oci.read_bounded(record.config_path)
-    except OSError:
-        return
-    if b'"hooks"' not in raw:
-        return
-    import json
-
-    from runvm.oci import hooks
-
-    found = oci.parse_hooks(json.loads(raw).get("hooks") or {}).get(kind, ())
+    found = oci.parse_hooks(config["hooks"]).get(kind, ())
     described = hooks.state_json(
         cid=record.id,
         status=status,

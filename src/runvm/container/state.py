@@ -29,6 +29,7 @@ LOCK_SECONDS = 120.0
 """How long a command waits for another one on the same container; a create that has to boot a template takes
 longest."""
 _NAME = "state.json"
+_CONFIG = "config.json"
 
 
 class ContainerRecord(NamedTuple):
@@ -47,7 +48,6 @@ class ContainerRecord(NamedTuple):
     shim: Identity
     started: bool
     paused: bool
-    config_path: str
     terminal: bool
     cgroups: tuple[str, ...]
     namespaces: dict[str, str]
@@ -138,6 +138,26 @@ def save(ctx: Context, record: ContainerRecord) -> None:
     os.rename(f"{path}.new", path)
 
 
+def save_config(ctx: Context, cid: str, text: bytes) -> None:
+    """Keep the config.json that `create` has checked: later changes of the bundle's have no effect (runtime.md,
+    Create)."""
+    with open(f"{directory(ctx, cid)}/{_CONFIG}", "wb", opener=files.private) as file:
+        file.write(text)
+
+
+def load_config(ctx: Context, cid: str) -> dict[str, Any]:
+    """What save_config() kept; {} where there is none. Raises RunvmError where it can't be read."""
+    path = f"{directory(ctx, cid)}/{_CONFIG}"
+    try:
+        with open(path, "rb") as file:
+            found: dict[str, Any] = json.load(file)
+        return found
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunvmError(f"{path} can't be read: {error}", do=f"runvm delete --force {cid}") from error
+
+
 def load(ctx: Context, cid: str) -> ContainerRecord:
     """The container's record, its status as of now. Raises ContainerNotFoundError, RunvmError for a record that
     can't be read."""
@@ -187,5 +207,5 @@ def load_all(ctx: Context) -> list[ContainerRecord]:
 def _unfinished(cid: str) -> ContainerRecord:
     """A create is under way, or was killed before it had written anything."""
     return ContainerRecord(
-        cid, "creating", 0, "", "", "0001-01-01T00:00:00Z", {}, "", "", Identity(0, 0), False, False, "", False, (), {}, False,  # noqa: E501
+        cid, "creating", 0, "", "", "0001-01-01T00:00:00Z", {}, "", "", Identity(0, 0), False, False, False, (), {}, False,  # noqa: E501
     )  # fmt: skip

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from runvm.cgroup.cgroup import Cgroup
+from runvm.cgroup.limits import host_limits
 from runvm.container import guest_spec, state
 from runvm.container.stats import memory_use
 from runvm.errors import GuestError, NotRunningError
 from runvm.protocol import messages
 from runvm.sandbox import registry
-from runvm.sandbox.resources import Cgroup, host_limits
 
 if TYPE_CHECKING:
     from runvm.container.context import Context
@@ -29,7 +30,7 @@ def update(ctx: Context, cid: str, resources: dict[str, Any]) -> None:
             _check_memory(registry.call(sandbox, messages.Stats(cid)), limit)
         registry.call(sandbox, messages.Update(cid, guests))
         if record.scope:
-            from runvm.sandbox import scope
+            from runvm.cgroup import scope
 
             scope.change(record.scope, host_limits(resources, overhead_mib=ctx.config.overhead_mib))
         Cgroup(record.cgroups).limit(resources, overhead_mib=ctx.config.overhead_mib)

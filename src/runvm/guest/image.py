@@ -79,15 +79,26 @@ def resolve(config: Config) -> Image:
     return image
 
 
-def hold(image: Image) -> int:
-    """A descriptor that keeps `image prune` from removing *image* while it is open; -1 if there are only own files."""
-    if not image.directory:
-        return -1
+def take(config: Config) -> tuple[Image, int]:
+    """The image that *config* names, and a descriptor that keeps `image prune` from removing it while it is open (-1
+    where all files are the user's own). Raises as resolve() does."""
     import fcntl
 
-    fd = os.open(image.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    fcntl.flock(fd, fcntl.LOCK_SH)
-    return fd
+    while True:
+        image = resolve(config)
+        if not image.directory:
+            return image, -1
+        try:
+            fd = os.open(image.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # pruned since it was found
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        try:
+            if os.path.samestat(os.stat(image.directory), os.fstat(fd)):
+                return image, fd
+        except FileNotFoundError:
+            pass
+        os.close(fd)
 
 
 def build(config: Config, progress: Callable[[str], None]) -> Image:
@@ -98,16 +109,6 @@ def build(config: Config, progress: Callable[[str], None]) -> Image:
     from runvm.guest import build as builder
 
     return _read(builder.build(config.data_dir, progress))
-
-
-def outdated(image: Image) -> bool:
-    """Whether *image* was built with another agent than this runvm's; False for own files only. Slow: for `doctor`."""
-    if not image.directory:
-        return False
-    from runvm.guest import pythonpath
-
-    with open(os.path.join(image.directory, "manifest.json"), "rb") as file:
-        return bool(json.load(file).get("agent_hash") != pythonpath.agent_hash(pythonpath.agent()))
 
 
 def list_images(config: Config) -> list[Built]:

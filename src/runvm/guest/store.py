@@ -95,7 +95,7 @@ def _remove_unused(base: str, name: str) -> bool:
     except FileNotFoundError:
         return False  # another prune was quicker
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # see image.hold
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # see image.take
         # Out of the way first: a half-removed image must not be found under its name
         gone = os.path.join(base, f"{TEMPORARY}removed-{name}")
         os.rename(directory, gone)

@@ -7,22 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from runvm.errors import HostError, RunvmError
 from runvm.host import trial
+from runvm.linux.command import ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runvm.config import Config
 
-OLDEST_QEMU = (6, 2)
-_QEMU_DEVICES = (
-    "vhost-user-fs-pci",
-    "virtio-serial-pci",
-    "virtserialport",
-    "virtio-net-pci",
-    "virtio-balloon-pci",
-    "pcie-root-port",
-    "vmgenid",
-)
 _VMM_OVERHEAD_MIB = 128  # QEMU itself under emulation, and virtiofsd
 _IMAGE_MIB, _TEMPLATE_MIB = 1024, 256  # on disk: an image while it is built; a template
 # A user id in the range that the hypervisors run as
@@ -30,7 +21,7 @@ _SOME_UID = 0x72760000
 
 
 class Check(NamedTuple):
-    """One thing looked at: what was *found*, and if that is not *ok* the command that *mend*s it.
+    """One thing looked at: what was *found*, and if that is not *ok* the command that *fix*s it.
 
     One that isn't *needed* is told, but a container starts without it.
     """
@@ -38,7 +29,7 @@ class Check(NamedTuple):
     name: str
     ok: bool
     found: str
-    mend: str = ""
+    fix: str = ""
     needed: bool = True
 
 
@@ -50,42 +41,27 @@ def check_root(config: Config) -> Check:
 
 
 def check_hypervisor(config: Config) -> Check:
-    """The hypervisor is there, new enough, and has the devices that a VM is made of."""
-    from runvm.hypervisor import driver
+    """What the driver of the configured hypervisor finds."""
+    from runvm.hypervisor import drivers
 
-    if config.hypervisor != "qemu":
-        key = driver.load(config).version_key()
-        return Check("hypervisor", True, f"{config.hypervisor} ({key})")
-    from runvm.hypervisor.qemu import Qemu
-
-    name = "QEMU"
-    try:
-        program = Qemu(config).program()
-        words = trial.ask([program, "--version"])
-    except HostError as error:
-        return Check(name, False, error.message, apt("qemu-system-x86"))
-    version = words.partition("version ")[2].split()[0] if "version " in words else "of unknown version"
-    numbers = version.split(".")
-    if not all(number.isdigit() for number in numbers[:2]) or tuple(map(int, numbers[:2])) < OLDEST_QEMU:
-        oldest = ".".join(map(str, OLDEST_QEMU))
-        return Check(name, False, f"{program} is {version}, older than {oldest}", apt("qemu-system-x86"))
-    devices = trial.ask([program, "-device", "help"])
-    missing = [device for device in _QEMU_DEVICES if f'name "{device}"' not in devices]
-    if missing:
-        return Check(name, False, f"{program} {version} has no {', '.join(missing)}", apt("qemu-system-x86"))
-    return Check(name, True, f"{program} {version}")
+    findings = drivers.load(config).check()
+    bad = next((finding for finding in findings if not finding.ok), None)
+    if bad is not None:
+        return Check(bad.name, False, bad.found, bad.fix)
+    found = "; ".join(finding.found for finding in findings)
+    return Check(findings[0].name if findings else config.hypervisor, True, found)
 
 
 def check_virtiofsd(config: Config) -> Check:
     """The virtiofs daemon is there and runs."""
     from runvm.shares import virtiofs
 
-    mend = apt("qemu-system-common" if _distribution() in _VIRTIOFSD_IN_QEMU else "virtiofsd")
+    fix = apt("qemu-system-common" if _distribution() in _VIRTIOFSD_IN_QEMU else "virtiofsd")
     try:
         program = virtiofs.program(config)
-        words = trial.ask([program, "--version"])
+        words = ask([program, "--version"])
     except HostError as error:
-        return Check("virtiofsd", False, error.message, mend)
+        return Check("virtiofsd", False, error.message, fix)
     return Check("virtiofsd", True, f"{program} {_version_in(words)}")
 
 
@@ -130,17 +106,17 @@ def check_crun(config: Config) -> Check:
 
 def check_tun(config: Config) -> Check:
     """/dev/net/tun opens."""
-    mend = "modprobe tun"
+    fix = "modprobe tun"
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
         if os.path.isdir(
             "/sys/class/misc/tun"
         ):  # the driver is there, the node isn't: a container's or a chroot's /dev
-            mend = "mkdir -p /dev/net && mknod /dev/net/tun c 10 200"
-        return Check("tun", False, "there is no /dev/net/tun", mend)
+            fix = "mkdir -p /dev/net && mknod /dev/net/tun c 10 200"
+        return Check("tun", False, "there is no /dev/net/tun", fix)
     except OSError as error:
-        return Check("tun", False, f"/dev/net/tun: {error.strerror}", mend)
+        return Check("tun", False, f"/dev/net/tun: {error.strerror}", fix)
     return Check("tun", True, "/dev/net/tun opens")
 
 
@@ -156,8 +132,8 @@ def check_redirect(config: Config) -> Check:
         tap.wire("one", "two", resolver=True)
 
     failure = trial.in_child(attempt)
-    mend = "modprobe -a tun sch_ingress cls_u32 act_mirred"
-    return Check("redirection by tc", not failure, failure or "filters in ingress redirect between two taps", mend)
+    fix = "modprobe -a tun sch_ingress cls_u32 act_mirred"
+    return Check("redirection by tc", not failure, failure or "filters in ingress redirect between two taps", fix)
 
 
 def check_namespaces(config: Config) -> Check:
@@ -182,8 +158,8 @@ def check_namespaces(config: Config) -> Check:
             raise HostError(f"can't become user {uid}: {error.strerror}") from error
 
     failure = trial.in_child(attempt)
-    mend = "run runvm outside of this container, or make the container with --privileged"
-    return Check("namespaces", not failure, failure or "namespaces, mounts and user ids can be made", mend)
+    fix = "run runvm outside of this container, or make the container with --privileged"
+    return Check("namespaces", not failure, failure or "namespaces, mounts and user ids can be made", fix)
 
 
 def check_cgroups(config: Config) -> Check:
@@ -199,11 +175,11 @@ def check_cgroups(config: Config) -> Check:
             os.mkdir(scratch)
             os.rmdir(scratch)
         except OSError as error:
-            mend = "mount -o remount,rw /sys/fs/cgroup" if kind == "v2" else f"mount -o remount,rw {directory}"
+            fix = "mount -o remount,rw /sys/fs/cgroup" if kind == "v2" else f"mount -o remount,rw {directory}"
             found = f"{kind}, but {directory} takes no new one: {error.strerror}"
             if userns.limited():
                 return Check("cgroups", False, f"{found}; containers have no limits on the host", needed=False)
-            return Check("cgroups", False, found, mend)
+            return Check("cgroups", False, found, fix)
     return Check("cgroups", True, f"{kind}, writable")
 
 
@@ -214,8 +190,8 @@ def check_memory(config: Config) -> Check:
         fields = dict(line.split(":", 1) for line in file)
     available = int(fields["MemAvailable"].split()[0]) // 1024
     found = f"{available} MiB available, {needed} MiB needed for a container without a limit"
-    mend = "lower default_memory_mib in /etc/runvm/config.toml"
-    return Check("memory", available >= needed, found, mend)
+    fix = "lower default_memory_mib in /etc/runvm/config.toml"
+    return Check("memory", available >= needed, found, fix)
 
 
 def check_disk(config: Config) -> Check:
@@ -228,43 +204,46 @@ def check_disk(config: Config) -> Check:
     status = os.statvfs(directory)
     free = status.f_bavail * status.f_frsize // (1 << 20)
     found = f"{free} MiB free for {config.data_dir}, {needed} MiB needed"
-    mend = f"make room on the file system of {directory}, or set data_dir in /etc/runvm/config.toml"
-    return Check("disk", free >= needed, found, mend)
+    fix = f"make room on the file system of {directory}, or set data_dir in /etc/runvm/config.toml"
+    return Check("disk", free >= needed, found, fix)
 
 
 def check_kvm(config: Config) -> Check:
     """Whether a guest really boots with KVM, found out once per host boot; only told, for emulation serves without."""
-    from runvm.hypervisor import kvm
+    from runvm.hypervisor import drivers, proof
 
+    driver = drivers.load(config)
     needed = config.accelerator == "kvm"
+    if "kvm" not in driver.capabilities.accelerators:
+        return Check("KVM", True, f"not used by {driver.name}", needed=False)
     if config.accelerator == "tcg":
         return Check("KVM", True, "not used: accelerator is tcg", needed=False)
-    works, reason = kvm.verdict(config)
-    if works:
+    verdict = proof.verdict(config, driver)
+    if verdict.works:
         return Check("KVM", True, "a guest boots with it", needed=needed)
-    mend = "" if os.path.exists("/dev/kvm") else "modprobe -a kvm_intel kvm_amd"
+    fix = "" if os.path.exists("/dev/kvm") else "modprobe -a kvm_intel kvm_amd"
     if needed:
-        mend = 'set accelerator = "auto" in /etc/runvm/config.toml'
-    found = f"does not work here: {reason}" + ("" if needed else "; containers run emulated, which is slower")
-    return Check("KVM", False, found, mend, needed=needed)
+        fix = 'set accelerator = "auto" in /etc/runvm/config.toml'
+    found = f"does not work here: {verdict.reason}" + ("" if needed else "; containers run emulated, which is slower")
+    return Check("KVM", False, found, fix, needed=needed)
 
 
 def check_boot(config: Config) -> Check:
     """A guest boots to its agent's answer, the way a container's would."""
     import time
 
-    from runvm.hypervisor import driver, template
+    from runvm.hypervisor import drivers, proof
 
-    accelerator = driver.load(config).accelerator()
+    name = "a guest boots"
+    driver = drivers.load(config)
+    accelerator = proof.accelerator(config, driver)
     begin = time.monotonic()
     try:
-        template.prove(config, accelerator, timeout=config.boot_timeout_s)
+        proof.prove(config, driver, accelerator, timeout=config.boot_timeout_s)
     except RunvmError as error:
         last = f" ({error.details.strip().splitlines()[-1]})" if error.details.strip() else ""
-        return Check(
-            "a guest boots", False, f"with {accelerator}: {error.message}{last}", error.do or "runvm image build"
-        )
-    return Check("a guest boots", True, f"with {accelerator}, in {time.monotonic() - begin:.1f} s")
+        return Check(name, False, f"with {accelerator}: {error.message}{last}", error.do or "runvm image build")
+    return Check(name, True, f"with {accelerator}, in {time.monotonic() - begin:.1f} s")
 
 
 FIRST: tuple[Callable[[Config], Check], ...] = (

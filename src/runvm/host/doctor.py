@@ -1,4 +1,4 @@
-"""`runvm doctor`: would a container start on this host? Runs host.checks and tells how to mend what fails."""
+"""`runvm doctor`: would a container start on this host? Runs host.checks and tells how to fix what fails."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def run(config: Config, *, json: bool) -> int:
 
 
 def format_check(check: Check) -> str:
-    """A line for a person, and a second one with the command that mends it."""
+    """A line for a person, and a second one with the command that fixs it."""
     word = "ok" if check.ok else "missing" if check.needed else "note"
     line = f"{word:8} {check.name:{_WIDTH}} {check.found}"
-    return line if not check.mend else f"{line}\n{'':8} {'':{_WIDTH}} to mend it: {check.mend}"
+    return line if not check.fix else f"{line}\n{'':8} {'':{_WIDTH}} to fix it: {check.fix}"
 
 
 def _examine(config: Config, show: Callable[[Check], None]) -> None:
@@ -60,7 +60,7 @@ def _carry_out(function: Callable[[Config], Check], config: Config, show: Callab
     name = function.__name__.removeprefix("check_")
     try:
         check = function(config)
-        check = check._replace(mend="") if check.ok else check
+        check = check._replace(fix="") if check.ok else check
     except RunvmError as error:
         check = Check(name, False, error.message, error.do)
     except OSError as error:

@@ -7,12 +7,11 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from runvm.errors import HostError
+from runvm.linux.command import PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOST_OUTPUT = 4096
 
 
@@ -21,31 +20,6 @@ def find(program: str) -> str:
     import shutil
 
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{PATH}") or ""
-
-
-def ask(argv: list[str], *, timeout: float = 10.0) -> str:
-    """What the program *argv* prints. Raises: HostError, with its words, where it fails or says nothing in time."""
-    import subprocess
-
-    environment = {**os.environ, "PATH": PATH, "LC_ALL": "C"}
-    try:
-        done = subprocess.run(
-            argv,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            timeout=timeout,
-            env=environment,
-        )
-    except OSError as error:
-        raise HostError(f"{argv[0]}: {error.strerror}") from error
-    except subprocess.TimeoutExpired:
-        raise HostError(f"'{' '.join(argv)}' did not end within {timeout:.0f} s") from None
-    if done.returncode:
-        words = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise HostError(f"'{' '.join(argv)}' failed: {words[-1] if words else f'exit code {done.returncode}'}")
-    return done.stdout
 
 
 def in_child(attempt: Callable[[], None], *, timeout: float = 20.0) -> str:

@@ -10,19 +10,18 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from runvm import __version__
 from runvm.errors import DeadlineError, GuestError, VmmError
-from runvm.hypervisor import jail
+from runvm.hypervisor import jail, ram
 from runvm.hypervisor.driver import Driver, Endpoints, Machine, Vm
-from runvm.linux import process
+from runvm.linux import files, process
 from runvm.log import log
-from runvm.protocol import frames, messages
+from runvm.protocol import frames, messages, version
 
 if TYPE_CHECKING:
     from runvm.config import Config
     from runvm.guest.image import Image
 
-TEMPLATE_WORD = "runvm.template"
-"""On its kernel's command line, it tells a guest that it is to be a template (agent.init)."""
 _CONSOLE_READS = 16
 """Pieces of the console that are taken at a time, since a guest can write as fast as they are."""
 CONSOLE_KEPT = 16 << 10
@@ -60,7 +59,7 @@ class Guest:
             return False
         return True
 
-    def last_words(self) -> str:
+    def console_end(self) -> str:
         """The console's last lines, printable."""
         self.read_console()
         text = self.console_tail.decode(errors="replace").replace("\r", "")
@@ -78,10 +77,10 @@ class Guest:
         while True:
             left = deadline - time.monotonic()
             if left <= 0:
-                words = self.last_words()
+                console = self.console_end()
                 raise DeadlineError(
                     "timed out waiting for the guest to boot to its agent's answer",
-                    details=words or "(its console is empty)",
+                    details=console or "(its console is empty)",
                 )
             for fd, _ in poll.poll(left * 1000):
                 if fd == self.console.fileno():
@@ -90,10 +89,11 @@ class Guest:
                     continue
                 data = self.agent.recv(4096)
                 if not data:
-                    raise GuestError("the guest ended before its agent answered", details=self.last_words())
+                    raise GuestError("the guest ended before its agent answered", details=self.console_end())
                 try:
                     for frame in decoder.feed(data):
-                        messages.decode(frame.payload, frozenset({"Hello"}))
+                        _, hello = messages.decode(frame.payload, frozenset({"Hello"}))
+                        _check_version(hello.version)
                         return
                 except (frames.FrameError, messages.MessageError) as error:
                     raise GuestError(f"the guest's agent broke the protocol: {error}") from error
@@ -106,10 +106,9 @@ class Guest:
 
 
 def machine_for(
-    config: Config, driver: Driver, guest: Image, *, vcpus: int, memory_mib: int, accelerator: str = ""
+    config: Config, driver: Driver, guest: Image, *, vcpus: int, memory_mib: int, accelerator: str
 ) -> Machine:
     """The machine that a configuration gives for the guest image *guest*."""
-    accelerator = accelerator or driver.accelerator()
     # nothing of the guest's code runs on the processor itself under emulation, so its flaws aren't there to be
     # mitigated
     extra = " mitigations=off" if accelerator == "tcg" else ""
@@ -119,7 +118,7 @@ def machine_for(
     return Machine(
         accelerator,
         vcpus,
-        _most_vcpus(vcpus),
+        _max_vcpus(vcpus),
         memory_mib,
         _growth_mib(),
         guest.kernel,
@@ -129,7 +128,7 @@ def machine_for(
     )
 
 
-def _most_vcpus(vcpus: int) -> int:
+def _max_vcpus(vcpus: int) -> int:
     """What a VM that starts with *vcpus* may grow by: as many as the host has, within _VCPUS."""
     return max(vcpus, min(_VCPUS, len(os.sched_getaffinity(0))))
 
@@ -144,7 +143,7 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
     clone, or one that will boot."""
     root = f"{directory}/jail"
     jail.prepare(root)
-    ram = os.open(f"{root}/ram", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    memory = os.open(f"{root}/ram", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     agent, agent_vmm = socket.socketpair()
     console, console_vmm = socket.socketpair()
     state = copier = -1
@@ -157,7 +156,7 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
         log.debug("supervisor: template's memory copied")
 
     try:
-        os.ftruncate(ram, machine.memory_mib << 20)
+        os.ftruncate(memory, machine.memory_mib << 20)
         with open(f"{root}/more", "xb") as more:
             more.truncate(machine.growth_mib << 20)
         if template:
@@ -166,7 +165,7 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
 
             def copy() -> None:
                 process.die_with_parent(parent)
-                copy_sparse(f"{template}/ram", ram)
+                ram.copy_sparse(f"{template}/ram", memory)
 
             copier = process.fork(copy)  # the VMM starts meanwhile
         endpoints = Endpoints(agent_vmm.fileno(), console_vmm.fileno(), tap)
@@ -174,7 +173,7 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
             vm = driver.launch(machine, endpoints, jail=root, state=state, ram_ready=ram_ready, deadline=deadline)
         except VmmError as error:
             raise VmmError(
-                error.message, do="its own words are below", details=_tail(f"{directory}/vmm.log")
+                error.message, do="its own messages are below", details=files.tail(f"{directory}/vmm.log")
             ) from error
         return Guest(vm, agent, console)
     except BaseException:
@@ -186,9 +185,16 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
     finally:
         agent_vmm.close()
         console_vmm.close()
-        os.close(ram)
+        os.close(memory)
         if state >= 0:
             os.close(state)
+
+
+def _check_version(told: str) -> None:
+    """Raise GuestError for an agent of another runvm, as an image has that was built before an upgrade."""
+    number, release = version.parse(told.encode())
+    if number != version.PROTOCOL:
+        raise GuestError(f"the guest image was built by runvm {release}; this is {__version__}", do="runvm image build")
 
 
 def free_memory(directory: str) -> None:
@@ -196,35 +202,3 @@ def free_memory(directory: str) -> None:
     for name in ("ram", "more"):
         with suppress(OSError):
             os.truncate(f"{directory}/jail/{name}", 0)
-
-
-def copy_sparse(source: str, target: int) -> None:
-    """Copy the data of a sparse file, not its holes, into *target*, an empty file of the same length (lseek(2),
-    SEEK_DATA)."""
-    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(fd).st_size
-        offset = 0
-        while offset < size:
-            try:
-                offset = os.lseek(fd, offset, os.SEEK_DATA)
-            except OSError:
-                return  # ENXIO: only a hole is left
-            end = os.lseek(fd, offset, os.SEEK_HOLE)
-            os.lseek(target, offset, os.SEEK_SET)
-            while offset < end:
-                sent = os.sendfile(target, fd, offset, end - offset)
-                if sent == 0:
-                    raise VmmError(f"the template {source} is shorter than it was")
-                offset += sent
-    finally:
-        os.close(fd)
-
-
-def _tail(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 2048))
-            return file.read().decode(errors="replace").strip()
-    except OSError:
-        return ""

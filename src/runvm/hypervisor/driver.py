@@ -1,24 +1,64 @@
-"""What the rest of runvm asks of a hypervisor, and the lookup of the driver that the configuration names."""
+"""The contract between runvm and a hypervisor: what a driver is asked for, what it owes, and what it may lack.
+
+A driver states its Capabilities, and the sandbox asks by them: no code outside of a driver's own folder knows a
+hypervisor by name. docs/how-to/hypervisor.md is the guide for writing one.
+"""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from runvm.errors import ConfigError
-
 if TYPE_CHECKING:
-    from runvm.config import Config
+    import socket
+
+    from runvm.errors import RunvmError
+    from runvm.linux.loop import Loop
+
+    Answered = Callable[[RunvmError | None], None]
+    """Gets None, or what went wrong."""
+
+
+class Capabilities(NamedTuple):
+    """What a driver can do. What it can't is refused with a clear error, or done without where that is possible.
+
+    *snapshot*: a paused VM's state can be written to a file, and a VM be started from it (templates).
+    *hotplug_share*: the shared directory is plugged in after the launch; without it, it is part of Endpoints.
+    *hotplug_nic*, *hotplug_cpu*, *hotplug_memory*: network interfaces, virtual CPUs, memory can be added to a VM that
+    runs.
+    *agent_transport*: how the guest finds its line to the supervisor: 'virtio-serial' (a port named
+    protocol.names.AGENT_PORT) or 'tty' (a serial line, in raw mode).
+    *kernel_format*: which of an image's kernels it boots: 'bzImage' or 'uml'.
+    *accelerators*: what can run the guest's instructions, the fastest first.
+    """
+
+    snapshot: bool
+    hotplug_share: bool
+    hotplug_nic: bool
+    hotplug_cpu: bool
+    hotplug_memory: bool
+    agent_transport: str
+    kernel_format: str
+    accelerators: tuple[str, ...]
+
+
+class Finding(NamedTuple):
+    """One thing that a driver's check() has looked at: what was *found*, and where that isn't *ok* the command that is
+    the *fix*."""
+
+    name: str
+    ok: bool
+    found: str
+    fix: str = ""
 
 
 class Machine(NamedTuple):
-    """A virtual machine to be: all that its template depends on. *growth_mib* is how much memory it can get later,
-    *most_vcpus* how many virtual CPUs it can come to have."""
+    """A virtual machine to be: all that its template depends on. Sizes are in MiB; *growth_mib* is how much memory it
+    can get later, *max_vcpus* how many virtual CPUs it can come to have."""
 
     accelerator: str
     vcpus: int
-    most_vcpus: int
+    max_vcpus: int
     memory_mib: int
     growth_mib: int
     kernel: str
@@ -28,29 +68,42 @@ class Machine(NamedTuple):
 
 
 class Endpoints(NamedTuple):
-    """Descriptors handed to the VMM at its launch: the agent's port, the console, the tap of the first NIC."""
+    """Descriptors handed to the VMM at its launch: the agent's line, the console, the tap of the first NIC, and for a
+    driver without hotplug_share the connection to the file system daemon (-1: none)."""
 
     agent: int
     console: int
     tap: int
+    share: int = -1
 
 
 class Vm(Protocol):
-    """A VM that a driver launched; the process that launched it owns it."""
+    """A VM that a driver launched; the process that launched it owns it.
+
+    While it comes up, its owner waits: what has a *deadline* (time.monotonic()) raises VmmError, or DeadlineError then.
+    From attach() on it serves others besides: what takes *answered* returns at once, and calls that later, in the loop,
+    within some seconds whatever the VMM does.
+    """
 
     pid: int
+    """The VMM's process, a child of the one that launched it."""
+
+    def attach(self, loop: Loop) -> None:
+        """The VM runs: *loop* takes the VMM's answers from now on."""
 
     def plug_share(self, share: socket.socket, tag: str, *, deadline: float) -> None:
-        """Plug a vhost-user file system in; *share* is connected to its daemon."""
+        """Plug a vhost-user file system in; *share* is connected to its daemon. Called once, while the VM is paused;
+        does nothing where the share was part of Endpoints."""
 
-    def plug_nic(self, index: int, tap: int, mac: str, *, deadline: float) -> None:
-        """Plug a further NIC in; *index* from 1, *tap* a tap's descriptor."""
+    def plug_nic(self, index: int, tap: int, mac: str, answered: Answered) -> None:
+        """Plug a further NIC in; *index* from 1, *tap* a tap's descriptor, which may be closed when this returns.
+        Raises VmmError where the VM can have no more."""
 
-    def grow(self, mib: int, *, deadline: float) -> None:
+    def grow(self, mib: int, answered: Answered) -> None:
         """Have *mib* of the machine's growth_mib; the guest takes it as it can."""
 
-    def plug_vcpus(self, count: int, *, deadline: float) -> None:
-        """Have *count* virtual CPUs, at most the machine's most_vcpus; the guest has to take them into use."""
+    def plug_vcpus(self, count: int, answered: Answered) -> None:
+        """Have *count* virtual CPUs, at most the machine's max_vcpus; the guest has to take them into use."""
 
     def resume(self, *, deadline: float) -> None:
         """Let the virtual CPUs run."""
@@ -62,25 +115,27 @@ class Vm(Protocol):
         """Write the paused VM's device state to *path*; its RAM is the file that it was launched with."""
 
     def kill(self) -> None:
-        """End the VMM at once and reap it."""
+        """End the VMM at once and reap it. Raises DeadlineError if even SIGKILL doesn't."""
 
 
 class Driver(Protocol):
-    """A hypervisor: launches VMs."""
+    """A hypervisor: launches VMs. It is made with the Config, and keeps nothing but that."""
 
     name: str
-    can_snapshot: bool
+    """As the setting `hypervisor` has it."""
+    capabilities: Capabilities
     kernel_args: str
     """The guest kernel's command line for this machine, its console among it."""
+
+    def check(self) -> list[Finding]:
+        """What this driver needs of the host, each thing tried rather than believed, in some tenths of a second; for
+        `runvm doctor`. Doesn't boot a guest."""
 
     def version_key(self) -> str:
         """What tells this VMM's build from another, for a template's key. Raises HostError where it is missing."""
 
     def hardware(self, machine: Machine) -> str:
         """What *machine* is built of when a snapshot of it is restored, which fits no other: for a template's key."""
-
-    def accelerator(self) -> str:
-        """'kvm' where it works, else 'tcg'."""
 
     def launch(
         self,
@@ -92,23 +147,17 @@ class Driver(Protocol):
         ram_ready: Callable[[], None],
         deadline: float,
     ) -> Vm:
-        """Start a VMM confined to *jail*, where the files `ram` and `more` are the VM's memory and what it can
-        grow by; it is left paused.
+        """Start a VMM and leave it paused. With *state* (a descriptor of a snapshot's device state) the VM is restored,
+        else it will boot. Raises VmmError, DeadlineError; no process is left then.
 
-        With *state* (a descriptor of a snapshot's device state) the VM is restored, else it will boot. *ram_ready* is
-        called before the VM's memory is looked at, and waits until it is there. Raises VmmError.
+        The duties of a driver:
+
+        - The VMM is a child of the caller and dies with it (linux.process.die_with_parent).
+        - It is confined before it runs: hypervisor.jail.enter() with *jail* as its root, under a user id of its own
+          (jail.user_id()), with no descriptors but those of *endpoints* and its own monitor.
+        - The files `ram` and `more` in *jail* are the VM's memory and what it can grow by, mapped shared; the driver
+          makes them its user's. A VM whose memory lies elsewhere leaves them empty.
+        - *ram_ready* is called once before the VM's memory is looked at on a restore: it waits until `ram` is filled.
+        - What it prints goes to the file `vmm.log` beside *jail*: its end is shown where a start fails.
+        - Files that it may write are bounded (RLIMIT_FSIZE).
         """
-
-
-def load(config: Config) -> Driver:
-    """The driver of that configuration: built in, or from an installed package's entry point in `runvm.hypervisors`."""
-    if config.hypervisor == "qemu":
-        from runvm.hypervisor.qemu import Qemu
-
-        return Qemu(config)
-    from importlib.metadata import entry_points
-
-    for entry in entry_points(group="runvm.hypervisors", name=config.hypervisor):
-        driver: Driver = entry.load()(config)
-        return driver
-    raise ConfigError(f"hypervisor '{config.hypervisor}' isn't installed", do="'qemu' is built in")

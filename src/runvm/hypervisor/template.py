@@ -11,29 +11,26 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm import __version__
-from runvm.errors import DeadlineError, GuestError, RunvmError
-from runvm.guest import image
-from runvm.hypervisor import boot
-from runvm.hypervisor import driver as drivers
-from runvm.linux import files, locking, process, syscalls
+from runvm.errors import DeadlineError
+from runvm.hypervisor import boot, isolated, ram
+from runvm.linux import files, locking, syscalls
 from runvm.log import log, progress
+from runvm.network import tap
+from runvm.protocol.names import TEMPLATE_WORD
 
 if TYPE_CHECKING:
     from runvm.config import Config
     from runvm.hypervisor.driver import Driver, Machine
 
-_PAGE = 4096
 _SERVED = "served"
 """A file of a template from which a guest has come up."""
 _FORMAT = 2
 """Raised when what a template holds changes in another way than its key tells."""
 _FILES = ("state", "ram")
-_PROOF = "prove-"
 
 
 class Template(NamedTuple):
@@ -75,7 +72,7 @@ def ensure(config: Config, driver: Driver, machine: Machine) -> str:
         progress("booting a guest to make a template of it; later starts are spared this")
         temporary = f"{_base(config)}/.{name}.{os.getpid()}"
         try:
-            _in_private_mounts(lambda: _make(config, driver, machine, temporary), 2 * config.boot_timeout_s)
+            isolated.run(lambda: _make(config, driver, machine, temporary), timeout=2 * config.boot_timeout_s)
             os.rename(temporary, directory)
         finally:
             _remove(temporary)
@@ -111,23 +108,12 @@ class _Lock:
 
 
 def sweep(config: Config) -> None:
-    """Take away what commands that were killed while they booted a guest have left of it."""
+    """Take away what commands that were killed while they made a template have left of it."""
     try:
         with _Lock(config, timeout=0):
             pass
     except (DeadlineError, OSError):
         pass  # one is being made: its maker clears up
-    try:
-        names = [name for name in os.listdir(config.state_dir) if name.startswith(_PROOF)]
-    except FileNotFoundError:
-        return
-    for name in names:
-        directory = f"{config.state_dir}/{name}"
-        try:
-            with _locked(directory):
-                _remove(directory)
-        except (DeadlineError, OSError):
-            continue
 
 
 def has_served(directory: str) -> bool:
@@ -155,56 +141,6 @@ def drop(directory: str, reason: str) -> str:
     return f"{words}: {reason}"
 
 
-def prove(config: Config, accelerator: str, *, timeout: float) -> None:
-    """Boot the guest to its agent's answer with *accelerator* within *timeout* seconds. Raises RunvmError with what
-    went wrong."""
-    driver = drivers.load(config)
-    machine = boot.machine_for(config, driver, image.resolve(config), vcpus=1, memory_mib=256, accelerator=accelerator)
-    directory = f"{config.state_dir}/{_PROOF}{os.getpid()}"
-    deadline = time.monotonic() + timeout
-
-    def attempt() -> None:
-        guest = boot.start(driver, machine, directory=directory, tap=scratch_tap(), deadline=deadline)
-        try:
-            guest.vm.resume(deadline=deadline)
-            guest.wait_hello(deadline=deadline)
-        finally:
-            guest.kill()
-
-    files.make_directories(directory, 0o700)
-    try:
-        with _locked(directory):
-            _in_private_mounts(attempt, timeout + 10)
-    finally:
-        _remove(directory)
-
-
-@contextmanager
-def _locked(directory: str) -> Iterator[None]:
-    """Hold the lock of a directory that somebody may be at work in. Raises DeadlineError where somebody is, OSError."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        locking.lock(fd, deadline=0, timeout_message=f"{directory} is in use")
-        yield
-    finally:
-        os.close(fd)
-
-
-def build(config: Config) -> Template:
-    """`runvm template build`: make the template of the default machine if it isn't there."""
-    from runvm.sandbox import resources
-
-    driver = drivers.load(config)
-    machine = boot.machine_for(
-        config,
-        driver,
-        image.resolve(config),
-        vcpus=resources.vcpus(config, {}),
-        memory_mib=resources.base_mib(config, {}),
-    )
-    return _read(ensure(config, driver, machine))
-
-
 def list_templates(config: Config) -> list[Template]:
     """The templates there are, oldest first."""
     try:
@@ -214,7 +150,7 @@ def list_templates(config: Config) -> list[Template]:
     found = []
     for name in names:
         try:
-            found.append(_read(f"{_base(config)}/{name}"))
+            found.append(read(f"{_base(config)}/{name}"))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a broken one: found out and dropped by the start that wants it
     return sorted(found, key=lambda template: template.created)
@@ -233,37 +169,18 @@ def prune(config: Config) -> list[Template]:
     return gone
 
 
-def scratch_tap() -> int:
-    """A tap in a network namespace that nothing else is in: what a VM's first NIC has until it is some container's."""
-    import socket
-
-    from runvm.network import tap
-
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-
-        def child() -> None:
-            syscalls.unshare(syscalls.CLONE_NEWNET)
-            socket.send_fds(theirs, [b"t"], [tap.create_tap("rvtap0")])
-
-        pid = process.fork(child)
-        if process.wait_child(pid, deadline=time.monotonic() + 10) != 0:
-            raise GuestError("a tap can't be made", do="run 'runvm doctor'")
-        return socket.recv_fds(ours, 1, 1)[1][0]
-
-
 def _make(config: Config, driver: Driver, machine: Machine, directory: str) -> None:
     deadline = time.monotonic() + config.boot_timeout_s
     os.makedirs(directory, mode=0o700)
-    booted = machine._replace(cmdline=f"{machine.cmdline} {boot.TEMPLATE_WORD}")
-    guest = boot.start(driver, booted, directory=directory, tap=scratch_tap(), deadline=deadline)
+    booted = machine._replace(cmdline=f"{machine.cmdline} {TEMPLATE_WORD}")
+    guest = boot.start(driver, booted, directory=directory, tap=tap.scratch_tap(), deadline=deadline)
     try:
         guest.vm.resume(deadline=deadline)
         guest.wait_hello(deadline=deadline)
         time.sleep(0.3)  # let what the boot left running in the guest come to rest
         guest.vm.pause(deadline=deadline)
         guest.vm.snapshot(f"{directory}/state", deadline=deadline)
-        save_ram(f"{directory}/jail/ram", f"{directory}/ram")
+        ram.save(f"{directory}/jail/ram", f"{directory}/ram")
     finally:
         guest.kill()
     syscalls.unmount(f"{directory}/jail", syscalls.MNT_DETACH)
@@ -295,73 +212,8 @@ def is_whole(directory: str) -> bool:
         return False
 
 
-def save_ram(source: str, target: str) -> None:
-    """Copy the pages that aren't zero; the rest stay holes."""
-    zero = bytes(_PAGE)
-    with open(source, "rb", buffering=0) as ram, open(target, "wb", buffering=0) as out:
-        size = os.fstat(ram.fileno()).st_size
-        out.truncate(size)
-        offset = 0
-        while offset < size:
-            try:
-                offset = os.lseek(ram.fileno(), offset, os.SEEK_DATA)
-            except OSError:
-                break  # ENXIO: only a hole is left
-            end = os.lseek(ram.fileno(), offset, os.SEEK_HOLE)
-            while offset < end:
-                chunk = os.pread(ram.fileno(), min(1 << 20, end - offset), offset)
-                start = -1
-                for page in range(0, len(chunk) + _PAGE, _PAGE):
-                    used = page < len(chunk) and chunk[page : page + _PAGE] != zero
-                    if used and start < 0:
-                        start = page
-                    elif not used and start >= 0:
-                        os.pwrite(out.fileno(), chunk[start:page], offset + start)
-                        start = -1
-                offset += len(chunk)
-        os.fsync(out.fileno())
-
-
-def _in_private_mounts(action: Callable[[], None], timeout: float) -> None:
-    """Run *action* in a forked child with a mount namespace of its own, which goes with it; its RunvmError comes back.
-
-    Raises: RunvmError, DeadlineError.
-    """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    parent = os.getpid()
-
-    def child() -> None:
-        process.die_with_parent(parent)
-        os.umask(0o022)  # the hypervisor, of another user, looks into its jail
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
-        try:
-            action()
-        except RunvmError as error:
-            os.write(writer, json.dumps([error.message, error.do, error.details[-20000:]]).encode())
-            os._exit(3)
-        except OSError as error:
-            os.write(writer, json.dumps([str(error), "", ""]).encode())
-            os._exit(3)
-
-    pid = process.fork(child)
-    os.close(writer)
-    try:
-        status = process.wait_child(pid, deadline=time.monotonic() + timeout)
-        if status is None:
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
-            raise DeadlineError("timed out waiting for a guest to boot")
-        if status:
-            data = os.read(reader, 65536)  # its only writer has ended
-            ended = f"the booting process ended with status {status}"
-            message, do, details = json.loads(data) if data else (ended, "", "")
-            raise GuestError(message, do=do, details=details)
-    finally:
-        os.close(reader)
-
-
-def _read(directory: str) -> Template:
+def read(directory: str) -> Template:
+    """The template in *directory*. Raises OSError, ValueError, KeyError, TypeError for a broken one."""
     with open(f"{directory}/meta.json") as file:
         meta = json.load(file)
     size = sum(os.stat(f"{directory}/{name}").st_blocks * 512 for name in os.listdir(directory))

@@ -41,6 +41,22 @@ def read(path: str, most: int = _MOST) -> str:
         os.close(fd)
 
 
+def tail(path: str, size: int = 2048) -> str:
+    """The last *size* bytes of a file, from the beginning of a line; '' where it can't be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        start = max(0, os.fstat(fd).st_size - size)
+        text = os.pread(fd, size, start).decode(errors="replace")
+        return (text.partition("\n")[2] if start else text).strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+
+
 def write(path: str, text: str, *, make: bool = False) -> None:
     """Make *text* all that is in a file, one of the kernel's or with *make* maybe a new one. Raises OSError."""
     data = text.encode()

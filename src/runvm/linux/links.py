@@ -151,8 +151,3 @@ def add_veth(sock: Socket, name: str, peer: str, *, namespace: int = -1) -> None
     info = netlink.text(_INFO_KIND, "veth") + attribute(_INFO_DATA, attribute(_VETH_PEER, other))
     body = _HEAD.pack(0, 0, 0, 0, 0) + netlink.text(_NAME, name) + attribute(_INFO, info)
     sock.request(NEW_LINK, F_CREATE | F_EXCLUSIVE, body, f"make interface {name}")
-
-
-def delete_link(sock: Socket, ifindex: int) -> None:
-    """Delete a virtual interface. Raises NetlinkError."""
-    sock.request(DELETE_LINK, 0, _HEAD.pack(0, 0, ifindex, 0, 0), f"delete interface {ifindex}")

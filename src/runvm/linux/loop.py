@@ -21,7 +21,10 @@ _DEAD_TIMERS = 1000
 class Loop:
     """Calls back when descriptors are ready and when moments come, until stopped."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_error: Callable[[Exception], None] | None = None) -> None:
+        """*on_error* gets what a callback raises, and the loop goes on, without the descriptor that it was called for;
+        without *on_error* run() raises it."""
+        self._on_error = on_error
         self._poll = select.poll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._masks: dict[int, int] = {}
@@ -81,10 +84,19 @@ class Loop:
         for fd, events in self._poll.poll(None if timeout is None else timeout * 1000):
             callback = self._callbacks.get(fd)  # an earlier callback of this turn may have forgotten it
             if callback is not None:
-                callback(events)
+                self._call(callback, events, fd)
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             _, sequence = heapq.heappop(self._timers)
             call = self._calls.pop(sequence, None)
             if call is not None:
-                call()
+                self._call(lambda _, call=call: call(), 0, -1)  # type: ignore[misc]
+
+    def _call(self, callback: Callable[[int], None], events: int, fd: int) -> None:
+        try:
+            callback(events)
+        except Exception as error:
+            if self._on_error is None:
+                raise
+            self.forget(fd)  # it would be ready again at once
+            self._on_error(error)

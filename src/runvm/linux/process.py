@@ -39,6 +39,14 @@ def is_namespace(fd: int, kind: str) -> bool:
         return False
 
 
+def same_namespace(first: str, second: str) -> bool:
+    """Whether two paths are one namespace; a path that can't be looked at is no namespace that we know."""
+    try:
+        return os.path.samestat(os.stat(first), os.stat(second))
+    except OSError:
+        return False
+
+
 def identity(pid: int) -> Identity | None:
     """The identity of a living process; None for one that has ended, zombies included."""
     try:

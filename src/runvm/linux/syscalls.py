@@ -148,12 +148,6 @@ def reboot(command: int) -> None:
     _check(_libc.reboot(ctypes.c_int(command - (1 << 32) if command >= 1 << 31 else command)), "reboot")
 
 
-def sethostname(name: str) -> None:
-    """sethostname(2)."""
-    raw = name.encode()
-    _check(_libc.sethostname(raw, len(raw)), "sethostname")
-
-
 class _OpenHow(ctypes.Structure):
     _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
 

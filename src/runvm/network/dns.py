@@ -23,15 +23,6 @@ TIMEOUT_S = 15.0
 """Docker's resolver gives each of up to three servers four seconds."""
 
 
-def names_resolver(resolv_conf: str) -> bool:
-    """Whether a container's resolv.conf makes its programs ask dns.RESOLVER."""
-    for line in resolv_conf.splitlines():
-        words = line.split("#")[0].split(";")[0].split()
-        if words[:1] == ["nameserver"] and words[1:2] == [dns.RESOLVER]:
-            return True
-    return False
-
-
 class Forwarder:
     """Asks the namespace's resolver; runs on the supervisor's *loop*, its sockets are in *netns*.
 

@@ -102,6 +102,27 @@ def create_tap(name: str) -> int:
     return fd
 
 
+def scratch_tap() -> int:
+    """A tap in a network namespace that nothing else is in: what a VM's first NIC has until it is some container's."""
+    import socket
+    import time
+
+    from runvm.errors import HostError
+    from runvm.linux import process, syscalls
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+
+        def child() -> None:
+            syscalls.unshare(syscalls.CLONE_NEWNET)
+            socket.send_fds(theirs, [b"t"], [create_tap("rvtap0")])
+
+        pid = process.fork(child)
+        if process.wait_child(pid, deadline=time.monotonic() + 10) != 0:
+            raise HostError("a tap can't be made", do="run 'runvm doctor'")
+        return socket.recv_fds(ours, 1, 1)[1][0]
+
+
 def move_tap(name: str, old: int, new: int) -> None:
     """Take a tap from one namespace (a descriptor) to another, where it is as create_tap() leaves it. Raises
     OSError."""

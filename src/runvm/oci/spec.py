@@ -82,8 +82,9 @@ class Spec(NamedTuple):
     """A checked config.json. *raw* is the whole of it, without nulls, with absolute mount destinations."""
 
     raw: JsonObject
+    text: bytes
+    """The file, as it was read."""
     bundle: str
-    config_path: str
     oci_version: str
     process: Process
     root_path: str
@@ -127,17 +128,17 @@ def load(bundle: str, config_file: str = "") -> Spec:
         ) from error
     except OSError as error:
         raise SpecError(f"{path}: {words(error)}") from error
-    return parse(data, bundle=bundle, config_path=path)
+    return parse(data, bundle=bundle, name=os.path.basename(path))
 
 
-def parse(data: bytes, *, bundle: str, config_path: str = "config.json") -> Spec:
-    """The Spec that *data*, the text of a config.json, describes; *bundle* is absolute. Raises: SpecError."""
-    name = os.path.basename(config_path)
+def parse(data: bytes, *, bundle: str, name: str = "config.json") -> Spec:
+    """The Spec that *data*, the text of a config.json, describes; *bundle* is absolute. Raises: SpecError, which calls
+    the file *name*."""
     raw = _object(data, name)
     _drop_empty_seccomp(raw)
     _apply(schema.CONFIG, raw, name)
     try:
-        return _build(raw, bundle=bundle, config_path=config_path)
+        return _build(raw, data, bundle=bundle)
     except Invalid as bad:
         raise _spec_error(name, bad) from None
 
@@ -281,7 +282,7 @@ def _drop_empty_seccomp(raw: JsonObject) -> None:
         del linux["seccomp"]
 
 
-def _build(raw: JsonObject, *, bundle: str, config_path: str) -> Spec:
+def _build(raw: JsonObject, text: bytes, *, bundle: str) -> Spec:
     rules.check_version(raw["ociVersion"])
     rules.check_process(raw["process"], ".process")
     linux: JsonObject = raw.get("linux", {})
@@ -296,8 +297,8 @@ def _build(raw: JsonObject, *, bundle: str, config_path: str) -> Spec:
     mounts = _mounts(raw.get("mounts", []), bundle, warnings)
     return Spec(
         raw=raw,
+        text=text,
         bundle=bundle,
-        config_path=config_path,
         oci_version=raw["ociVersion"],
         process=_process(raw["process"]),
         root_path=_root(raw["root"]["path"], bundle),

@@ -21,12 +21,14 @@ STDOUT = 2
 STDERR = 3
 CREDIT_KIND = 4
 DNS = 5
+VERSION = 6
+"""First on a connection to a supervisor: protocol.version.own()."""
 PASSED = 16
 """The first kind of the streams of descriptors beyond stdio: two for each, toward the guest and toward the host."""
-MOST_PASSED = 32
+MAX_PASSED = 32
 """How many of those a process may have."""
-_STREAMS = frozenset((STDIN, STDOUT, STDERR, *range(PASSED, PASSED + 2 * MOST_PASSED)))
-_KINDS = _STREAMS | {MESSAGE, CREDIT_KIND, DNS}
+_STREAMS = frozenset((STDIN, STDOUT, STDERR, *range(PASSED, PASSED + 2 * MAX_PASSED)))
+_KINDS = _STREAMS | {MESSAGE, CREDIT_KIND, DNS, VERSION}
 
 IN, OUT, BOTH = WAYS = ("in", "out", "both")
 """Which way the bytes of a descriptor beyond stdio go, as seen from the process: a pipe's or a socket's."""
@@ -35,6 +37,7 @@ MAX_MESSAGE = 16 << 20
 """Bytes of a message: config.json's own limit, which `create` carries."""
 MAX_GUEST_MESSAGE = 1 << 20
 """Bytes of a message from the guest, which is not trusted with the host's memory."""
+_MAX_VERSION = 64
 CHUNK = 256 << 10
 """Bytes of stream data in one frame."""
 WINDOW = 2 << 20
@@ -87,7 +90,7 @@ class Decoder:
     """Cuts a byte stream into frames; holds at most one unfinished frame."""
 
     def __init__(self, *, max_message: int) -> None:
-        self._limit = {MESSAGE: max_message, CREDIT_KIND: CREDIT.size}
+        self._limit = {MESSAGE: max_message, CREDIT_KIND: CREDIT.size, VERSION: _MAX_VERSION}
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Frame]:

@@ -14,7 +14,7 @@ MAX_ITEMS = 4096
 _MAX_TEXT = 256
 
 
-def card_mac(number: int) -> str:
+def nic_mac(number: int) -> str:
     """The MAC of a VM's network card, 0 being the one that it has from its start: the guest tells cards apart by it,
     then gives each its interface's own."""
     return f"02:72:76:00:00:{number + 1:02x}"

@@ -23,7 +23,9 @@ MAX_DEPTH = 32
 
 
 class MessageError(FrameError):
-    """A message that isn't one of these, or has a bad field."""
+    """A message that isn't one of these, or has a bad field; *number* is its own, 0 where that can't be read."""
+
+    number = 0
 
 
 # --- replies
@@ -44,9 +46,9 @@ class Failed(NamedTuple):
 # --- host → guest
 
 
-class Wake(NamedTuple):
-    """First after a boot or a restore: who and when this VM is. Clock in ns since the epoch, entropy in hex, the
-    shares' tag, values of files below /proc/sys."""
+class Initialize(NamedTuple):
+    """First after a boot or a restore: what makes the guest this VM and no other. Clock in ns since the epoch, entropy
+    in hex, the shares' tag, values of files below /proc/sys."""
 
     clock_ns: int
     entropy: str
@@ -120,7 +122,7 @@ class Update(NamedTuple):
     resources: Json
 
 
-class Online(NamedTuple):
+class UseCpus(NamedTuple):
     """Use that many virtual CPUs, the last of which are just being plugged in. Result: {}."""
 
     vcpus: int
@@ -138,14 +140,14 @@ class Remove(NamedTuple):
     container: str
 
 
-class Plug(NamedTuple):
+class SetNetwork(NamedTuple):
     """What a network namespace has now. Result: {}."""
 
     network: int
     interfaces: Json
 
 
-class Unplug(NamedTuple):
+class RemoveNetwork(NamedTuple):
     """The last container of a network namespace has gone. Result: {}."""
 
     network: int
@@ -173,7 +175,7 @@ class Resize(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """An event: the agent is up and waits to be woken."""
+    """An event: the agent is up and waits for Initialize; *version* is protocol.version.own()."""
 
     version: str
 
@@ -209,8 +211,8 @@ class Attach(NamedTuple):
     key: str
 
 
-class Build(NamedTuple):
-    """From create, after the hooks: make the container in the guest. Result: {"notes"}, what the user should know.
+class CreateContainer(NamedTuple):
+    """From `create`, after the hooks: make the container in the guest. Result: {"notes"}, what the user should know.
 
     *spec* is the guest's config.json; *place* is the container's directory in the share, *shares* maps a name there to
     {"source", "recursive", "read_only"};
@@ -237,7 +239,7 @@ class Build(NamedTuple):
     notify: str
 
 
-class Enter(NamedTuple):
+class ExecProcess(NamedTuple):
     """From exec or `debug shell` (*outside*): a further process, whose shim is attached as *key*. Result: {}."""
 
     container: str
@@ -250,22 +252,23 @@ class Enter(NamedTuple):
     outside: bool
 
 
-class Drop(NamedTuple):
+class DeleteContainer(NamedTuple):
     """From delete: forget a container, which is killed if it still runs. Answered when nothing of it is left in this
-    VM. Result: {}."""
+    VM. Result: {"last"}: whether the VM ends with it."""
 
     container: str
 
 
 class Status(NamedTuple):
-    """What the supervisor knows, for `runvm debug` and tests. Result: {"containers", "console"}."""
+    """What the supervisor knows, for `runvm debug` and tests. Result: {"containers",
+    "console", "template", "hypervisor", "accelerator"}."""
 
 
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Done, Failed, Wake, Create, Start, Exec, Signal, Freeze, Update, Online, Stats, Remove, Plug, Unplug, Connect, Resize, Hello,  # noqa: E501
-        Exited, OutOfMemory, Notified, Attach, Build, Enter, Drop, Status,
+        Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Stats, Remove, SetNetwork, RemoveNetwork, Connect, Resize, Hello,  # noqa: E501
+        Exited, OutOfMemory, Notified, Attach, CreateContainer, ExecProcess, DeleteContainer, Status,
     )
 }  # fmt: skip
 
@@ -305,11 +308,20 @@ def decode(data: bytes, allowed: frozenset[str] | None = None) -> tuple[int, Any
     if allowed is not None and _is_deep(body):
         raise MessageError(f"more than {MAX_DEPTH} objects within each other")
     name, number = body.pop("t", None), body.pop("n", None)
-    kind = _TYPES.get(name) if isinstance(name, str) else None
-    if kind is None or allowed is not None and name not in allowed:
-        raise MessageError(f"unexpected type {str(name)[:40]!r}")
     if type(number) is not int or not 0 <= number < 1 << 32:
         raise MessageError("a bad number")
+    try:
+        return number, _typed(name, body, allowed)
+    except MessageError as error:
+        error.number = number
+        raise
+
+
+def _typed(name: object, body: dict[str, Any], allowed: frozenset[str] | None) -> Any:
+    """The message called *name* with the fields of *body*, each checked."""
+    kind = _TYPES.get(name) if isinstance(name, str) else None
+    if not isinstance(name, str) or kind is None or allowed is not None and name not in allowed:
+        raise MessageError(f"unexpected type {str(name)[:40]!r}")
     hints = _hints.get(name)
     if hints is None:
         hints = _hints[name] = get_type_hints(kind)
@@ -317,7 +329,7 @@ def decode(data: bytes, allowed: frozenset[str] | None = None) -> tuple[int, Any
         raise MessageError(f"{name} has other fields than it should")
     for field, hint in hints.items():
         _check(f"{name}.{field}", body[field], hint)
-    return number, kind(**body)
+    return kind(**body)
 
 
 def _is_deep(body: object) -> bool:

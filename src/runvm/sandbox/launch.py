@@ -1,29 +1,123 @@
-"""How a supervisor comes to be: forked by `create`, it starts virtiofsd and the VM, then serves until the last
-container has gone."""
+"""How a VM comes to be: planned by `create`, which forks a supervisor; that starts virtiofsd and the VMM, then serves
+until the last container has gone."""
 
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import socket
 import time
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from runvm.errors import DeadlineError, RunvmError
-from runvm.hypervisor import boot, template
+from runvm.errors import DeadlineError, RunvmError, UnsupportedError
+from runvm.guest import image
+from runvm.hypervisor import boot, drivers, proof, template
 from runvm.linux import process, syscalls, userns
 from runvm.log import log
+from runvm.network import tap
+from runvm.network.networks import HostNetworks
 from runvm.protocol.frames import FrameError
-from runvm.sandbox import registry
-from runvm.sandbox.networks import Networks
-from runvm.sandbox.plan import Plan, Started
+from runvm.protocol.names import SHARE_TAG
+from runvm.sandbox import registry, sizes
+from runvm.sandbox.plan import Started, VmPlan
 from runvm.sandbox.supervisor import Supervisor
 from runvm.shares import tree, virtiofs
 
+if TYPE_CHECKING:
+    from runvm.cgroup.cgroup import Cgroup
+    from runvm.config import Config
+    from runvm.oci.spec import Spec
+    from runvm.sandbox.registry import Sandbox
+
+
+_START_SECONDS = 60
+"""How long a virtual machine may take to start beside its guest's boot."""
+
+
+def start(
+    config: Config, sandbox: Sandbox, spec: Spec, cgroup: Cgroup, listener: socket.socket, *, network_of: int
+) -> int:
+    """Fork the supervisor of a new VM for the container of *spec*: the descriptor on which it reports, for
+    await_running(). *network_of* is a process in the container's network namespace, or -1.
+
+    Raises: RunvmError, OSError.
+    """
+    chosen = drivers.load(config)
+    guest, held = image.take(config)
+    namespace = -1
+    try:
+        max_mib = sizes.max_mib(cgroup.room_mib())
+        limits = sizes.of_vm(spec.annotations, spec.resources)
+        machine = boot.machine_for(
+            config,
+            chosen,
+            guest,
+            vcpus=sizes.vcpus(config, limits),
+            memory_mib=sizes.base_mib(config, limits, max_mib),
+            accelerator=proof.accelerator(config, chosen),
+        )
+        directory = ""
+        if config.template and chosen.capabilities.snapshot:
+            try:
+                directory = template.ensure(config, chosen, machine)
+            except (RunvmError, OSError) as error:
+                log.warning(f"no template could be made, booting instead: {error}")
+        if network_of > 0:
+            namespace = os.open(f"/proc/{network_of}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        plan = VmPlan(config, chosen, machine, max_mib, directory, sandbox, guest.modules, namespace, held)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        oom_score = spec.raw["process"].get("oomScoreAdj")
+        process.orphan(lambda: main(plan, cgroup.procs, oom_score, listener, writer))
+        os.close(writer)
+        return reader
+    finally:
+        for fd in (namespace, held):
+            if fd >= 0:
+                os.close(fd)
+
+
+def build_template(config: Config) -> template.Template:
+    """Make the template of the default machine if it isn't there. Raises RunvmError, OSError."""
+    chosen = drivers.load(config)
+    if not chosen.capabilities.snapshot:
+        raise UnsupportedError(f"hypervisor '{chosen.name}' makes no templates: its virtual machines boot")
+    guest, held = image.take(config)
+    try:
+        machine = boot.machine_for(
+            config,
+            chosen,
+            guest,
+            vcpus=sizes.vcpus(config, {}),
+            memory_mib=sizes.base_mib(config, {}),
+            accelerator=proof.accelerator(config, chosen),
+        )
+        return template.read(template.ensure(config, chosen, machine))
+    finally:
+        if held >= 0:
+            os.close(held)
+
+
+def await_running(report: int, config: Config) -> None:
+    """Until the VM runs, whose supervisor reports on *report*, which is closed. Raises RunvmError with what it says."""
+    seconds = config.boot_timeout_s + _START_SECONDS
+    poll = select.poll()
+    poll.register(report, select.POLLIN)
+    try:
+        if not poll.poll(seconds * 1000):
+            raise DeadlineError(f"timed out after {seconds} s waiting for the virtual machine to start")
+        data = os.read(report, 65536)
+        if data[:1] != b"\0":
+            message, _, details = data[1:].decode(errors="replace").partition("\n")
+            raise RunvmError(message or "the virtual machine's supervisor ended", details=details)
+    finally:
+        os.close(report)
+
 
 def main(
-    plan: Plan, cgroup_procs: tuple[str, ...], oom_score: int | None, listener: socket.socket, report: int
+    plan: VmPlan, cgroup_procs: tuple[str, ...], oom_score: int | None, listener: socket.socket, report: int
 ) -> None:
     """The life of a supervisor, in the forked process. One byte on *report* tells the command that the VM runs, a
     text that it doesn't."""
@@ -58,7 +152,7 @@ def main(
             shutil.rmtree(plan.sandbox.directory, ignore_errors=True)
 
 
-def _settle(plan: Plan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) -> None:
+def _settle(plan: VmPlan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) -> None:
     """Become a process of the container's cgroup that has nothing of the command's but the descriptors *keep*. Raises
     OSError."""
     process.join_cgroups(cgroup_procs)
@@ -78,20 +172,20 @@ def _settle(plan: Plan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) ->
     os.chdir("/")
 
 
-def _start(plan: Plan, share: tree.Tree) -> Started:
+def _start(plan: VmPlan, share: tree.Tree) -> Started:
     """Everything of a VM, running. Raises RunvmError, OSError."""
     daemon = virtiofs.serve(plan.config, share.path, log=f"{plan.sandbox.directory}/virtiofsd.log")
     log.debug("supervisor: virtiofsd forked")
-    networks = Networks()
-    tap = networks.first_tap(plan.namespace) if plan.namespace >= 0 else template.scratch_tap()
+    networks = HostNetworks()
+    first = networks.first_tap(plan.namespace) if plan.namespace >= 0 else tap.scratch_tap()
     log.debug("supervisor: tap made")
-    guest, note = _start_guest(plan, tap, daemon.socket)
-    os.close(tap)
+    guest, note = _start_guest(plan, first, daemon.socket)
+    os.close(first)
     registry.record(plan.sandbox, {"supervisor": os.getpid(), "vmm": guest.vm.pid, "virtiofsd": daemon.pid})
     return Started(guest, daemon, networks, note)
 
 
-def _start_guest(plan: Plan, tap: int, share: socket.socket) -> tuple[boot.Guest, str]:
+def _start_guest(plan: VmPlan, tap: int, share: socket.socket) -> tuple[boot.Guest, str]:
     """Start the VM from its template, or boot it where there is none or it fails; then plug the share in and let
     it run. With it comes what the user should know."""
     deadline = time.monotonic() + plan.config.boot_timeout_s
@@ -113,7 +207,7 @@ def _start_guest(plan: Plan, tap: int, share: socket.socket) -> tuple[boot.Guest
     if guest is None:
         guest = boot.start(plan.driver, plan.machine, directory=directory, tap=tap, deadline=deadline)
     log.debug("supervisor: VMM up and paused")
-    guest.vm.plug_share(share, virtiofs.TAG, deadline=deadline)
+    guest.vm.plug_share(share, SHARE_TAG, deadline=deadline)
     log.debug("supervisor: share plugged in")
     guest.vm.resume(deadline=deadline)
     log.debug("supervisor: guest resumed")

@@ -1,21 +1,20 @@
-"""What a supervisor knows of its VM's containers: each a member, its processes tasks, who talks about them clients."""
+"""What a supervisor knows of its VM's containers: each a member, its processes tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from runvm.protocol import messages
-from runvm.protocol.connection import Connection
-from runvm.protocol.frames import MESSAGE
-from runvm.protocol.messages import Done, Failed
-
 if TYPE_CHECKING:
+    from runvm.protocol.connection import Connection
     from runvm.sandbox.notify import Notifier
+
+INIT = "init"
+"""The key of a container's own process."""
 
 
 class Task:
-    """One process in the guest, by its channel: a container's init (key 'init') or an exec."""
+    """One process in the guest, by its channel: a container's init (key INIT) or an exec."""
 
     def __init__(self, member: Member, key: str, channel: int) -> None:
         self.member = member
@@ -38,25 +37,14 @@ class Member:
         self.limit_mib = 0
         self.pod_mib = 0
         self.notifier: Notifier | None = None
-        self.built = False
-        self.dropping: list[Callable[[], None]] = []
+        self.requested = False
+        """Its CreateContainer has come."""
+        self.created = False
+        """The guest has made it."""
+        self.deleting: list[Callable[[], None]] = []
 
     @property
     def alive(self) -> bool:
         """Whether its init may still run, or is about to."""
-        init = self.tasks.get("init")
+        init = self.tasks.get(INIT)
         return init is not None and not init.ended
-
-
-class Client:
-    """A connection to the control socket: a command's, or after `Attach` a shim's."""
-
-    def __init__(self) -> None:
-        self.connection: Connection | None = None
-        self.task: Task | None = None
-        self.building = ""
-
-    def reply(self, number: int, answer: Done | Failed) -> None:
-        """Answer request *number*."""
-        if self.connection is not None:
-            self.connection.send(MESSAGE, 0, messages.encode(answer, number))

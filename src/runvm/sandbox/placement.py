@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from runvm.container.guest_spec import same_namespace
-from runvm.errors import SpecError, UnsupportedError, words
+from runvm.errors import ContainerExistsError, HostError, SpecError, UnsupportedError, words
 from runvm.linux import process
 from runvm.linux.process import Identity
 from runvm.sandbox import registry
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from runvm.config import Config
     from runvm.oci.spec import Spec
     from runvm.sandbox.registry import Sandbox
@@ -25,13 +27,14 @@ pod that joins one finds it nobody's. A path below /proc is that of a process, w
 
 
 class Placement(NamedTuple):
-    """The VM to join (None: a new one), and per namespace type the container of that VM whose namespace is joined."""
+    """The VM to join (or a new one), and per namespace type the container of that VM whose namespace is joined."""
 
-    sandbox: Sandbox | None
+    sandbox: Sandbox
     joins: dict[str, str]
+    new: bool = False
 
 
-class Member(NamedTuple):
+class Enlisted(NamedTuple):
     """A container that some sandbox has, by its record there."""
 
     sandbox: Sandbox
@@ -42,17 +45,38 @@ class Member(NamedTuple):
     pod: str
 
 
-def place(config: Config, spec: Spec) -> Placement:
-    """Find the VM. Raises UnsupportedError where the namespaces joined are in different VMs, or in none."""
+@contextmanager
+def placed(config: Config, spec: Spec, cid: str) -> Iterator[Placement]:
+    """Find the VM for the container *cid*, and hold its lock until the container is enlisted there.
+
+    Raises: UnsupportedError where the namespaces joined are in different VMs, or in none, ContainerExistsError where
+    the VM has a container of that id (of another --root), DeadlineError.
+    """
+    while True:
+        found = _place(config, spec)
+        if found is None:
+            yield Placement(registry.new(config.state_dir), {}, new=True)
+            return
+        with registry.locked(found.sandbox) as there:
+            if not there or _place(config, spec) != found:
+                continue  # what it was to share has ended meanwhile
+            if any(member.container == cid and process.alive(member.shim) for member in _members(found.sandbox)):
+                raise ContainerExistsError()
+            yield found
+            return
+
+
+def _place(config: Config, spec: Spec) -> Placement | None:
+    """The VM to join, None for a new one."""
     paths = {kind: path for kind, path in spec.namespaces.items() if path and kind in JOINED}
     pod = pod_of(spec)
     if not paths and not pod:
-        return Placement(None, {})
+        return None
     members = all_members(config)
     joins: dict[str, str] = {}
     chosen: Sandbox | None = None
     for kind, path in paths.items():
-        if same_namespace(path, f"/proc/self/ns/{process.namespace_name(kind)}"):
+        if process.same_namespace(path, f"/proc/self/ns/{process.namespace_name(kind)}"):
             continue
         try:
             inode = os.stat(path).st_ino
@@ -71,7 +95,7 @@ def place(config: Config, spec: Spec) -> Placement:
         joins[kind] = owner.container
     if chosen is None and pod:
         chosen = next((member.sandbox for member in members if member.pod == pod), None)
-    return Placement(chosen, joins)
+    return None if chosen is None else Placement(chosen, joins)
 
 
 def pod_of(spec: Spec) -> str:
@@ -81,11 +105,13 @@ def pod_of(spec: Spec) -> str:
 
 
 def enlist(
-    sandbox: Sandbox, container: str, shim: int, kinds: tuple[str, ...], cgroups: tuple[str, ...], pod: str
+    sandbox: Sandbox, container: str, shim: Identity, kinds: tuple[str, ...], cgroups: tuple[str, ...], pod: str
 ) -> None:
     """Record a container of *sandbox*, with those namespaces of its shim which are its own, its host cgroup and *pod*
-    (pod_of())."""
-    namespaces = {kind: os.stat(f"/proc/{shim}/ns/{process.namespace_name(kind)}").st_ino for kind in kinds}
+    (pod_of()). Raises HostError where the shim has ended, OSError."""
+    namespaces = {kind: os.stat(f"/proc/{shim.pid}/ns/{process.namespace_name(kind)}").st_ino for kind in kinds}
+    if not process.alive(shim):
+        raise HostError("the container's process on the host has ended")
     directory = f"{sandbox.directory}/members"
     os.makedirs(directory, mode=0o700, exist_ok=True)
     temporary = f"{directory}/.{os.getpid()}"
@@ -93,14 +119,14 @@ def enlist(
         json.dump(
             {
                 "container": container,
-                "shim": process.identity(shim),
+                "shim": shim,
                 "namespaces": namespaces,
                 "cgroups": cgroups,
                 "pod": pod or container,
             },
             file,
         )
-    os.rename(temporary, f"{directory}/{shim}")
+    os.rename(temporary, f"{directory}/{shim.pid}")
 
 
 def discharge(sandbox: Sandbox, container: str) -> None:
@@ -113,13 +139,13 @@ def discharge(sandbox: Sandbox, container: str) -> None:
                 continue
 
 
-def other(sandbox: Sandbox, container: str) -> Member | None:
+def other(sandbox: Sandbox, container: str) -> Enlisted | None:
     """A container of the sandbox that still lives, besides *container*."""
     members = _members(sandbox)
     return next((member for member in members if member.container != container and process.alive(member.shim)), None)
 
 
-def all_members(config: Config) -> list[Member]:
+def all_members(config: Config) -> list[Enlisted]:
     """Every living container of every sandbox, the oldest first: where several share a namespace, a younger one may
     still be under way."""
     base = f"{config.state_dir}/sandboxes"
@@ -131,7 +157,7 @@ def all_members(config: Config) -> list[Member]:
     return sorted((member for member in found if process.alive(member.shim)), key=lambda member: member.shim.start)
 
 
-def _members(sandbox: Sandbox) -> list[Member]:
+def _members(sandbox: Sandbox) -> list[Enlisted]:
     try:
         names = os.listdir(f"{sandbox.directory}/members")
     except (FileNotFoundError, NotADirectoryError):
@@ -146,7 +172,7 @@ def _members(sandbox: Sandbox) -> list[Member]:
             namespaces = {str(kind): int(inode) for kind, inode in body["namespaces"].items()}
             cgroups = tuple(str(directory) for directory in body["cgroups"])
             container, pod = str(body["container"]), str(body["pod"])
-            found.append(Member(sandbox, container, Identity(*body["shim"]), namespaces, cgroups, pod))
+            found.append(Enlisted(sandbox, container, Identity(*body["shim"]), namespaces, cgroups, pod))
         except (OSError, ValueError, TypeError, KeyError):
             continue  # removed just now
     return found

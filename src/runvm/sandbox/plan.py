@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from runvm.config import Config
     from runvm.hypervisor import boot
     from runvm.hypervisor.driver import Driver, Machine
-    from runvm.sandbox.networks import Networks
+    from runvm.network.networks import HostNetworks
     from runvm.sandbox.registry import Sandbox
     from runvm.shares import virtiofs
 
 
-class Plan(NamedTuple):
+class VmPlan(NamedTuple):
     """What `create` hands over to a new supervisor.
 
     Descriptors, or -1: *namespace* is the first container's network namespace, *held* keeps `image prune` from the
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
     config: Config
     driver: Driver
     machine: Machine
-    most_mib: int
+    max_mib: int
     template: str
     sandbox: Sandbox
     modules: str
@@ -36,5 +36,5 @@ class Started(NamedTuple):
 
     guest: boot.Guest
     daemon: virtiofs.Daemon
-    networks: Networks
+    networks: HostNetworks
     note: str = ""

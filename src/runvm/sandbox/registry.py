@@ -11,18 +11,27 @@ import os
 import signal
 import socket
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from runvm.errors import DeadlineError, GuestError, NotRunningError
-from runvm.linux import files, process
+from runvm import __version__
+from runvm.errors import DeadlineError, GuestError, NotRunningError, VersionError
+from runvm.linux import files, locking, process
 from runvm.linux.process import Identity
-from runvm.protocol import frames, messages
+from runvm.protocol import frames, messages, version
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 ANSWER_SECONDS = 60.0
 """How long a command waits for a supervisor's answer: longer than anything that the supervisor itself waits for."""
+
+
+LOCK_SECONDS = 90.0
+"""How long a command waits for others that come to or leave the same virtual machine."""
+_VERSION = "version"
+"""The file with the supervisor's protocol.version.own()."""
 
 
 class Sandbox(NamedTuple):
@@ -46,6 +55,8 @@ def listen(sandbox: Sandbox) -> socket.socket:
     """A new sandbox's directory and control socket, made before the supervisor is forked: who connects never has to
     poll for it."""
     files.make_directories(sandbox.directory, 0o700)
+    with open(f"{sandbox.directory}/{_VERSION}", "wb", opener=files.private) as file:
+        file.write(version.own())
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with _Directory(sandbox.directory) as short:
         listener.bind(f"{short}/control")
@@ -54,7 +65,8 @@ def listen(sandbox: Sandbox) -> socket.socket:
 
 
 def connect(sandbox: Sandbox) -> socket.socket:
-    """A connection to the supervisor. Raises NotRunningError where there is none any more."""
+    """A connection to the supervisor. Raises NotRunningError where there is none any more, VersionError for one of
+    another version."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(ANSWER_SECONDS)
     try:
@@ -63,7 +75,50 @@ def connect(sandbox: Sandbox) -> socket.socket:
     except OSError:
         connection.close()
         raise NotRunningError() from None
+    try:
+        _check_version(sandbox)
+        connection.sendall(frames.encode(frames.VERSION, 0, version.own()))
+    except OSError:
+        connection.close()
+        raise NotRunningError() from None
+    except VersionError:
+        connection.close()
+        raise
     return connection
+
+
+def _check_version(sandbox: Sandbox) -> None:
+    """Raise VersionError where the sandbox's supervisor is of another version, OSError where it has gone."""
+    try:
+        with open(f"{sandbox.directory}/{_VERSION}", "rb") as file:
+            told = file.read(64)
+    except FileNotFoundError:
+        os.stat(sandbox.directory)  # gone meanwhile? else it is of a runvm that told none
+        told = b""
+    number, release = version.parse(told)
+    if number != version.PROTOCOL:
+        raise VersionError(release, __version__)
+
+
+@contextmanager
+def locked(sandbox: Sandbox) -> Iterator[bool]:
+    """Hold the sandbox's lock: who comes to it (from finding it to being recorded there) and who leaves it do so one at
+    a time. False where the sandbox has gone. Raises DeadlineError."""
+    try:
+        fd = os.open(sandbox.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        late = f"timed out after {LOCK_SECONDS:.0f} s waiting for another command on the virtual machine {sandbox.name}"
+        locking.lock(fd, deadline=time.monotonic() + LOCK_SECONDS, timeout_message=late)
+        try:
+            there = os.path.samestat(os.stat(sandbox.directory), os.fstat(fd))
+        except FileNotFoundError:
+            there = False
+        yield there
+    finally:
+        os.close(fd)
 
 
 def call(sandbox: Sandbox, request: Any, *, timeout: float = ANSWER_SECONDS) -> messages.Json:
@@ -141,12 +196,6 @@ def clear(sandbox: Sandbox, *, timeout: float = 10.0) -> None:
                 f"timed out waiting for the end of the {role} (pid {identity.pid}) of sandbox {sandbox.name}"
             )
     shutil.rmtree(sandbox.directory, ignore_errors=True)
-
-
-def supervisor_alive(sandbox: Sandbox) -> bool:
-    """Whether the sandbox's supervisor runs."""
-    identity = processes(sandbox).get("supervisor")
-    return identity is not None and process.alive(identity)
 
 
 class _Directory:

@@ -9,17 +9,17 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from runvm.hypervisor import boot
-from runvm.linux import process
+from runvm.linux import files, process
 from runvm.linux.loop import IN, Loop
 from runvm.log import log
+from runvm.sandbox.growth import Growth
 from runvm.sandbox.guest_link import GuestLink
-from runvm.sandbox.sizing import Sizing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runvm.protocol.frames import Frame
-    from runvm.sandbox.plan import Plan, Started
+    from runvm.sandbox.plan import Started, VmPlan
 
 _ENDING_SECONDS = 0.5
 """How long a process whose connection has closed may take to end."""
@@ -32,12 +32,12 @@ class RunningVm:
     def __init__(
         self,
         loop: Loop,
-        plan: Plan,
+        plan: VmPlan,
         started: Started,
         *,
         on_event: Callable[[Any], None],
         on_frame: Callable[[Frame], None],
-        on_failure: Callable[[str], None],
+        on_failure: Callable[[str], object],
         next_channel: Callable[[], int],
     ) -> None:
         self.guest, self.daemon, self.networks, _ = started
@@ -51,14 +51,18 @@ class RunningVm:
             self.guest.agent.detach(),
             on_event=on_event,
             on_frame=on_frame,
-            on_close=lambda reason: on_failure(f"the guest has ended ({reason})"),
+            on_close=lambda reason: self._guest_ended(reason),
         )
+        self.guest.vm.attach(loop)
         self.networks.attach(loop, self.guest.vm, self.agent, next_channel)
-        self.sizing = Sizing(plan.config, plan.machine, plan.most_mib, self.guest.vm)
+        self.growth = Growth(plan.config, plan.machine, plan.max_mib, self.guest.vm, plan.driver.capabilities)
         self._watch_child(self.guest.vm.pid, "the VMM")
         self._watch_child(self.daemon.pid, "virtiofsd")
         loop.watch(self.guest.console.fileno(), IN, self._console)
-        loop.watch(self.daemon.output, IN, self._daemon_speaks)
+        loop.watch(self.daemon.output, IN, self._daemon_output)
+
+    def _guest_ended(self, reason: str) -> None:
+        self._on_failure(f"the guest has ended ({reason})")
 
     def close(self) -> None:
         """End all of it. Once: the ids of processes that have been reaped are others' already."""
@@ -88,6 +92,12 @@ class RunningVm:
         deadline = time.monotonic() + _ENDING_SECONDS
         return any(process.was_killed(pid, deadline=deadline) for pid in (self.guest.vm.pid, self.daemon.pid))
 
+    def diagnosis(self) -> str:
+        """What the guest's console, the VMM and virtiofsd said last: the cause of a start that failed."""
+        logs = [(name, files.tail(f"{self._directory}/{name}")) for name in ("vmm.log", "virtiofsd.log")]
+        found = [("console", self.guest.console_end()), *logs]
+        return "\n".join(f"{name}: {line}" for name, text in found for line in text.splitlines())
+
     def _watch_child(self, pid: int, what: str) -> None:
         fd = os.pidfd_open(pid)
 
@@ -104,8 +114,8 @@ class RunningVm:
         if self.guest.console_tail is before:
             self._loop.forget(self.guest.console.fileno())
 
-    def _daemon_speaks(self, events: int) -> None:
-        if not self.daemon.keep_words():
+    def _daemon_output(self, events: int) -> None:
+        if not self.daemon.keep_output():
             self._loop.forget(self.daemon.output)
 
     def _write_console(self) -> None:

@@ -17,7 +17,6 @@ from runvm.linux import files, process, syscalls
 if TYPE_CHECKING:
     from runvm.config import Config
 
-TAG = "runvm"
 _MOST_LOGGED = 256 << 10
 """Bytes of a daemon's log."""
 _DESCRIPTIONS = ("/etc/qemu/vhost-user", "/usr/share/qemu/vhost-user")
@@ -79,7 +78,7 @@ class Daemon:
         self._log = log
         self._room = _MOST_LOGGED
 
-    def keep_words(self) -> bool:
+    def keep_output(self) -> bool:
         """Put what it has said in its log, as far as that may grow: a guest can make it say anything, for ever. False
         once it has nothing more to say."""
         try:
@@ -96,7 +95,7 @@ class Daemon:
         """End it and reap it."""
         self.socket.close()
         process.end_child(self.pid, "virtiofsd")
-        self.keep_words()
+        self.keep_output()
         os.close(self.output)
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 
-from runvm.__main__ import COMMANDS, command_module, resolve
+from runvm.__main__ import resolve
 from runvm.cli import common, image, ps, spec, state
 from runvm.cli import create as create_command
 from runvm.cli import list as list_command
+from runvm.cli.commands import COMMANDS, command_module
 from runvm.cli.grammar import Args, Command, parse
 from runvm.container.options import CreateOptions
 from runvm.container.state import ContainerRecord

@@ -26,7 +26,7 @@ def options(*argv: str) -> ExecOptions:
 
 def test_a_command_alone_has_all_but_the_terminal_of_the_containers_process() -> None:
     assert options("c1", "ls", "-l") == ExecOptions(
-        process={**OWN, "terminal": False, "args": ["ls", "-l"]}, tty=False, detach=False
+        process={**OWN, "terminal": False, "args": ["ls", "-l"]}, detach=False
     )
 
 
@@ -35,7 +35,6 @@ def test_flags_change_the_process() -> None:
         *("--tty", "--cwd", "/srv", "-e", "A=1", "--env=B=2", "-u", "5:6", "-g", "7", "--additional-gids", "8"),
         *("--cap", "CAP_KILL", "--no-new-privs", "--apparmor", "p", "--process-label", "l", "c1", "sh"),
     )
-    assert made.tty
     assert made.process["terminal"] is True
     assert made.process["cwd"] == "/srv"
     assert made.process["env"] == ["PATH=/bin", "A=1", "B=2"]
@@ -51,7 +50,7 @@ def test_flags_about_the_call() -> None:
         *("--detach", "--pid-file", "/p", "--console-socket", "/s", "--preserve-fds", "2", "--ignore-paused"),
         *("--cgroup", "/a", "c1", "sh"),
     )
-    assert made[1:] == ("/s", "/p", True, False, 2, "a")
+    assert made[1:] == ("/s", "/p", True, 2, "a")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,6 @@ def test_a_process_file_is_taken_as_it_is(tmp_path: Path) -> None:
     file.write_text(json.dumps({**OWN, "args": ["true"]}))
     made = options("--process", str(file), "--cwd", "/other", "--detach", "c1")
     assert made.process == {**OWN, "args": ["true"]}
-    assert made.tty
     assert made.detach
 
 

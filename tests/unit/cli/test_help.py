@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runvm.__main__ import COMMANDS, resolve
+from runvm.__main__ import resolve
+from runvm.cli.commands import COMMANDS
 from runvm.cli.completion import completion
 from runvm.cli.globals import GLOBAL
 from runvm.cli.grammar import Command

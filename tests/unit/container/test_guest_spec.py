@@ -12,6 +12,7 @@ import pytest
 from runvm.container import guest_spec
 from runvm.errors import UnsupportedError
 from runvm.oci import spec
+from runvm.protocol import names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +36,7 @@ def test_an_overlay_is_the_hosts(tmp_path: Path) -> None:
     assert share.overlay == "lowerdir=/a:/b,upperdir=/u,workdir=/w"
     (seen,) = plan.spec["mounts"]
     assert (seen["type"], seen["options"]) == ("bind", ["bind", "nosuid", "private"])
-    assert seen["source"].startswith(f"{guest_spec.SHARE}/{plan.place}/")
+    assert seen["source"].startswith(f"{names.SHARE}/{names.CONTAINERS}/{plan.place}/")
 
 
 def test_limits_that_are_not_set_are_the_callers(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_prune_keeps_the_newest_and_the_current(config: Config) -> None:
 
 def test_prune_keeps_what_a_vm_runs_from(config: Config) -> None:
     add(config, "used", created=1)
-    held = image.hold(image.resolve(config))
+    held = image.take(config)[1]
     add(config, "new", created=2)
     assert image.prune(config) == []
     os.close(held)

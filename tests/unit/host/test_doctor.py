@@ -1,4 +1,4 @@
-"""doctor.py and checks.py: what the host lacks is told with the command that mends it; only what matters fails."""
+"""doctor.py and checks.py: what the host lacks is told with the command that fixes it; only what matters fails."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def test_qemu_that_is_not_there_names_its_package() -> None:
     check = checks.check_hypervisor(Config(qemu="/nonexistent/qemu"))
     assert not check.ok
     assert check.found == "/nonexistent/qemu: No such file or directory"
-    assert check.mend == "apt-get install qemu-system-x86"
+    assert check.fix == "apt-get install qemu-system-x86"
 
 
 @pytest.mark.parametrize(
@@ -47,14 +47,14 @@ def test_qemu_that_will_not_do_is_told(tmp_path: Path, script: str, found: str) 
 def test_a_virtiofsd_that_does_not_run_is_told(tmp_path: Path) -> None:
     check = checks.check_virtiofsd(Config(virtiofsd=program(tmp_path / "virtiofsd", "exit 1")))
     assert not check.ok
-    assert check.mend.startswith("apt-get install ")
+    assert check.fix.startswith("apt-get install ")
 
 
 def test_a_missing_image_is_told_once(tmp_path: Path) -> None:
-    """crun can't be looked for without an image, but that is not a second thing to mend."""
+    """crun can't be looked for without an image, but that is not a second thing to fix."""
     config = Config(data_dir=str(tmp_path))
     image, crun = checks.check_image(config), checks.check_crun(config)
-    assert (image.ok, image.mend) == (False, "runvm image build")
+    assert (image.ok, image.fix) == (False, "runvm image build")
     assert (crun.ok, crun.needed) == (False, False)
 
 
@@ -87,7 +87,7 @@ def test_too_little_room_on_disk_is_told(tmp_path: Path) -> None:
     check = checks.check_disk(Config(data_dir="/proc/runvm/data"))
     assert not check.ok
     assert "0 MiB free for /proc/runvm/data, 1024 MiB needed" in check.found
-    assert "/proc," in check.mend
+    assert "/proc," in check.fix
 
 
 def test_kvm_is_not_tried_where_emulation_is_chosen() -> None:
@@ -107,11 +107,11 @@ def test_what_root_may_do_is_found_possible_and_leaves_nothing(check: object) ->
 
 
 def test_doctor_fails_where_something_needed_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without an image: exit 1, the command that mends it, and nothing is booted."""
+    """Without an image: exit 1, the command that fixes it, and nothing is booted."""
     assert doctor.run(Config(data_dir=str(tmp_path), accelerator="tcg"), json=False) == 1
     out = capsys.readouterr().out
     assert "missing  guest image" in out
-    assert "to mend it: runvm image build" in out
+    assert "to fix it: runvm image build" in out
     assert "a container would not start here: " in out.splitlines()[-1]
     assert "not tried, see " in out
 
@@ -125,7 +125,7 @@ def test_doctor_tells_programs_the_same_as_json(tmp_path: Path, capsys: pytest.C
         "name": "guest image",
         "ok": False,
         "found": f"there is no guest image in {tmp_path}/images",
-        "mend": "runvm image build",
+        "fix": "runvm image build",
         "needed": True,
     }
 
@@ -136,7 +136,7 @@ def test_doctor_tells_programs_the_same_as_json(tmp_path: Path, capsys: pytest.C
         (Check("tun", True, "opens"), "ok       tun                opens"),
         (
             Check("tun", False, "no", "modprobe tun"),
-            "missing  tun                no\n                            to mend it: modprobe tun",
+            "missing  tun                no\n                            to fix it: modprobe tun",
         ),
         (Check("KVM", False, "no", needed=False), "note     KVM                no"),
     ],

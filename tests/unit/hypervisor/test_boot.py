@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runvm import __version__
 from runvm.errors import GuestError
 from runvm.hypervisor import boot
-from runvm.protocol import frames, messages
+from runvm.protocol import frames, messages, version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +43,7 @@ def test_a_guest_that_says_more_than_is_kept_comes_up(lines: Lines) -> None:
 
     def speak() -> None:
         lines.console.sendall(text)
-        hello = messages.encode(messages.Hello(__version__))
+        hello = messages.encode(messages.Hello(version.own().decode()))
         lines.agent.sendall(frames.encode(frames.MESSAGE, 0, hello))
 
     speaker = threading.Thread(target=speak)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runvm.config import Config, load
-from runvm.hypervisor import template
+from runvm.hypervisor import proof, template
 from runvm.hypervisor.driver import Machine
-from runvm.hypervisor.qemu import Qemu
+from runvm.hypervisor.qemu.driver import Qemu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +64,7 @@ def test_sweep_takes_what_killed_makers_left_and_nothing_else(tmp_path: Path) ->
     (tmp_path / "state" / "kvm.json").write_text("{}")
     for _ in range(2):
         template.sweep(config)
+        proof.sweep(config)
         assert template.is_whole(str(whole))
         assert {path.name for path in (tmp_path / "templates").iterdir()} == {"one", ".lock"}
         assert {path.name for path in (tmp_path / "state").iterdir()} == {"kvm.json"}

@@ -429,20 +429,6 @@ def test_the_container_can_have_port_53_itself(guest: Namespace, box: Namespace,
         made.close()
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("nameserver 127.0.0.11\noptions ndots:0\n", True),
-        ("search lan\n  nameserver\t127.0.0.11 # Docker's", True),
-        ("nameserver 10.0.0.1\n#nameserver 127.0.0.11\n", False),
-        ("nameserver 127.0.0.110\n", False),
-        ("", False),
-    ],
-)
-def test_dockers_resolver_is_recognised(text: str, named: bool) -> None:
-    assert host.names_resolver(text) is named
-
-
 def test_nothing_is_left_when_it_closes(guest: Namespace, box: Namespace) -> None:
     """Descriptors and the steering: port 53 is refused again, and not by the container's."""
     before = set(os.listdir("/proc/self/fd"))

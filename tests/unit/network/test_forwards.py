@@ -12,9 +12,9 @@ import pytest
 
 from runvm.agent import connections, network
 from runvm.linux.loop import Loop
+from runvm.network.loopback import Forwards
 from runvm.protocol.frames import Frame
 from runvm.protocol.messages import Done, Failed
-from runvm.sandbox.forwards import Forwards
 from unit.network.namespaces import Namespace
 
 if TYPE_CHECKING:

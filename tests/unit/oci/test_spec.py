@@ -96,7 +96,7 @@ def test_the_typed_fields(config: Config, load: Load, bundle: Path) -> None:
     config["linux"]["rootfsPropagation"] = "rslave"
     loaded = load(config)
     assert loaded.bundle == str(bundle)
-    assert loaded.config_path == str(bundle / "config.json")
+    assert loaded.text == (bundle / "config.json").read_bytes()
     assert loaded.root_path == str(bundle / "rootfs")
     assert loaded.root_readonly is True
     assert (loaded.hostname, loaded.domainname) == ("runc", "example.org")

@@ -11,11 +11,12 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+from runvm.cgroup import hierarchy
 from runvm.errors import DeadlineError, HostError, SpecError, UnsupportedError
 from runvm.linux import process, userns
 
 if TYPE_CHECKING:
-    from runvm.sandbox.resources import Limits
+    from runvm.cgroup.limits import Limits
 
 _RUNNING = "/run/systemd/system"
 """Where systemd is process 1 (sd_booted(3))."""
@@ -81,13 +82,9 @@ def _busctl() -> tuple[str, ...]:
     return ("busctl", *(("--user",) if userns.limited() else ()), "--quiet", "call")
 
 
-def _unified() -> bool:
-    return os.path.exists("/sys/fs/cgroup/cgroup.controllers")
-
-
 def change(name: str, limits: Limits) -> None:
     """Tell systemd of a running scope's new limits. Raises HostError, DeadlineError."""
-    properties = limit_properties(limits, unified=_unified())
+    properties = limit_properties(limits, unified=hierarchy.unified())
     if properties:
         call = ("SetUnitProperties", "sba(sv)", name, "true", *_listed(properties))
         _run([*_busctl(), *_MANAGER, *call], f"systemd doesn't change {name}")
@@ -130,7 +127,7 @@ def start(cgroups_path: str, cid: str, limits: Limits) -> Scope:
 
     pid = process.fork(wait)
     try:
-        command = arguments(slice_name, scope, cid, pid, limit_properties(limits, unified=_unified()))
+        command = arguments(slice_name, scope, cid, pid, limit_properties(limits, unified=hierarchy.unified()))
         _run(command, f"systemd doesn't start {scope}")
         return Scope(scope, _wait_in(pid, scope), pid)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Starts of virtual machines take turns: many at once on a busy host would all be too slow for their deadlines."""
+"""Slots for starts of virtual machines: many at once on a busy host would all be too slow for their deadlines."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def count() -> int:
 
 
 def take(state_dir: str) -> int:
-    """Wait for a turn: a descriptor that holds it until it is closed, or the process ends.
+    """Wait for a slot: a descriptor that holds it until it is closed, or the process ends.
 
     Record locks, since a process that is forked meanwhile doesn't have them (fcntl(2)). Raises: DeadlineError, OSError.
     """
     files.make_directories(state_dir, 0o711, exist_ok=True)
-    fd = os.open(f"{state_dir}/turns", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(f"{state_dir}/start-slots", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + _SECONDS
         while True:

@@ -11,9 +11,11 @@ import mmap
 import os
 import time
 from contextlib import suppress
+from functools import partial
 
 from runvm.errors import RunvmError
 from runvm.linux import process
+from runvm.linux.loop import IN, Loop
 from runvm.log import log
 
 _SECONDS = 3.0
@@ -22,17 +24,33 @@ _ROOM = 2 << 20
 _FILES = (("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current"))
 
 
-def show(cgroups: tuple[str, ...]) -> None:
-    """Make the host's kernel kill a child in the memory cgroup among *cgroups* (directories). Where there is none, or
-    it can't be done, a line in the log is all."""
+def show(loop: Loop, cgroups: tuple[str, ...]) -> None:
+    """Make the host's kernel kill a child in the memory cgroup among *cgroups* (directories). It takes up to some
+    seconds, in a process of its own, which *loop* waits for. Where it can't be done, a line in the log is all."""
     for directory in cgroups:
         for limit, usage in _FILES:
             if os.path.exists(f"{directory}/{limit}"):
-                try:
-                    _sacrifice(directory, f"{directory}/{limit}", f"{directory}/{usage}")
-                except (OSError, RunvmError) as error:
-                    log.warning(f"the guest's OOM kill can't be shown in the host's cgroup: {error}")
+                _watch(loop, process.fork(partial(_attempt, directory, limit, usage)))
                 return
+
+
+def _watch(loop: Loop, pid: int) -> None:
+    fd = os.pidfd_open(pid)
+
+    def ended(events: int) -> None:
+        loop.forget(fd)
+        os.close(fd)
+        os.waitpid(pid, 0)
+
+    loop.watch(fd, IN, ended)
+
+
+def _attempt(directory: str, limit: str, usage: str) -> None:
+    process.close_above(2)  # who waits for the supervisor's end by its sockets must not wait for this process
+    try:
+        _sacrifice(directory, f"{directory}/{limit}", f"{directory}/{usage}")
+    except (OSError, RunvmError) as error:
+        log.warning(f"the guest's OOM kill can't be shown in the host's cgroup: {error}")
 
 
 def _sacrifice(directory: str, limit: str, usage: str) -> None:

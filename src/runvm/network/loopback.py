@@ -26,11 +26,11 @@ from runvm.protocol.relay import Relay
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from runvm.network.agent_line import AgentLine
     from runvm.protocol.frames import Frame
-    from runvm.sandbox.guest_link import GuestLink
 
 _ADDRESS = "127.0.0.1"
-_MOST = 256
+_MAX = 256
 """Connections of one VM at once; one more is refused."""
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection (socket(7))
 
@@ -39,7 +39,7 @@ _IPTABLES = "/usr/sbin/iptables"
 _ORIGINAL_DESTINATION = 80  # SO_ORIGINAL_DST, linux/netfilter_ipv4.h
 
 
-class Door:
+class LoopbackProxy:
     """The listener of one namespace, to which all that is connected to its own addresses from within is steered."""
 
     def __init__(self, loop: Loop, netns: int, accepted: Callable[[socket.socket, str, int], None]) -> None:
@@ -111,17 +111,19 @@ class Door:
 class Forwards:
     """All connections of one VM, each on a channel of its own that *number* gives."""
 
-    def __init__(self, loop: Loop, guest: GuestLink, number: Callable[[], int]) -> None:
+    def __init__(self, loop: Loop, guest: AgentLine, number: Callable[[], int]) -> None:
         self._loop = loop
         self._guest = guest
         self._number = number
         self._relay = Relay(loop, guest.send, says=frames.STDIN, told=frames.STDOUT)
         self._opening: set[int] = set()
 
-    def open(self, netns: int, network: int) -> Door | None:
-        """The door of the namespace *netns*, which is the guest's *network*; None where the host can't have one."""
+    def open(self, netns: int, network: int) -> LoopbackProxy | None:
+        """The proxy of the namespace *netns*, which is the guest's *network*; None where the host can't have one."""
         try:
-            return Door(self._loop, netns, lambda sock, address, port: self._connect(sock, network, address, port))
+            return LoopbackProxy(
+                self._loop, netns, lambda sock, address, port: self._connect(sock, network, address, port)
+            )
         except OSError as error:
             log.debug(f"no ports can be forwarded from the host's loopback: {error}")
             return None
@@ -131,7 +133,7 @@ class Forwards:
         return self._relay.frame(frame)
 
     def _connect(self, sock: socket.socket, network: int, address: str, port: int) -> None:
-        if len(self._relay) + len(self._opening) >= _MOST:
+        if len(self._relay) + len(self._opening) >= _MAX:
             _reset(sock)
             return
         channel = self._number()

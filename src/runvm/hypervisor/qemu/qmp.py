@@ -6,7 +6,6 @@ Source: QEMU's docs/interop/qmp-spec and the QMP reference manual.
 from __future__ import annotations
 
 import json
-import select
 import socket
 import time
 from typing import Any
@@ -72,14 +71,19 @@ class Qmp:
             if "event" in message:
                 self._keep(message)
 
-    def drain(self) -> list[dict[str, Any]]:
-        """Events that have come without being waited for."""
-        while select.select([self.sock], [], [], 0)[0]:
-            message = self._read(time.monotonic() + 1, "an event")
-            if "event" in message:
-                self._keep(message)
-        events, self._events = self._events, []
-        return events
+    def receive(self) -> list[dict[str, Any]]:
+        """The messages that have come, without waiting for one. Raises VmmError when QEMU has gone."""
+        self.sock.setblocking(False)
+        try:
+            self._take(self.sock.recv(65536))
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            raise VmmError(f"QEMU's monitor has gone: {error.strerror}") from error
+        found = []
+        while b"\n" in self._buffer:
+            found.append(self._next())
+        return found
 
     def _keep(self, event: dict[str, Any]) -> None:
         self._events.append(event)
@@ -99,9 +103,17 @@ class Qmp:
                 raise VmmError(f"QEMU went away while {what} was awaited: {error.strerror}") from error
             if not data:
                 raise VmmError(f"QEMU ended while {what} was awaited")
-            self._buffer += data
-            if len(self._buffer) > _MAX_LINE:
-                raise VmmError("QEMU's monitor sent a line beyond all bounds")
+            self._take(data)
+        return self._next()
+
+    def _take(self, data: bytes) -> None:
+        if not data:
+            raise VmmError("QEMU has closed its monitor")
+        self._buffer += data
+        if len(self._buffer) > _MAX_LINE:
+            raise VmmError(f"QEMU's monitor sent a line of more than {_MAX_LINE} bytes")
+
+    def _next(self) -> dict[str, Any]:
         line, self._buffer = self._buffer.split(b"\n", 1)
         try:
             message = json.loads(line)

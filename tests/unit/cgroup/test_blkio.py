@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runvm.sandbox import blkio
-from runvm.sandbox.blkio import Write
+from runvm.cgroup import blkio
+from runvm.cgroup.blkio import Write
 
 DEVICE = {"major": 8, "minor": 16}
 BLOCK_IO = {

@@ -1,4 +1,4 @@
-"""QEMU as the hypervisor: its command line as a pure function, its launch in a jail, its devices by QMP."""
+"""QEMU as the hypervisor: its launch in a jail, its devices by QMP."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING
 
 from runvm.errors import HostError, VmmError
 from runvm.hypervisor import jail
-from runvm.hypervisor.driver import Endpoints, Machine
-from runvm.hypervisor.qmp import Qmp
+from runvm.hypervisor.driver import Capabilities, Endpoints, Finding, Machine
+from runvm.hypervisor.qemu.arguments import PORTS, arguments
+from runvm.hypervisor.qemu.monitor import Command, Monitor
+from runvm.hypervisor.qemu.qmp import Qmp
 from runvm.linux import process
 from runvm.log import log
-from runvm.protocol.interfaces import card_mac
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from runvm.config import Config
+    from runvm.hypervisor.driver import Answered
+    from runvm.linux.loop import Loop
 
 _PROGRAM = "qemu-system-x86_64"
-_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _DATA = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/ipxe")
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/libexec/qemu")
-PORTS = 8
-"""Empty PCIe root ports: one for the share, the others for further NICs."""
-_MOST_WRITTEN = 64 << 20
+_MAX_WRITTEN = 64 << 20
 """Bytes of a file that QEMU may write: its log, or a template's device state; its memory isn't written but mapped."""
-TRANSLATION_MIB = 64
-"""Room for translated code under emulation; QEMU's own default is 1 GiB, which a long-lived VM would come to fill."""
 _KERNEL_ARGS = (
     "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 rcupdate.rcu_expedited=1 cryptomgr.notests net.ifnames=0"
     # on a busy host an emulated timer loses ticks, and the kernel's test of it ends in a guest that hangs
@@ -41,46 +41,21 @@ _KERNEL_ARGS = (
 )
 
 
-def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: bool) -> list[str]:
-    """QEMU's argv for *machine*; *fds* are the descriptors qmp, agent, console and tap."""
-    accelerator = "kvm" if machine.accelerator == "kvm" else f"tcg,thread=multi,tb-size={TRANSLATION_MIB}"
-    most = machine.most_vcpus
-    argv = [
-        program, "-name", "runvm", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot", "-S",  # noqa: E501
-        "-sandbox", _SANDBOX,
-        "-machine", "q35,usb=off,vmport=off,smm=off,graphics=off,hpet=off,memory-backend=ram",
-        "-accel", accelerator,
-        "-cpu", "host" if machine.accelerator == "kvm" else "max,-erms,-fsrm",
-        "-smp", f"{machine.vcpus},sockets=1,cores={most},threads=1,maxcpus={most}",
-        "-m", f"{machine.memory_mib}M,maxmem={machine.memory_mib + machine.growth_mib}M",
-        "-object", f"memory-backend-file,id=ram,size={machine.memory_mib}M,mem-path=/ram,share=on",
-        "-object", f"memory-backend-file,id=more,size={machine.growth_mib}M,mem-path=/more,share=on",
-        "-device", "virtio-mem-pci,id=growth,memdev=more,requested-size=0,disable-legacy=on",
-        "-chardev", f"socket,id=qmp,fd={fds['qmp']}", "-mon", "chardev=qmp,mode=control",
-        "-chardev", f"socket,id=console,fd={fds['console']}", "-serial", "chardev:console",
-        "-device", "virtio-serial-pci,id=serial,max_ports=2",
-        "-chardev", f"socket,id=agent,fd={fds['agent']}",
-        "-device", "virtserialport,chardev=agent,name=runvm.agent,nr=1",
-        "-netdev", f"tap,id=nic0,fd={fds['tap']}",
-        "-device", f"virtio-net-pci,id=nic0,netdev=nic0,mac={card_mac(0)},romfile=,disable-legacy=on",
-        "-device", "virtio-balloon-pci,free-page-reporting=on,disable-legacy=on",
-        "-device", "vmgenid,guid=auto",
-    ]  # fmt: skip
-    for number in range(PORTS):
-        argv += ["-device", f"pcie-root-port,id=port{number},chassis={number + 1},slot={number + 1}"]
-    if restore:
-        argv += ["-incoming", "defer"]
-    else:
-        argv += ["-kernel", machine.kernel, "-initrd", machine.initramfs, "-append", machine.cmdline]
-    return argv
-
-
 class Qemu:
     """The built-in driver."""
 
     name = "qemu"
     kernel_args = _KERNEL_ARGS
-    can_snapshot = True
+    capabilities = Capabilities(
+        snapshot=True,
+        hotplug_share=True,
+        hotplug_nic=True,
+        hotplug_cpu=True,
+        hotplug_memory=True,
+        agent_transport="virtio-serial",
+        kernel_format="bzImage",
+        accelerators=("kvm", "tcg"),
+    )
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -111,13 +86,11 @@ class Qemu:
             arguments(machine, dict.fromkeys(("qmp", "agent", "console", "tap"), 0), program="", restore=True)
         )
 
-    def accelerator(self) -> str:
-        """The configured one, or with 'auto' KVM where a guest really boots with it."""
-        if self._config.accelerator != "auto":
-            return self._config.accelerator
-        from runvm.hypervisor import kvm
+    def check(self) -> list[Finding]:
+        """See Driver.check."""
+        from runvm.hypervisor.qemu import check
 
-        return "kvm" if kvm.works(self._config) else "tcg"
+        return check.findings(self)
 
     def launch(
         self,
@@ -180,7 +153,7 @@ def _spawn(argv: list[str], fds: tuple[int, ...], machine: Machine, *, directory
         jail.enter(directory, read_only=visible, devices=devices, uid=uid)
         process.die_with_parent(parent)
         process.reset_signals()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (_MOST_WRITTEN, _MOST_WRITTEN))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_WRITTEN, _MAX_WRITTEN))
         os.execve(argv[0], argv, {"PATH": "/usr/bin"})
 
     try:
@@ -217,13 +190,15 @@ class QemuVm:
         for command in ("getfd", "chardev-add", "device_add"):
             self.qmp.answer(command, deadline=deadline)
 
-    def plug_nic(self, index: int, tap: int, mac: str, *, deadline: float) -> None:
+    def attach(self, loop: Loop) -> None:
+        """See Vm.attach."""
+        self._monitor = Monitor(loop, self.qmp)
+
+    def plug_nic(self, index: int, tap: int, mac: str, answered: Answered) -> None:
         """See Vm.plug_nic. Raises VmmError where no port is left."""
         if not 1 <= index < PORTS:
             raise VmmError(f"a virtual machine has at most {PORTS} network interfaces")
         name = f"nic{index}"
-        self.qmp.run("getfd", {"fdname": name}, fd=tap, deadline=deadline)
-        self.qmp.run("netdev_add", {"type": "tap", "id": name, "fd": name}, deadline=deadline)
         device = {
             "driver": "virtio-net-pci",
             "id": name,
@@ -232,21 +207,38 @@ class QemuVm:
             "bus": f"port{index}",
             "romfile": "",
         }
-        self.qmp.run("device_add", device, deadline=deadline)
+        self._monitor.run(
+            [
+                Command("getfd", {"fdname": name}, tap),
+                Command("netdev_add", {"type": "tap", "id": name, "fd": name}),
+                Command("device_add", device),
+            ],
+            lambda results, error: answered(error),
+        )
 
-    def grow(self, mib: int, *, deadline: float) -> None:
+    def grow(self, mib: int, answered: Answered) -> None:
         """See Vm.grow: virtio-mem plugs and unplugs in blocks while the guest runs."""
         size = {"path": "growth", "property": "requested-size", "value": mib << 20}
-        self.qmp.run("qom-set", size, deadline=deadline)
+        self._monitor.run([Command("qom-set", size)], lambda results, error: answered(error))
 
-    def plug_vcpus(self, count: int, *, deadline: float) -> None:
+    def plug_vcpus(self, count: int, answered: Answered) -> None:
         """See Vm.plug_vcpus."""
-        slots = self.qmp.run("query-hotpluggable-cpus", deadline=deadline)
-        free = [slot for slot in slots if "qom-path" not in slot]
-        free.sort(key=lambda slot: int(slot["props"]["core-id"]))
-        for slot in free[: max(0, count - (len(slots) - len(free)))]:
-            device = {"driver": slot["type"], "id": f"vcpu{slot['props']['core-id']}", **slot["props"]}
-            self.qmp.run("device_add", device, deadline=deadline)
+
+        def plug(results: list[Any], error: VmmError | None) -> None:
+            if error is not None:
+                answered(error)
+                return
+            slots = results[0]
+            free = [slot for slot in slots if "qom-path" not in slot]
+            free.sort(key=lambda slot: int(slot["props"]["core-id"]))
+            devices = [
+                {"driver": slot["type"], "id": f"vcpu{slot['props']['core-id']}", **slot["props"]}
+                for slot in free[: max(0, count - (len(slots) - len(free)))]
+            ]
+            commands = [Command("device_add", device) for device in devices]
+            self._monitor.run(commands, lambda results, error: answered(error))
+
+        self._monitor.run([Command("query-hotpluggable-cpus")], plug)
 
     def resume(self, *, deadline: float) -> None:
         """See Vm.resume."""

@@ -8,7 +8,7 @@ import pytest
 
 from runvm.config import Config
 from runvm.errors import UnsupportedError
-from runvm.sandbox import resources
+from runvm.sandbox import sizes
 
 MIB = 1 << 20
 
@@ -28,22 +28,22 @@ MIB = 1 << 20
 )
 def test_ram_follows_the_limits_within_the_room(limits: list[int], room_mib: int, base_mib: int, ram_mib: int) -> None:
     """The containers' limits and the overhead, no more than a cgroup above leaves beside the VMM."""
-    most_mib = resources.most_mib(room_mib)
+    max_mib = sizes.max_mib(room_mib)
     first = {"memory": {"limit": limits[0] * MIB}}
-    assert resources.base_mib(Config(), first, most_mib) == base_mib
-    assert resources.memory_mib(Config(), limits, most_mib) == ram_mib
+    assert sizes.base_mib(Config(), first, max_mib) == base_mib
+    assert sizes.memory_mib(Config(), limits, max_mib) == ram_mib
 
 
 def test_an_engines_none_is_no_limit() -> None:
     """The largest number of pages is how engines write it."""
-    assert resources.limit_mib({"memory": {"limit": 1 << 60}}) == 0
-    assert resources.limit_mib({"memory": {"limit": MIB + 1}}) == 2
+    assert sizes.limit_mib({"memory": {"limit": 1 << 60}}) == 0
+    assert sizes.limit_mib({"memory": {"limit": MIB + 1}}) == 2
 
 
 def test_a_pod_too_small_for_any_vm_is_told_so() -> None:
     """Better than a VMM that the host's kernel kills later."""
     with pytest.raises(UnsupportedError, match=r"allows 256 MiB of memory.*at least 384 MiB"):
-        resources.most_mib(256)
+        sizes.max_mib(256)
 
 
 def test_a_pods_vm_is_sized_by_what_cri_says_of_the_pod() -> None:
@@ -55,12 +55,12 @@ def test_a_pods_vm_is_sized_by_what_cri_says_of_the_pod() -> None:
         "io.kubernetes.cri.sandbox-cpu-period": "100000",
     }
     own: dict[str, Any] = {"cpu": {"shares": 2}}
-    assert resources.pod_mib(annotations) == 700
-    assert resources.vcpus(Config(), resources.of_vm(annotations, own)) == 1
-    assert resources.of_vm({}, own) is own
-    assert resources.pod_mib({}) == 0
+    assert sizes.pod_mib(annotations) == 700
+    assert sizes.vcpus(Config(), sizes.of_vm(annotations, own)) == 1
+    assert sizes.of_vm({}, own) is own
+    assert sizes.pod_mib({}) == 0
     # without limits, as kubelet writes it for a pod of best effort
-    assert resources.pod_mib({**annotations, "io.kubernetes.cri.sandbox-memory": "0"}) == 0
+    assert sizes.pod_mib({**annotations, "io.kubernetes.cri.sandbox-memory": "0"}) == 0
 
 
 @pytest.mark.parametrize(
@@ -77,4 +77,4 @@ def test_a_pods_vm_is_sized_by_what_cri_says_of_the_pod() -> None:
 )
 def test_how_many_processors_limits_call_for(cpu: dict[str, Any], wanted: int) -> None:
     """The quota, rounded up, and the cpuset, whichever is less; never more than the host has."""
-    assert resources.wanted_vcpus(cpu, 4) == wanted
+    assert sizes.wanted_vcpus(cpu, 4) == wanted

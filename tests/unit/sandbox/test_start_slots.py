@@ -1,4 +1,4 @@
-"""Starts of virtual machines take turns."""
+"""Starts of virtual machines take start_slots."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import subprocess
 import sys
 from typing import IO, TYPE_CHECKING
 
-from runvm.sandbox import turns
+from runvm.sandbox import start_slots
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 TAKE = (
-    "import sys; from runvm.sandbox import turns; turns.take(sys.argv[1]); print('mine', flush=True); sys.stdin.read()"
+    "import sys; from runvm.sandbox import start_slots as slots; slots.take(sys.argv[1]); "
+    "print('mine', flush=True); sys.stdin.read()"
 )
 
 
 def taker(directory: str) -> subprocess.Popen[bytes]:
     """A process that wants a turn, says so when it has it, and keeps it until its stdin ends."""
-    source = os.path.dirname(os.path.dirname(os.path.dirname(turns.__file__)))
+    source = os.path.dirname(os.path.dirname(os.path.dirname(start_slots.__file__)))
     argv = [sys.executable, "-c", TAKE, directory]
     environment = {"PYTHONPATH": source}
     return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
@@ -35,7 +36,7 @@ def says(process: subprocess.Popen[bytes], *, within: float) -> bool:
 
 def test_a_turn_is_waited_for_and_ends_with_its_process(tmp_path: Path) -> None:
     """As many have one as there may be; the next gets it when one of them is killed."""
-    takers = [taker(str(tmp_path)) for _ in range(turns.count())]
+    takers = [taker(str(tmp_path)) for _ in range(start_slots.count())]
     late = None
     try:
         assert all(says(process, within=60) for process in takers)

@@ -1,15 +1,14 @@
 """The networks of a VM's containers: each host namespace with its taps, scanned and wired for the guest, and watched.
 
-A card, once plugged in, stays in the VM: taking one out needs the guest's help and five seconds (PCIe hot-plug's
-attention button), so an interface that goes leaves card and tap for the next one to come.
+A NIC, once plugged in, stays in the VM: taking one out needs the guest's help and five seconds (PCIe hot-plug's
+attention button), so an interface that goes leaves NIC and tap for the next one to come.
 """
 
 from __future__ import annotations
 
 import os
 import select
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from runvm.errors import VmmError
 from runvm.linux.loop import IN, Loop
@@ -17,33 +16,40 @@ from runvm.linux.netns import in_namespace
 from runvm.log import log
 from runvm.network import scan, tap
 from runvm.network.dns import Forwarder
+from runvm.network.loopback import Forwards, LoopbackProxy
 from runvm.protocol import frames
-from runvm.protocol.interfaces import Interface, Network, card_mac, to_json
-from runvm.protocol.messages import Done, Failed, Plug, Unplug
-from runvm.sandbox.forwards import Door, Forwards
+from runvm.protocol.interfaces import Interface, Network, nic_mac, to_json
+from runvm.protocol.messages import Done, Failed, RemoveNetwork, SetNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runvm.hypervisor.driver import Vm
+    from runvm.errors import RunvmError
+    from runvm.network.agent_line import AgentLine
     from runvm.protocol.frames import Frame
-    from runvm.sandbox.guest_link import GuestLink
 
-_PLUG_SECONDS = 10.0
-_DOOR_SECONDS = 0.1
-"""How long after a container has come its namespace gets a door: not while its start is waited for."""
+_PROXY_SECONDS = 0.1
+"""How long after a container has come its namespace gets a loopback proxy: not while its start is waited for."""
 _QUIET_SECONDS = 0.03
 """How long a namespace is left alone after a change: engines make several at once."""
 
 
-class _Card:
-    """A network card of the VM, and in the namespace *home* (a descriptor, owned) the tap that is its other end."""
+class Pluggable(Protocol):
+    """The VM, as far as it takes NICs (hypervisor.driver.Vm)."""
+
+    def plug_nic(self, index: int, tap: int, mac: str, answered: Callable[[RunvmError | None], None]) -> None:
+        """Plug a further NIC in."""
+
+
+class _Nic:
+    """A network interface (NIC) of the VM, and in the namespace *home* (a descriptor, owned) the tap at its other
+    end."""
 
     def __init__(self, number: int, home: int) -> None:
         self.number = number
         self.home = home
         self.tap = f"rvtap{number}"
-        self.mac = card_mac(number)
+        self.mac = nic_mac(number)
 
     def move(self, namespace: int) -> None:
         """Take the tap to another namespace."""
@@ -53,7 +59,7 @@ class _Card:
             self.home = os.dup(namespace)
 
 
-class _Namespace:
+class _HostNamespace:
     """A network namespace of the host that one or more containers are in."""
 
     def __init__(self, fd: int, number: int) -> None:
@@ -61,33 +67,33 @@ class _Namespace:
         self.number = number
         self.users: set[str] = set()
         self.network = Network()
-        self.cards: dict[int, _Card] = {}
+        self.nics: dict[int, _Nic] = {}
         self.monitor: scan.Monitor | None = None
         self.forwarder: Forwarder | None = None
-        self.door: Door | None = None
+        self.proxy: LoopbackProxy | None = None
         self.stirred = False
 
 
-class Networks:
+class HostNetworks:
     """All of them, by inode. first_tap() comes before the VM, attach() with it, then all the rest."""
 
     def __init__(self) -> None:
-        self._namespaces: dict[int, _Namespace] = {}
-        self._free: list[_Card] = []
+        self._namespaces: dict[int, _HostNamespace] = {}
+        self._free: list[_Nic] = []
         self._made = 0  # namespaces
-        self._cards = 1
+        self._nic_count = 1
         self._loop: Loop
-        self._vm: Vm
-        self._guest: GuestLink
+        self._vm: Pluggable
+        self._guest: AgentLine
         self._forwards: Forwards
 
     def first_tap(self, namespace: int) -> int:
-        """The tap of the card that the VM has from its start, in the namespace of the first container."""
-        self._free.append(_Card(0, os.dup(namespace)))
+        """The tap of the NIC that the VM has from its start, in the namespace of the first container."""
+        self._free.append(_Nic(0, os.dup(namespace)))
         return in_namespace(namespace, lambda: tap.create_tap(self._free[0].tap))
 
-    def attach(self, loop: Loop, vm: Vm, guest: GuestLink, channel: Callable[[], int]) -> None:
-        """The VM runs: its cards are plugged into *vm*, its agent is *guest*; *channel* numbers a new channel."""
+    def attach(self, loop: Loop, vm: Pluggable, guest: AgentLine, channel: Callable[[], int]) -> None:
+        """The VM runs: its NICs are plugged into *vm*, its agent is *guest*; *channel* numbers a new channel."""
         self._loop, self._vm, self._guest = loop, vm, guest
         self._forwards = Forwards(loop, guest, channel)
 
@@ -104,11 +110,11 @@ class Networks:
             namespace.users.add(container)
             return namespace.number, {}
         self._made += 1
-        namespace = self._namespaces[inode] = _Namespace(fd, self._made)
+        namespace = self._namespaces[inode] = _HostNamespace(fd, self._made)
         namespace.users.add(container)
         self._take(namespace)
         number = namespace.number
-        self._loop.call_later(_DOOR_SECONDS, lambda: self._open_door(namespace))
+        self._loop.call_later(_PROXY_SECONDS, lambda: self._open_proxy(namespace))
         namespace.forwarder = Forwarder(self._loop, fd, lambda packet: self._guest.send(frames.DNS, number, packet))
         namespace.monitor = in_namespace(fd, scan.Monitor)
         self._loop.watch(namespace.monitor.fileno(), IN, lambda events: self._stir(namespace))
@@ -137,10 +143,10 @@ class Networks:
         """The VM has ended: every namespace is left as it was."""
         for namespace in self._namespaces.values():
             self._let_go(namespace)
-            for card in namespace.cards.values():
-                os.close(card.home)
-        for card in self._free:
-            os.close(card.home)
+            for nic in namespace.nics.values():
+                os.close(nic.home)
+        for nic in self._free:
+            os.close(nic.home)
         self._namespaces.clear()
         self._free.clear()
 
@@ -156,18 +162,18 @@ class Networks:
 
     # --- changes
 
-    def _stir(self, namespace: _Namespace) -> None:
+    def _stir(self, namespace: _HostNamespace) -> None:
         if namespace.monitor is not None:
             namespace.monitor.drain()
         if not namespace.stirred:
             namespace.stirred = True
             self._loop.call_later(_QUIET_SECONDS, lambda: self._settled(namespace))
 
-    def _settled(self, namespace: _Namespace) -> None:
+    def _settled(self, namespace: _HostNamespace) -> None:
         if namespace.stirred and namespace.users:
             self._look(namespace)
 
-    def _look(self, namespace: _Namespace) -> None:
+    def _look(self, namespace: _HostNamespace) -> None:
         """Scan again; the guest hears of what has changed."""
         namespace.stirred = False
         before = namespace.network
@@ -184,10 +190,10 @@ class Networks:
             if isinstance(answer, Failed):
                 log.error(f"a change of a container's network failed in the guest: {answer.error}")
 
-        self._guest.ask(Plug(namespace.number, to_json(namespace.network)), plugged)
+        self._guest.ask(SetNetwork(namespace.number, to_json(namespace.network)), plugged)
 
-    def _take(self, namespace: _Namespace) -> list[_Card]:
-        """Scan the namespace and wire each new interface to a tap; the cards that have lost theirs."""
+    def _take(self, namespace: _HostNamespace) -> list[_Nic]:
+        """Scan the namespace and wire each new interface to a tap; the NICs that have lost theirs."""
         found = in_namespace(namespace.fd, scan.scan)
         for note in found.notes:
             if note not in namespace.network.notes:
@@ -195,56 +201,56 @@ class Networks:
         before = {interface.ifindex: interface for interface in namespace.network.interfaces}
         interfaces = []
         for interface in found.interfaces:
-            card = namespace.cards.get(interface.ifindex)
+            nic = namespace.nics.get(interface.ifindex)
             old = before.get(interface.ifindex)
-            if card is None:
-                card = namespace.cards[interface.ifindex] = self._card(namespace, interface)
+            if nic is None:
+                nic = namespace.nics[interface.ifindex] = self._nic(namespace, interface)
             elif old is None or (old.name, old.mtu) != (interface.name, interface.mtu):
-                self._wire(namespace, interface, card)
-            interfaces.append(interface._replace(nic=card.mac))
+                self._wire(namespace, interface, nic)
+            interfaces.append(interface._replace(nic=nic.mac))
         there = {interface.ifindex for interface in interfaces}
-        gone = [namespace.cards.pop(ifindex) for ifindex in list(namespace.cards) if ifindex not in there]
+        gone = [namespace.nics.pop(ifindex) for ifindex in list(namespace.nics) if ifindex not in there]
         namespace.network = found._replace(interfaces=tuple(interfaces))
         return gone
 
-    def _card(self, namespace: _Namespace, interface: Interface) -> _Card:
-        """A card for an interface, wired to it."""
+    def _nic(self, namespace: _HostNamespace, interface: Interface) -> _Nic:
+        """A NIC for an interface, wired to it."""
         if self._free:
-            card = self._free.pop(0)
+            nic = self._free.pop(0)
             try:
-                card.move(namespace.fd)
-                self._wire(namespace, interface, card)
+                nic.move(namespace.fd)
+                self._wire(namespace, interface, nic)
             except OSError:
-                self._free.append(card)
+                self._free.append(nic)
                 raise
-            return card
-        card = _Card(self._cards, os.dup(namespace.fd))
-        fd = in_namespace(namespace.fd, lambda: tap.create_tap(card.tap))
+            return nic
+        nic = _Nic(self._nic_count, os.dup(namespace.fd))
+        fd = in_namespace(namespace.fd, lambda: tap.create_tap(nic.tap))
         try:
-            self._wire(namespace, interface, card)
-            self._vm.plug_nic(card.number, fd, card.mac, deadline=time.monotonic() + _PLUG_SECONDS)
+            self._wire(namespace, interface, nic)
+            self._vm.plug_nic(nic.number, fd, nic.mac, lambda error: _report(nic, error))
         except BaseException:
-            os.close(card.home)
+            os.close(nic.home)
             raise
         finally:
             os.close(fd)
-        self._cards += 1
-        return card
+        self._nic_count += 1
+        return nic
 
-    def _wire(self, namespace: _Namespace, interface: Interface, card: _Card) -> None:
-        in_namespace(namespace.fd, lambda: tap.wire(interface.name, card.tap, resolver=True))
+    def _wire(self, namespace: _HostNamespace, interface: Interface, nic: _Nic) -> None:
+        in_namespace(namespace.fd, lambda: tap.wire(interface.name, nic.tap, resolver=True))
 
-    def _open_door(self, namespace: _Namespace) -> None:
+    def _open_proxy(self, namespace: _HostNamespace) -> None:
         if namespace.users:
-            namespace.door = self._forwards.open(namespace.fd, namespace.number)
+            namespace.proxy = self._forwards.open(namespace.fd, namespace.number)
 
-    def _close(self, namespace: _Namespace) -> None:
-        self._guest.ask(Unplug(namespace.number), lambda answer: self._free.extend(namespace.cards.values()))
+    def _close(self, namespace: _HostNamespace) -> None:
+        self._guest.ask(RemoveNetwork(namespace.number), lambda answer: self._free.extend(namespace.nics.values()))
         self._let_go(namespace)
 
-    def _let_go(self, namespace: _Namespace) -> None:
-        if namespace.door is not None:
-            namespace.door.close()
+    def _let_go(self, namespace: _HostNamespace) -> None:
+        if namespace.proxy is not None:
+            namespace.proxy.close()
         if namespace.monitor is not None:
             self._loop.forget(namespace.monitor.fileno())
             namespace.monitor.close()
@@ -253,8 +259,13 @@ class Networks:
         self._restore(namespace)
         os.close(namespace.fd)
 
-    def _restore(self, namespace: _Namespace) -> None:
+    def _restore(self, namespace: _HostNamespace) -> None:
         try:
             in_namespace(namespace.fd, tap.unwire_all)
         except OSError as error:
             log.debug(f"a network namespace can't be left as it was: {error}")
+
+
+def _report(nic: _Nic, error: RunvmError | None) -> None:
+    if error is not None:
+        log.error(f"network interface {nic.number} can't be plugged in: {error}")

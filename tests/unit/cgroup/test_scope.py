@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from runvm.cgroup import scope
+from runvm.cgroup.limits import Limits
 from runvm.errors import SpecError
-from runvm.sandbox import scope
-from runvm.sandbox.resources import Limits
 
 
 @pytest.mark.parametrize(

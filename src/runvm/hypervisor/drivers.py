@@ -1,0 +1,53 @@
+"""The driver that the configuration names: built in, or of an installed package."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from runvm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from runvm.config import Config
+    from runvm.hypervisor.driver import Driver
+
+GROUP = "runvm.hypervisors"
+"""The group of entry points by which a package adds drivers: name = module:class."""
+BUILT_IN = {"qemu": ("runvm.hypervisor.qemu.driver", "Qemu")}
+
+
+def load(config: Config) -> Driver:
+    """The driver called `hypervisor` in *config*. Raises ConfigError for one that isn't there or can't be imported."""
+    name = config.hypervisor
+    driver: Driver
+    if name in BUILT_IN:
+        module, kind = BUILT_IN[name]
+        driver = getattr(__import__(module, fromlist=[kind]), kind)(config)
+        return driver
+    found = _entry_point(name)
+    if found is None:
+        raise ConfigError(
+            f"hypervisor '{name}' isn't installed",
+            do=f"built in: {', '.join(BUILT_IN)}; 'pip install' a package that adds it",
+        )
+    try:
+        driver = found.load()(config)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"hypervisor '{name}' can't be loaded from {found.value}: {error}") from error
+    return driver
+
+
+def _entry_point(name: str) -> EntryPoint | None:
+    """The entry point of that name in the packages of this Python, also where it runs without them: the installed
+    command leaves the site's directories out (-S -I), since looking through them takes time at each call."""
+    import site
+    from importlib.metadata import distributions
+
+    sys.path += [path for path in site.getsitepackages() if path not in sys.path]
+    for distribution in distributions():
+        for entry in distribution.entry_points:
+            if entry.group == GROUP and entry.name == name:
+                return entry
+    return None

@@ -1,0 +1,231 @@
+"""Whether an accelerator works, not just opens: a guest has to boot with it. Found out once per host boot.
+
+On hosts nested in another hypervisor /dev/kvm may open and run a few instructions, yet hang any kernel. So a guest is
+booted with KVM, and beside it the same guest by emulation. What is remembered is what that race shows: KVM's guest
+came up; or KVM failed while emulation did not. Where both fail, or the host is too busy for either, KVM isn't to blame,
+and the next start tries again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from runvm.errors import DeadlineError, RunvmError
+from runvm.guest import image
+from runvm.hypervisor import boot
+from runvm.hypervisor.isolated import Isolated
+from runvm.linux import files, locking
+from runvm.log import log, progress
+from runvm.network import tap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runvm.config import Config
+    from runvm.hypervisor.driver import Driver
+
+LEAST_SECONDS = 10.0
+"""How long a guest that is to prove KVM has at least: a kernel boots in well under 2 s with a KVM that works."""
+_FACTOR = 2.0
+"""And at least this many times what the same guest needs by emulation, since a busy host is slow with both."""
+_PREFIX = "prove-"
+_MEMORY_MIB = 256
+
+
+class Verdict(NamedTuple):
+    """Whether KVM works here; *reason* says why not. One that isn't *certain* holds for this one start."""
+
+    works: bool
+    reason: str
+    certain: bool = True
+
+
+def accelerator(config: Config, driver: Driver) -> str:
+    """The accelerator that *config* names, or with 'auto' the fastest of the driver's that works here."""
+    if config.accelerator != "auto":
+        return config.accelerator
+    fastest = driver.capabilities.accelerators[0]
+    return fastest if fastest != "kvm" or verdict(config, driver).works else driver.capabilities.accelerators[-1]
+
+
+def verdict(config: Config, driver: Driver) -> Verdict:
+    """What is known of KVM on this boot of the host, found out now if need be; who comes meanwhile waits for the
+    answer. Raises DeadlineError, OSError."""
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return Verdict(False, f"/dev/kvm: {error.strerror}")
+    known = _remembered(config)
+    if known is not None:
+        return known
+    files.make_directories(config.state_dir, 0o711, exist_ok=True)
+    fd = os.open(f"{config.state_dir}/kvm.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        locking.lock(
+            fd,
+            deadline=time.monotonic() + 3 * config.boot_timeout_s,
+            timeout_message="timed out waiting for another process that finds out whether KVM works",
+            interval=0.05,
+            waiting=lambda: progress("waiting for another command that finds out whether KVM works"),
+        )
+        known = _remembered(config)
+        if known is not None:
+            return known
+        progress("finding out whether KVM works here, once per host boot")
+        found = _race(config, driver)
+        if found.certain:
+            _remember(config, found)
+        log.debug(f"KVM {'works' if found.works else 'is not used'} {found.reason}")
+        return found
+    finally:
+        os.close(fd)
+
+
+def judge(kvm: RunvmError | None, emulated: RunvmError | None) -> Verdict:
+    """What two boots show that have ended, each well (None) or with an error. KVM's is a DeadlineError where its guest
+    had the time that emulation needs, and hangs."""
+    if kvm is None:
+        return Verdict(True, "")
+    reason = _line(kvm)
+    if emulated is not None:
+        return Verdict(False, f"no guest boots here now, by emulation neither ({_line(emulated)}): {reason}", False)
+    if isinstance(kvm, DeadlineError):
+        return Verdict(False, f"a guest hangs with it, and comes up by emulation in that time: {reason}")
+    return Verdict(False, f"a guest doesn't boot with it: {reason}")
+
+
+def prove(config: Config, driver: Driver, accelerator: str, *, timeout: float) -> None:
+    """Boot the guest to its agent's answer with *accelerator* within *timeout* seconds. Raises RunvmError with what
+    went wrong."""
+    with _Directory(config) as directory:
+        attempt = Isolated(lambda: _boot(config, driver, accelerator, f"{directory}/{accelerator}", timeout))
+        attempt.wait(deadline=time.monotonic() + timeout + 10)
+
+
+def sweep(config: Config) -> None:
+    """Take away what commands that were killed while they tried an accelerator have left."""
+    with suppress(FileNotFoundError):
+        for name in os.listdir(config.state_dir):
+            if name.startswith(_PREFIX):
+                with suppress(DeadlineError, OSError):  # somebody is at work in it
+                    _remove_unlocked(f"{config.state_dir}/{name}")
+
+
+def _race(config: Config, driver: Driver) -> Verdict:
+    """Boot with KVM and by emulation side by side until it is clear what KVM is good for."""
+    limit = float(config.boot_timeout_s)
+    begin = time.monotonic()
+    ended: dict[str, RunvmError | None] = {}
+    due = begin + limit  # of KVM's guest, sooner once emulation's has come up
+    with _Directory(config) as directory:
+        running = {
+            name: Isolated(_attempt(config, driver, name, f"{directory}/{name}", limit)) for name in ("kvm", "tcg")
+        }
+        try:
+            poll = select.poll()
+            for attempt in running.values():
+                poll.register(attempt, select.POLLIN)
+            while "kvm" not in ended or ended["kvm"] is not None and "tcg" not in ended:
+                left = due - time.monotonic()
+                if left <= 0 or not poll.poll(left * 1000):
+                    break
+                for name, attempt in list(running.items()):
+                    if select.select([attempt], [], [], 0)[0]:
+                        poll.unregister(attempt)
+                        ended[name] = _result(running.pop(name))
+                if "tcg" in ended and ended["tcg"] is None:
+                    due = min(due, begin + max(LEAST_SECONDS, _FACTOR * (time.monotonic() - begin)))
+        finally:
+            for attempt in running.values():
+                attempt.kill()
+    late = DeadlineError(f"no answer of its agent within {time.monotonic() - begin:.0f} s")
+    return judge(ended.get("kvm", late), ended.get("tcg", late))
+
+
+def _attempt(config: Config, driver: Driver, name: str, directory: str, timeout: float) -> Callable[[], None]:
+    return lambda: _boot(config, driver, name, directory, timeout)
+
+
+def _boot(config: Config, driver: Driver, accelerator: str, directory: str, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    files.make_directories(directory, 0o700)
+    machine = boot.machine_for(
+        config, driver, image.resolve(config), vcpus=1, memory_mib=_MEMORY_MIB, accelerator=accelerator
+    )
+    guest = boot.start(driver, machine, directory=directory, tap=tap.scratch_tap(), deadline=deadline)
+    try:
+        guest.vm.resume(deadline=deadline)
+        guest.wait_hello(deadline=deadline)
+    finally:
+        guest.kill()
+
+
+def _result(attempt: Isolated) -> RunvmError | None:
+    try:
+        attempt.wait(deadline=time.monotonic() + 1)
+    except RunvmError as error:
+        return error
+    return None
+
+
+def _line(error: RunvmError) -> str:
+    last = error.details.strip().rpartition("\n")[2]
+    return error.message + (f": {last}" if last else "")
+
+
+def _boot_id() -> str:
+    return files.read("/proc/sys/kernel/random/boot_id").strip()
+
+
+def _remembered(config: Config) -> Verdict | None:
+    try:
+        body = json.loads(files.read(f"{config.state_dir}/kvm.json"))
+        if body["boot"] == _boot_id():
+            return Verdict(bool(body["works"]), str(body["reason"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not found out yet
+    return None
+
+
+def _remember(config: Config, found: Verdict) -> None:
+    memo = f"{config.state_dir}/kvm.json"
+    temporary = f"{memo}.{os.getpid()}"
+    with open(temporary, "w", opener=files.private) as file:
+        json.dump({"boot": _boot_id(), "works": found.works, "reason": found.reason}, file)
+    os.rename(temporary, memo)
+
+
+class _Directory:
+    """A directory for this process's attempts, locked while it is used and removed after it: a context manager."""
+
+    def __init__(self, config: Config) -> None:
+        self._path = f"{config.state_dir}/{_PREFIX}{os.getpid()}"
+
+    def __enter__(self) -> str:
+        files.make_directories(self._path, 0o700)
+        self._fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        locking.lock(self._fd, deadline=0, timeout_message=f"{self._path} is in use")
+        return self._path
+
+    def __exit__(self, *_: object) -> None:
+        import shutil
+
+        shutil.rmtree(self._path, ignore_errors=True)
+        os.close(self._fd)
+
+
+def _remove_unlocked(directory: str) -> None:
+    """Remove a directory that nobody has locked. Raises DeadlineError where somebody has, OSError."""
+    import shutil
+
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        locking.lock(fd, deadline=0, timeout_message=f"{directory} is in use")
+        shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        os.close(fd)

@@ -1,0 +1,51 @@
+"""QEMU's command line for a machine, as a pure function."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runvm.protocol.interfaces import nic_mac
+from runvm.protocol.names import AGENT_PORT
+
+if TYPE_CHECKING:
+    from runvm.hypervisor.driver import Machine
+
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+PORTS = 8
+"""Empty PCIe root ports: one for the share, the others for further NICs."""
+TRANSLATION_MIB = 64
+"""Room for translated code under emulation; QEMU's own default is 1 GiB, which a long-lived VM would come to fill."""
+
+
+def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: bool) -> list[str]:
+    """QEMU's argv for *machine*; *fds* are the descriptors qmp, agent, console and tap."""
+    accelerator = "kvm" if machine.accelerator == "kvm" else f"tcg,thread=multi,tb-size={TRANSLATION_MIB}"
+    max_vcpus = machine.max_vcpus
+    argv = [
+        program, "-name", "runvm", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot", "-S",  # noqa: E501
+        "-sandbox", _SANDBOX,
+        "-machine", "q35,usb=off,vmport=off,smm=off,graphics=off,hpet=off,memory-backend=ram",
+        "-accel", accelerator,
+        "-cpu", "host" if machine.accelerator == "kvm" else "max,-erms,-fsrm",
+        "-smp", f"{machine.vcpus},sockets=1,cores={max_vcpus},threads=1,maxcpus={max_vcpus}",
+        "-m", f"{machine.memory_mib}M,maxmem={machine.memory_mib + machine.growth_mib}M",
+        "-object", f"memory-backend-file,id=ram,size={machine.memory_mib}M,mem-path=/ram,share=on",
+        "-object", f"memory-backend-file,id=more,size={machine.growth_mib}M,mem-path=/more,share=on",
+        "-device", "virtio-mem-pci,id=growth,memdev=more,requested-size=0,disable-legacy=on",
+        "-chardev", f"socket,id=qmp,fd={fds['qmp']}", "-mon", "chardev=qmp,mode=control",
+        "-chardev", f"socket,id=console,fd={fds['console']}", "-serial", "chardev:console",
+        "-device", "virtio-serial-pci,id=serial,max_ports=2",
+        "-chardev", f"socket,id=agent,fd={fds['agent']}",
+        "-device", f"virtserialport,chardev=agent,name={AGENT_PORT},nr=1",
+        "-netdev", f"tap,id=nic0,fd={fds['tap']}",
+        "-device", f"virtio-net-pci,id=nic0,netdev=nic0,mac={nic_mac(0)},romfile=,disable-legacy=on",
+        "-device", "virtio-balloon-pci,free-page-reporting=on,disable-legacy=on",
+        "-device", "vmgenid,guid=auto",
+    ]  # fmt: skip
+    for number in range(PORTS):
+        argv += ["-device", f"pcie-root-port,id=port{number},chassis={number + 1},slot={number + 1}"]
+    if restore:
+        argv += ["-incoming", "defer"]
+    else:
+        argv += ["-kernel", machine.kernel, "-initrd", machine.initramfs, "-append", machine.cmdline]
+    return argv

@@ -1,0 +1,159 @@
+"""The life of a supervisor's VM: started, its guest initialized, started once more without its template if that proves
+broken, ended."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from runvm.errors import RunvmError
+from runvm.hypervisor import template
+from runvm.log import log
+from runvm.protocol.messages import Done, Failed, Initialize
+from runvm.protocol.names import SHARE_TAG
+from runvm.sandbox import sysctls
+from runvm.sandbox.running import RunningVm
+
+if TYPE_CHECKING:
+    from runvm.linux.loop import Loop
+    from runvm.protocol.frames import Frame
+    from runvm.sandbox.plan import Started, VmPlan
+
+    Start = Callable[[VmPlan], Started]
+
+INITIALIZE_SECONDS = 30.0
+"""How long a guest that a template was made of may take to become this VM, before the template is taken for broken."""
+BUSY_SECONDS = 40.0
+"""How much longer than a boot that may be where others have come up from the template: twenty that start at once on a
+busy host are slow, and would all be slower still if they booted."""
+
+
+class Creation(NamedTuple):
+    """A container that is being created while it isn't known yet whether the VM's template is any good: done *again* in
+    the VM that takes the place of this one, or *failed*."""
+
+    again: Callable[[], None]
+    failed: Callable[[str], None]
+
+
+class VmLife:
+    """Starts *plan*'s VM by *start*. *on_event* and *on_frame* get what the guest says. *on_restart* is called before
+    the VM is started without its template: the containers have to take their files out of the share."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        plan: VmPlan,
+        start: Start,
+        *,
+        on_event: Callable[[Any], None],
+        on_frame: Callable[[Frame], None],
+        on_restart: Callable[[], None],
+    ) -> None:
+        self.plan = plan
+        self.initialized = False
+        self.creations: dict[str, Creation] = {}
+        """By container, until the guest is known to be well."""
+        self.notes: list[str] = []
+        """What the user should know of how the VM came up."""
+        self._loop = loop
+        self._start = start
+        self._on_event = on_event
+        self._on_frame = on_frame
+        self._on_restart = on_restart
+        self._ending = False
+        self._restarting = False
+        self._channel = 0
+        self._adopt(start(plan))
+
+    def next_channel(self) -> int:
+        """The number of a new channel."""
+        self._channel += 1
+        return self._channel
+
+    def fail(self, reason: str) -> bool:
+        """The VM has failed: the end, unless it was only the template's fault. True where it is started again."""
+        if self._restarting:
+            return True
+        if self.initialized or self._ending:
+            self.end(reason)
+            return False
+        if not self.plan.template or self.vm.was_killed():
+            last = self.vm.diagnosis()
+            message = f"the virtual machine failed while it started: {reason}"
+            log.error(message, last)
+            self.end(reason, failed="\n".join([message, last]).strip())
+            return False
+        self._restarting = True
+        self._loop.call_later(0, lambda: self._restart(reason))
+        return True
+
+    def end(self, reason: str, *, failed: str = "container not running") -> None:
+        """Stop; what is still asked for fails with the text *failed*."""
+        if not self._ending:
+            self._ending = True
+            log.debug(f"sandbox {self.plan.sandbox.name} ends: {reason}")
+            self.vm.agent.fail(failed)
+            self._loop.stop()
+
+    @property
+    def ending(self) -> bool:
+        """Whether end() has been called."""
+        return self._ending
+
+    def close(self) -> None:
+        """End the VM and what belongs to it."""
+        self.vm.close()
+
+    def _adopt(self, started: Started) -> None:
+        """Take a VM over, and have its guest become this VM's."""
+        if started.note:
+            self.notes.append(started.note)
+        self.vm = RunningVm(
+            self._loop,
+            self.plan,
+            started,
+            on_event=self._on_event,
+            on_frame=self._on_frame,
+            on_failure=self.fail,
+            next_channel=self.next_channel,
+        )
+        patience = INITIALIZE_SECONDS
+        if self.plan.template and template.has_served(self.plan.template):
+            patience = self.plan.config.boot_timeout_s + BUSY_SECONDS
+        request = Initialize(time.time_ns(), os.urandom(64).hex(), SHARE_TAG, sysctls.sysctls())
+        self.vm.agent.ask(request, self._initialized, timeout=patience)
+
+    def _initialized(self, answer: Done | Failed) -> None:
+        if isinstance(answer, Failed):
+            self.fail(f"the guest can't be set up: {answer.error}")
+            return
+        self.initialized = True
+        self.creations.clear()
+        if self.plan.template:
+            template.note_served(self.plan.template)
+
+    def _restart(self, reason: str) -> None:
+        """The VM anew, without the template that failed for *reason*; the containers that were to be created in it are,
+        now."""
+        if self._ending:
+            return
+        self.vm.close()
+        broken = self.plan.template
+        self._on_restart()
+        self.plan = self.plan._replace(template="")
+        creations = list(self.creations.values())
+        try:
+            self._adopt(self._start(self.plan))
+        except (RunvmError, OSError) as error:
+            log.error(str(error), getattr(error, "details", ""))
+            for creation in creations:
+                creation.failed(str(error))
+            self.end(str(error))
+            return
+        self._restarting = False
+        self.notes.append(template.drop(broken, reason))
+        for creation in creations:
+            creation.again()
