@@ -229,9 +229,14 @@ def test_a_file_server_that_complains_for_ever_is_logged_to_a_bound(sandbox: San
     assert 64 << 10 <= size <= 256 << 10
 
 
+def _make_namespace() -> None:
+    syscalls.unshare(syscalls.CLONE_NEWNET)
+    signal.pause()
+
+
 def test_names_are_asked_at_a_bounded_price(runtime: Runtime) -> None:
     """As many queries as a guest can make, each of 60 KB, in a network where nobody answers or all is refused."""
-    namespace_of = processes.fork(lambda: (syscalls.unshare(syscalls.CLONE_NEWNET), signal.pause()))
+    namespace_of = processes.fork(_make_namespace)
     time.sleep(0.3)
     namespace = os.open(f"/proc/{namespace_of}/ns/net", os.O_RDONLY)
     sandbox = Sandbox(runtime.state_dir, namespace=namespace)

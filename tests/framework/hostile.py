@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from framework import process
 from runvm.config import Config
@@ -30,6 +30,8 @@ from runvm.shares.virtiofs import Daemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from runvm.hypervisor.driver import Vm
 
 CONTAINER = "victim"
 
@@ -83,9 +85,8 @@ class Sandbox:
             share = Tree(f"{self.sandbox.directory}/share")
             log = f"{self.sandbox.directory}/virtiofsd.log"
             daemon = Daemon(_wait_for_end(os.getpid()), socket.socketpair()[0], output, log)
-            Supervisor(
-                plan, listener, share, lambda plan: Started(Guest(_Process(), agent, console), daemon, HostNetworks())
-            ).run()
+            guest = Guest(cast("Vm", _Process()), agent, console)
+            Supervisor(plan, listener, share, lambda plan: Started(guest, daemon, HostNetworks())).run()
 
         self.pid = processes.fork(serve)
         for sock in (listener, agent, console):
@@ -177,12 +178,16 @@ class Sandbox:
         self._shims.append(shim)
         return shim
 
+    def _stay_in_namespace(self) -> None:
+        syscalls.setns(self._namespace, syscalls.CLONE_NEWNET)
+        signal.pause()
+
     def build(self, *, network: bool = False, timeout: float = 60) -> Callable[[], object]:
         """Begin to build the container; what is returned waits for the result, or raises what the caller would see."""
         shim = -1
         if network:
             # a process that is in the network namespace, as a shim is
-            shim = processes.fork(lambda: (syscalls.setns(self._namespace, syscalls.CLONE_NEWNET), signal.pause()))
+            shim = processes.fork(self._stay_in_namespace)
             time.sleep(0.2)
         request = messages.CreateContainer(
             CONTAINER,

@@ -82,6 +82,10 @@ _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 
 
+Answered = Callable[[messages.Json | AgentError], None]
+Handler = Callable[[Any, Answered], messages.Json | None]
+
+
 class Agent:
     """Serves one host connection."""
 
@@ -91,7 +95,8 @@ class Agent:
         self.networks = GuestNetworks(self.loop, self.connection.send, _say)
         self.runtime = Runtime(self.loop, self.connection.send, self._event)
         self.connections = Connections(self.loop, self.connection.send)
-        self._initializing: tuple[str, Callable[[messages.Json | AgentError], None]] | None = None
+        self._initializing: tuple[str, Answered] | None = None
+        self._handlers = self._table()
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -153,52 +158,43 @@ class Agent:
         if result is not None:
             done(result)
 
-    def _serve(self, request: Any, done: Any) -> messages.Json | None:
+    def _serve(self, request: Any, done: Answered) -> messages.Json | None:
         """Carry out one request; None where *done* is called later or no reply is due."""
-        if isinstance(request, Resize):
-            self.runtime.processes.resize(request.channel, request.rows, request.columns)
-            return None
-        if isinstance(request, Initialize):
-            self._initialize(request, done)
-            return None
-        if isinstance(request, Create):
-            self.networks.set(request.network, request.interfaces)
-            self._mount_share()
-            self.runtime.create(request, done)
-            return None
-        if isinstance(request, Start):
-            self.runtime.start(request.container, done)
-            return None
-        if isinstance(request, Exec):
-            self.runtime.exec(request, done)
-            return None
-        if isinstance(request, Signal):
-            return self.runtime.signal(request)
-        if isinstance(request, Freeze):
-            return self.runtime.freeze(request.container, request.frozen)
-        if isinstance(request, Update):
-            self.runtime.update(request.container, request.resources, done)
-            return None
-        if isinstance(request, UseCpus):
-            processors.use(self.loop, request.vcpus, done)
-            return None
-        if isinstance(request, Stats):
-            return self.runtime.stats(request.container)
-        if isinstance(request, Remove):
-            self.runtime.remove(request.container, done)
-            return None
-        if isinstance(request, SetNetwork):
-            self.networks.set(request.network, request.interfaces)
-            return {}
-        if isinstance(request, Connect):
-            self.connections.open(request, done)
-            return None
-        if isinstance(request, RemoveNetwork):
-            self.networks.remove(request.network)
-            return {}
-        raise AgentError(f"the guest's agent doesn't serve {type(request).__name__}")
+        handler = self._handlers.get(type(request))
+        if handler is None:
+            raise AgentError(f"the guest's agent doesn't serve {type(request).__name__}")
+        return handler(request, done)
 
-    def _initialize(self, request: Initialize, done: Callable[[messages.Json | AgentError], None]) -> None:
+    def _table(self) -> dict[type, Handler]:
+        """What serves each type of message."""
+        runtime, networks = self.runtime, self.networks
+
+        def at_once(serve: Callable[[Any], messages.Json | None]) -> Handler:
+            return lambda request, done: serve(request)
+
+        return {
+            Initialize: self._initialize,
+            Create: self._create,
+            Start: lambda request, done: runtime.start(request.container, done),
+            Exec: runtime.exec,
+            Signal: at_once(runtime.signal),
+            Freeze: at_once(lambda request: runtime.freeze(request.container, request.frozen)),
+            Update: lambda request, done: runtime.update(request.container, request.resources, done),
+            UseCpus: lambda request, done: processors.use(self.loop, request.vcpus, done),
+            Stats: at_once(lambda request: runtime.stats(request.container)),
+            Remove: lambda request, done: runtime.remove(request.container, done),
+            SetNetwork: at_once(lambda request: networks.set(request.network, request.interfaces)),
+            RemoveNetwork: at_once(lambda request: networks.remove(request.network)),
+            Connect: self.connections.open,
+            Resize: at_once(lambda request: runtime.processes.resize(request.channel, request.rows, request.columns)),
+        }
+
+    def _create(self, request: Create, done: Answered) -> None:
+        self.networks.set(request.network, request.interfaces)
+        self._mount_share()
+        self.runtime.create(request, done)
+
+    def _initialize(self, request: Initialize, done: Answered) -> None:
         """Become this VM and no other: random state, clock, machine-id; then the share, which was plugged in while
         paused. As the kernel may still be busy with that, a Create that has come already has its network set up first.
         """

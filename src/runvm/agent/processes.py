@@ -58,6 +58,21 @@ class Process:
         self.reported = False
 
 
+class _Console:
+    """The socket over which crun sends the master of a new terminal."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(path)
+        self.listener.listen(1)
+
+    def close(self) -> None:
+        """There will be no more."""
+        self.listener.close()
+        os.unlink(self.path)
+
+
 class Processes:
     """All processes of this VM's containers. *send* queues a frame to the host, *event* a message; *ending* is called
     before the end of one is told."""
@@ -96,19 +111,15 @@ class Processes:
         crun leaves the process behind and its pid in *pid_file*.
         """
         container = process.container
-        program = str((described.get("args") or [""])[0])
         container.processes[process.channel] = process
         self._channels[process.channel] = process
-        listener: socket.socket | None = None
+        console: _Console | None = None
         child: list[int] = []
         if prepared is not None:
             self._take_pipes(process, prepared[0].pipes)
         elif described.get("terminal"):
-            path = f"{container.bundle}/console-{process.channel}"
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            listener.bind(path)
-            listener.listen(1)
-            arguments = [*arguments, f"--console-socket={path}"]
+            console = _Console(f"{container.bundle}/console-{process.channel}")
+            arguments = [*arguments, f"--console-socket={console.path}"]
             null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
             child = [null, null, null]
         else:
@@ -119,22 +130,12 @@ class Processes:
 
         def ended(status: int) -> None:
             if status == 0:
-                try:
-                    process.pid = int(files.read(pid_file))
-                    if listener is not None:
-                        self._take_terminal(process, listener, size)
-                    with suppress(ProcessLookupError):  # it has ended already
-                        scheduling.apply(process.pid, described)
-                except (OSError, ValueError, EOFError) as error:
-                    status = 1
-                    if process.pid:
-                        cgroups.kill(process.pid, signal.SIGKILL)
-                    files.write(f"{container.bundle}/crun.log", str(error), make=True)
-            if listener is not None:
-                listener.close()
-                os.unlink(f"{container.bundle}/console-{process.channel}")
+                status = self._take_over(process, pid_file, described, console, size)
+            if console is not None:
+                console.close()
             if status != 0:
                 self.close(process)
+                program = str((described.get("args") or [""])[0])
                 finished(AgentError(crun.as_runc_says(crun.error(container.bundle, arguments[0]), program)))
                 return
             finished(None)
@@ -152,6 +153,24 @@ class Processes:
         finally:
             for fd in set(child):
                 os.close(fd)
+
+    def _take_over(
+        self, process: Process, pid_file: str, described: Json, console: _Console | None, size: tuple[int, int]
+    ) -> int:
+        """What crun has left behind becomes ours: its pid, its terminal, its priority. 0, or 1 with the reason in
+        crun's log."""
+        try:
+            process.pid = int(files.read(pid_file))
+            if console is not None:
+                self._take_terminal(process, console.listener, size)
+            with suppress(ProcessLookupError):  # it has ended already
+                scheduling.apply(process.pid, described)
+        except (OSError, ValueError, EOFError) as error:
+            if process.pid:
+                cgroups.kill(process.pid, signal.SIGKILL)
+            files.write(f"{process.container.bundle}/crun.log", str(error), make=True)
+            return 1
+        return 0
 
     def launch_outside(self, process: Process, described: Json, size: tuple[int, int]) -> None:
         """Run a program of the guest itself, in no container, for `runvm debug shell`. Raises OSError."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from runvm.cli.grammar import Args
     from runvm.container.context import Context
     from runvm.container.options import ExecOptions
-    from runvm.oci.schema import JsonObject
+    from runvm.oci.shapes import JsonObject
 
 _FAILED = 255
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from runvm.cli.grammar import Args
     from runvm.container.context import Context
-    from runvm.oci.schema import JsonObject
+    from runvm.oci.shapes import JsonObject
 
 _NUMBER = "N"
 _SIZE = "BYTES"

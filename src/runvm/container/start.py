@@ -13,7 +13,7 @@ from runvm.sandbox import registry
 if TYPE_CHECKING:
     from runvm.container.context import Context
     from runvm.container.state import ContainerRecord
-    from runvm.oci.schema import JsonObject
+    from runvm.oci.shapes import JsonObject
 
 
 def start(ctx: Context, cid: str) -> None:

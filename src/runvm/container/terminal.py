@@ -46,53 +46,70 @@ def send(path: str, master: int) -> None:
 def relay(master: int, pid: int, passed_on: frozenset[int]) -> int:
     """Connect the caller's terminal, raw, with *master* until the child *pid* ends, and pass the signals *passed_on* to
     it; its wait status. The terminal is restored in any case."""
-    import select
-    import signal
-    import tty
-
     tty_fd = next((fd for fd in (0, 1, 2) if os.isatty(fd)), -1)
     saved = termios.tcgetattr(tty_fd) if tty_fd >= 0 else None
-    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in {*passed_on, signal.SIGWINCH, signal.SIGCHLD}:
-        signal.signal(number, lambda number, frame: None)
-    poll = select.poll()
-    gone = os.pidfd_open(pid)
-    for fd in (0, master, reader, gone):
-        poll.register(fd, select.POLLIN)
-
-    def resize() -> None:
-        if tty_fd >= 0:
-            fcntl.ioctl(master, termios.TIOCSWINSZ, fcntl.ioctl(tty_fd, termios.TIOCGWINSZ, bytes(8)))
-
     try:
-        if saved is not None:
-            tty.setraw(tty_fd)
-        resize()
-        ended = False
-        while True:
-            ready = dict(poll.poll(200 if ended else None))
-            if master in ready and not _copy(master, 1):
-                poll.unregister(master)
-                if ended:
-                    break
-            if 0 in ready and not _copy(0, master):
-                poll.unregister(0)
-            if reader in ready:
-                for caught in os.read(reader, 256):
-                    if caught == signal.SIGWINCH:
-                        resize()
-                    elif caught != signal.SIGCHLD:
-                        os.kill(pid, caught)
-            if gone in ready and not ended:
-                ended = True
-                poll.unregister(gone)
-            elif ended and master not in ready:
-                break
-        return os.waitpid(pid, 0)[1]
+        return _Relay(master, pid, tty_fd, passed_on).run()
     finally:
         if saved is not None:
             termios.tcsetattr(tty_fd, termios.TCSADRAIN, saved)
+
+
+class _Relay:
+    """Bytes and signals between the caller's terminal *tty_fd* (-1: none) and the process *pid* behind *master*."""
+
+    def __init__(self, master: int, pid: int, tty_fd: int, passed_on: frozenset[int]) -> None:
+        import select
+        import signal
+        import tty
+
+        self._master = master
+        self._pid = pid
+        self._tty = tty_fd
+        self._gone = os.pidfd_open(pid)
+        self._signals, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in {*passed_on, signal.SIGWINCH, signal.SIGCHLD}:
+            signal.signal(number, lambda number, frame: None)
+        self._poll = select.poll()
+        for fd in (0, master, self._signals, self._gone):
+            self._poll.register(fd, select.POLLIN)
+        if tty_fd >= 0:
+            tty.setraw(tty_fd)
+        self._resize()
+
+    def run(self) -> int:
+        """Until the process has ended and its last output is out; its wait status."""
+        ended = False
+        while True:
+            ready = dict(self._poll.poll(200 if ended else None))
+            if self._master in ready and not _copy(self._master, 1):
+                self._poll.unregister(self._master)
+                if ended:
+                    break
+            if 0 in ready and not _copy(0, self._master):
+                self._poll.unregister(0)
+            if self._signals in ready:
+                self._pass_on()
+            if self._gone in ready and not ended:
+                ended = True
+                self._poll.unregister(self._gone)
+            elif ended and self._master not in ready:
+                break
+        return os.waitpid(self._pid, 0)[1]
+
+    def _pass_on(self) -> None:
+        import signal
+
+        for caught in os.read(self._signals, 256):
+            if caught == signal.SIGWINCH:
+                self._resize()
+            elif caught != signal.SIGCHLD:
+                os.kill(self._pid, caught)
+
+    def _resize(self) -> None:
+        if self._tty >= 0:
+            fcntl.ioctl(self._master, termios.TIOCSWINSZ, fcntl.ioctl(self._tty, termios.TIOCGWINSZ, bytes(8)))
 
 
 def _copy(source: int, target: int) -> bool:

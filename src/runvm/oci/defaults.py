@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from runvm.oci import OCI_VERSION
 
 if TYPE_CHECKING:
-    from runvm.oci.schema import JsonObject
+    from runvm.oci.shapes import JsonObject
 
 
 def default_spec(*, rootless: bool = False) -> JsonObject:

@@ -9,7 +9,7 @@ from runvm.oci import OCI_VERSION, schema
 
 if TYPE_CHECKING:
     from runvm.config import Config
-    from runvm.oci.schema import JsonObject
+    from runvm.oci.shapes import JsonObject
 
 # Without `idmap`, which files shared with the host can't have, and nosymfollow: see container.mount_options
 _MOUNT_OPTIONS = (

@@ -10,7 +10,7 @@ from runvm.oci import spec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runvm.oci.schema import JsonObject
+    from runvm.oci.shapes import JsonObject
 
 _MOST_ID = 2**32 - 2  # schema.ID says why not one more
 

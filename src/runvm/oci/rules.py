@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 
-from runvm.oci.schema import CAPABILITIES, CAPABILITY_SETS, Invalid, JsonObject, shown
+from runvm.oci.schema import CAPABILITIES, CAPABILITY_SETS
+from runvm.oci.shapes import Invalid, JsonObject, shown
 
 
 def check_version(version: str) -> None:

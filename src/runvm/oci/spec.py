@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from runvm.errors import SpecError, UnsupportedError, words
 from runvm.oci import rules, schema
-from runvm.oci.schema import Invalid, JsonObject, shown
+from runvm.oci.shapes import Invalid, JsonObject, shown
 
 if TYPE_CHECKING:
-    from runvm.oci.schema import Rule
+    from runvm.oci.shapes import Rule
 
 MOST_BYTES = 16 * 1024 * 1024
 

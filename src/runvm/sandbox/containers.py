@@ -16,9 +16,9 @@ from runvm.protocol import messages
 from runvm.protocol.frames import CREDIT_KIND, DNS, MESSAGE, STDIN, Frame
 from runvm.protocol.messages import Attach, CreateContainer, Done, ExecProcess, Exited, Failed, Signal
 from runvm.sandbox import sizes
+from runvm.sandbox.creation import make_in_guest
 from runvm.sandbox.members import INIT, Member, Task
-from runvm.sandbox.vm_life import BUSY_SECONDS, Creation
-from runvm.shares.tree import Share
+from runvm.sandbox.vm_life import Creation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -280,7 +280,7 @@ class Containers:
                 self._delete(member.name, lambda: None)
 
         def make() -> None:
-            self._make(request, task, created)
+            make_in_guest(self.life, self._tree, self.members.values(), request, task, created)
 
         def again() -> None:
             try:
@@ -295,39 +295,6 @@ class Containers:
         except VmmError as error:
             if self.life.initialized or not self.life.fail(str(error)):
                 raise
-
-    def _make(self, request: CreateContainer, task: Task, created: Reply) -> None:
-        """Show the container's files to the guest, hand its network over, have the guest make it."""
-        member, vm = task.member, self.life.vm
-        self._tree.add(member.place, {name: Share(**share) for name, share in request.shares.items()}, request.shim_pid)
-        if request.notify and member.notifier is None:
-            from runvm.sandbox.notify import Notifier
-
-            member.notifier = Notifier(request.notify)
-
-        def resized(error: RunvmError | None, plugged: bool) -> None:
-            if error is not None:
-                log.warning(f"the virtual machine can't grow for container {member.name}: {error}")
-            if plugged:
-                vm.agent.ask(messages.UseCpus(vm.growth.vcpus), _warn)
-
-        vm.growth.fit(self.members.values(), request.spec["linux"]["resources"], resized)
-        network, interfaces = 0, dict[str, Any]()
-        if request.network:
-            network, interfaces = vm.networks.join(member.name, request.shim_pid)
-        message = messages.Create(
-            member.name,
-            task.channel,
-            request.spec,
-            request.namespaces,
-            network,
-            interfaces,
-            request.rows,
-            request.columns,
-            request.passed,
-            bool(request.notify),
-        )
-        vm.agent.ask(message, created, timeout=self.life.plan.config.boot_timeout_s + BUSY_SECONDS + 10)
 
     def _exec(self, request: ExecProcess, task: Task, reply: Reply) -> None:
         member = self._member(request.container)
@@ -452,8 +419,3 @@ class Containers:
             return
         if not any(task.shim is not None for task in self._tasks.values()):
             self.life.end("its last container has ended")
-
-
-def _warn(answer: Done | Failed) -> None:
-    if isinstance(answer, Failed):
-        log.warning(answer.error)

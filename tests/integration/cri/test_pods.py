@@ -146,13 +146,13 @@ def test_volumes_are_shared_by_a_pods_containers(cri: Cri, tmp_path: Path) -> No
             {"host_path": str(single), "container_path": "/etc/single", "readonly": True},
             {"host_path": str(config), "container_path": "/config", "readonly": True},
         ]
-        file = cri.pod_file()
-        pod = cri.ok("runp", file)
-        first = cri.container(pod, file, "sleep", "1000", mounts=mounts)
-        second = cri.container(pod, file, "sleep", "1000", mounts=mounts)
-        for directory in ("disk", "memory"):
-            cri.sh(first, f"echo from first >/{directory}/file; mkfifo /{directory}/fifo")
-            assert cri.sh(second, f"cat /{directory}/file; test -p /{directory}/fifo") == "from first"
+        described = cri.pod_file()
+        pod = cri.ok("runp", described)
+        first = cri.container(pod, described, "sleep", "1000", mounts=mounts)
+        second = cri.container(pod, described, "sleep", "1000", mounts=mounts)
+        for name in ("disk", "memory"):
+            cri.sh(first, f"echo from first >/{name}/file; mkfifo /{name}/fifo")
+            assert cri.sh(second, f"cat /{name}/file; test -p /{name}/fifo") == "from first"
         assert (disk / "file").read_text() == "from first\n"
         assert (memory / "file").read_text() == "from first\n"
         full = cri.crictl("exec", "--sync", first, "sh", "-c", "dd if=/dev/zero of=/memory/big bs=64k count=32")

@@ -119,7 +119,7 @@ def test_what_a_database_acknowledged_outlives_kill_9(docker: Dockerd, image: st
         else:
             processes = docker.processes(kind)
             os.kill(processes.get("vmm", processes["init"]), signal.SIGKILL)
-        acknowledged = int(([acknowledged, *load.wait(60).stdout.split()])[-1])
+        acknowledged = int([str(acknowledged), *load.wait(60).stdout.decode().split()][-1])
         wait_until(lambda: not docker.inspect(kind)["State"]["Running"], timeout=30, what=f"the end of {kind}")
         docker.ok("start", kind)
         wait_ready(docker, kind, database.ready)

@@ -78,8 +78,8 @@ def test_a_dockerd_inside_builds_and_runs(
 def test_systemd_as_a_containers_init(docker: Dockerd, system: str) -> None:
     """It comes up with no unit failed, runs a service, and `docker stop` shuts it down by its own signal."""
     options = ("--privileged", "--tmpfs", "/run", "--tmpfs", "/tmp", "--env", "container=docker")
-    options += ("--stop-signal", "SIGRTMIN+3", "--stop-timeout", "120")
-    docker.detached("--name", "systemd", *options, system, "/lib/systemd/systemd")
+    stop = ("--stop-signal", "SIGRTMIN+3", "--stop-timeout", "120")
+    docker.detached("--name", "systemd", *options, *stop, system, "/lib/systemd/systemd")
     up = ("exec", "systemd", "systemctl", "is-system-running", "--wait")
     states = ("running", "degraded")
     wait_until(lambda: docker.call(*up, timeout=SLOW).text in states, timeout=SLOW, what="systemd", interval=1)

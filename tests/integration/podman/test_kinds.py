@@ -75,10 +75,10 @@ def test_secrets_health_commit_and_uts(podman: Podman, tmp_path: Path) -> None:
     secret.write_text("hidden")
     podman.ok("secret", "create", "rvtsecret", str(secret))
     try:
-        flags = ("--secret", "rvtsecret", "--secret", "rvtsecret,type=env,target=VARIABLE", "--uts", "host")
-        flags = (*flags, "--cgroupns", "private", "--memory", "100m")
+        flags = ("--secret", "rvtsecret", "--secret", "rvtsecret,type=env,target=VARIABLE")
+        more = ("--uts", "host", "--cgroupns", "private", "--memory", "100m")
         script = "cat /run/secrets/rvtsecret; echo; echo $VARIABLE; hostname; cat /sys/fs/cgroup/memory.max"
-        seen = podman.run(*flags, IMAGE, "sh", "-c", script).expect(0).text.splitlines()
+        seen = podman.run(*flags, *more, IMAGE, "sh", "-c", script).expect(0).text.splitlines()
         assert seen[:3] == ["hidden", "hidden", os.uname().nodename]
         if podman.runtime.is_vm:
             assert seen[3] == str(100 << 20)

@@ -182,7 +182,7 @@ def test_state_is_runcs() -> None:
         "owner",
     ]
     assert described["annotations"] == {"a.b": "c", "b": "2"}
-    assert list(described["annotations"]) == ["a.b", "b"]  # type: ignore[call-overload]
+    assert list(described["annotations"]) == ["a.b", "b"]
 
 
 def test_state_without_annotations_has_no_key_of_that_name() -> None:

@@ -9,7 +9,7 @@ from runvm.cli import exec as command
 from runvm.cli.grammar import parse
 from runvm.container.options import ExecOptions
 from runvm.errors import RunvmError, UsageError
-from runvm.oci.schema import JsonObject
+from runvm.oci.shapes import JsonObject
 
 OWN: JsonObject = {
     "terminal": True,

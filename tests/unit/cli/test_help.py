@@ -46,7 +46,7 @@ def test_every_listed_flag_is_explained(path: list[str]) -> None:
 
 
 def examples() -> list[str]:
-    found = []
+    found: list[str] = []
 
     def collect(command: Command) -> None:
         found.extend(line for _, commands in command.examples for line in commands.split("\n"))

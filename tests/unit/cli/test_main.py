@@ -206,7 +206,7 @@ def test_a_reader_that_goes_away_is_no_error(argv: list[str]) -> None:
 
 
 def test_arguments_may_be_no_utf8(root: str) -> None:
-    command = [sys.executable, "-SI", "-B", "-c", START, "--root", root, "state", b"\xff\xfe"]
+    command: list[str | bytes] = [sys.executable, "-SI", "-B", "-c", START, "--root", root, "state", b"\xff\xfe"]
     done = subprocess.run(command, env={"LC_ALL": "C.UTF-8"}, capture_output=True, timeout=30, check=False)
     assert done.returncode == 1
     assert b"invalid container ID format" in done.stderr

@@ -9,7 +9,7 @@ import pytest
 from runvm.cli import update
 from runvm.cli.grammar import parse
 from runvm.errors import SpecError, UnsupportedError, UsageError
-from runvm.oci.schema import JsonObject
+from runvm.oci.shapes import JsonObject
 
 MIB = 1024 * 1024
 

@@ -12,7 +12,7 @@ from runvm.guest import cpio
 
 def read(data: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
     """Entries of a newc archive: name → mode, data, device. Asserts what the kernel's unpacker asserts."""
-    found = {}
+    found: dict[str, tuple[int, bytes, tuple[int, int]]] = {}
     position = 0
     while True:
         assert position % 4 == 0

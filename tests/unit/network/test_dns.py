@@ -13,6 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -366,8 +367,8 @@ def test_junk_is_no_query(guest: Namespace, resolver: Resolver, bridge: Bridge) 
         sock.sendall(b"\0\x05hello")
         assert sock.recv(1) == b""
     for packet in (b"", b"\0" * 4, b"\0\0\0\1\7" + bytes(12), b"\0\0\0\1\0short", bytes(70000)):
-        bridge.loop.call_later(0, lambda packet=packet: bridge.forwarder.ask(packet))
-        bridge.loop.call_later(0, lambda packet=packet: bridge.listener.answer(packet))
+        bridge.loop.call_later(0, partial(bridge.forwarder.ask, packet))
+        bridge.loop.call_later(0, partial(bridge.listener.answer, packet))
     assert answered(ask_udp(guest, query("web"))) == ["10.0.0.7"]
 
 

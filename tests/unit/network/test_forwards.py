@@ -36,7 +36,7 @@ class Link:
         self._end, self._ender = os.pipe()
         self._guest = connections.Connections(self.loop, self._to_host)
         self._number = 0
-        self.forwards = Forwards(self.loop, self, self._next)  # type: ignore[arg-type]
+        self.forwards = Forwards(self.loop, self, self._next)
         self.door = self.forwards.open(box.fd, 1)
         self.loop.watch(self._end, select.POLLIN, lambda _: self.loop.stop())
         self._thread = threading.Thread(target=self.loop.run, daemon=True)
@@ -132,11 +132,11 @@ def test_much_goes_both_ways_and_each_end_is_told(
                     accepted.settimeout(10)
                     writer = threading.Thread(
                         target=lambda sock=client: (sock.sendall(BIG), sock.shutdown(socket.SHUT_WR))
-                    )  # type: ignore[misc]
+                    )
                     writer.start()
                     assert _read_all(accepted) == BIG
                     writer.join()
-                    answer = threading.Thread(target=lambda sock=accepted: (sock.sendall(BIG[::-1]), sock.close()))  # type: ignore[misc]
+                    answer = threading.Thread(target=lambda sock=accepted: (sock.sendall(BIG[::-1]), sock.close()))
                     answer.start()
                     assert _read_all(client) == BIG[::-1]
                     answer.join()

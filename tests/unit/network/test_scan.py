@@ -59,7 +59,7 @@ def test_an_empty_namespace_has_no_interfaces() -> None:
     namespace = Namespace()
     network = scanned(namespace)
     namespace.close()
-    assert network.interfaces == network.routes == network.rules == network.loopback == network.notes == ()
+    assert not any((network.interfaces, network.routes, network.rules, network.loopback, network.notes))
     assert ("ipv4/conf/all/rp_filter", "0") in network.settings
 
 
@@ -170,7 +170,7 @@ def test_the_monitor_sees_a_network_being_connected(box: Namespace, outside: Nam
         new = scanned(box)
         difference = changes(old, new)
         assert [interface.name for interface in difference.added] == ["eth1"]
-        assert difference.removed == difference.changed == ()
+        assert not difference.removed and not difference.changed
         box.ip("link delete eth1")
         assert select.select([monitor], [], [], 1)[0]
         assert [interface.name for interface in changes(new, scanned(box)).removed] == ["eth1"]

@@ -78,7 +78,8 @@ class Echo:
 
     def serve(self) -> None:
         while True:
-            ready, _, _ = select.select([self.udp, self.tcp, self.stop], [], [])
+            waited: list[int | socket.socket] = [self.udp, self.tcp, self.stop]
+            ready, _, _ = select.select(waited, [], [])
             if self.stop in ready:
                 return
             if self.udp in ready:

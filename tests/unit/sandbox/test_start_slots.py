@@ -37,7 +37,7 @@ def says(process: subprocess.Popen[bytes], *, within: float) -> bool:
 def test_a_turn_is_waited_for_and_ends_with_its_process(tmp_path: Path) -> None:
     """As many have one as there may be; the next gets it when one of them is killed."""
     takers = [taker(str(tmp_path)) for _ in range(start_slots.count())]
-    late = None
+    late: subprocess.Popen[bytes] | None = None
     try:
         assert all(says(process, within=60) for process in takers)
         late = taker(str(tmp_path))
@@ -45,6 +45,6 @@ def test_a_turn_is_waited_for_and_ends_with_its_process(tmp_path: Path) -> None:
         takers[0].kill()
         assert says(late, within=60)
     finally:
-        for process in (*takers, *((late,) if late else ())):
+        for process in (*takers, *((late,) if late is not None else ())):
             process.kill()
             process.communicate()

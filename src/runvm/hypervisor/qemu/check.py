@@ -9,7 +9,7 @@ from runvm.hypervisor.driver import Finding
 from runvm.linux.command import ask
 
 if TYPE_CHECKING:
-    from runvm.hypervisor.qemu.driver import Qemu
+    from collections.abc import Callable
 
 OLDEST = (6, 2)
 PACKAGE = "qemu-system-x86"
@@ -25,10 +25,10 @@ DEVICES = (
 _FIX = f"apt-get install {PACKAGE}"
 
 
-def findings(driver: Qemu) -> list[Finding]:
-    """One finding: the program, its version, its devices."""
+def findings(find: Callable[[], str]) -> list[Finding]:
+    """One finding: the program, which *find* gives the path of, its version, its devices."""
     try:
-        program = driver.program()
+        program = find()
         said = ask([program, "--version"])
     except HostError as error:
         return [Finding("QEMU", False, error.message, _FIX)]

@@ -90,7 +90,7 @@ class Qemu:
         """See Driver.check."""
         from runvm.hypervisor.qemu import check
 
-        return check.findings(self)
+        return check.findings(self.program)
 
     def launch(
         self,

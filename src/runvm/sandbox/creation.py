@@ -1,0 +1,63 @@
+"""What a supervisor does to have a container made in the guest: its files shown, its network handed over, room made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from runvm.log import log
+from runvm.protocol import messages
+from runvm.protocol.messages import Done, Failed
+from runvm.sandbox.vm_life import BUSY_SECONDS
+from runvm.shares.tree import Share
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from runvm.errors import RunvmError
+    from runvm.protocol.messages import CreateContainer
+    from runvm.sandbox.clients import Reply
+    from runvm.sandbox.members import Member, Task
+    from runvm.sandbox.vm_life import VmLife
+    from runvm.shares.tree import Tree
+
+
+def make_in_guest(
+    life: VmLife, tree: Tree, members: Iterable[Member], request: CreateContainer, task: Task, created: Reply
+) -> None:
+    """Have the guest of *life* make the container that *request* describes, one of *members*, whose init is *task*;
+    *created* gets the guest's answer. Raises RunvmError, OSError."""
+    member, vm = task.member, life.vm
+    tree.add(member.place, {name: Share(**share) for name, share in request.shares.items()}, request.shim_pid)
+    if request.notify and member.notifier is None:
+        from runvm.sandbox.notify import Notifier
+
+        member.notifier = Notifier(request.notify)
+
+    def resized(error: RunvmError | None, plugged: bool) -> None:
+        if error is not None:
+            log.warning(f"the virtual machine can't grow for container {member.name}: {error}")
+        if plugged:
+            vm.agent.ask(messages.UseCpus(vm.growth.vcpus), _warn)
+
+    vm.growth.fit(members, request.spec["linux"]["resources"], resized)
+    network, interfaces = 0, dict[str, Any]()
+    if request.network:
+        network, interfaces = vm.networks.join(member.name, request.shim_pid)
+    message = messages.Create(
+        member.name,
+        task.channel,
+        request.spec,
+        request.namespaces,
+        network,
+        interfaces,
+        request.rows,
+        request.columns,
+        request.passed,
+        bool(request.notify),
+    )
+    vm.agent.ask(message, created, timeout=life.plan.config.boot_timeout_s + BUSY_SECONDS + 10)
+
+
+def _warn(answer: Done | Failed) -> None:
+    if isinstance(answer, Failed):
+        log.warning(answer.error)
