@@ -18,7 +18,7 @@ BIN = $(VENV)/bin
 RUN = PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 $(PYTHON)
 
 .DELETE_ON_ERROR:
-.PHONY: all help deps test-deps image demo test bench bench-check unit lint format install uninstall clean FORCE
+.PHONY: all docs help deps test-deps image demo test bench bench-check unit lint format install uninstall clean FORCE
 
 all: build/lib/.done build/runvm build/runvm.8 build/runvm.bash build/runvm@.service  ## build: bytecode, manual page, completion
 
@@ -122,6 +122,9 @@ bench: $(BIN)/.bench  ## measure all and write docs/benchmarks.md, some 15 minut
 
 bench-check: $(BIN)/.bench  ## is the last run worse than the documented one? FLAGS="OLD.json NEW.json --tolerance 0.15"
 	$(BENCH) check $(FLAGS)
+
+docs:  ## write the pages that are made from the code: docs/protocol.md
+	packaging/protocol-page > docs/protocol.md
 
 lint: $(BIN)/.done  ## ruff and mypy
 	$(BIN)/ruff check
