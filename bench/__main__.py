@@ -10,10 +10,12 @@ import sys
 import tempfile
 import time
 
-from bench import commands, compare, density, files, idle, memory, network, report, results, start, streams
+from bench import commands, compare, density, files, host_cost, idle, memory, network, report, results, start, streams
 from bench.runner import Bench, Skip
 
-FAMILIES = {module.FAMILY: module for module in (start, commands, memory, idle, streams, files, network, density)}
+FAMILIES = {
+    module.FAMILY: module for module in (start, commands, host_cost, memory, idle, streams, files, network, density)
+}
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OUTPUT = f"{HERE}/build/bench/results.json"
 KEPT = f"{HERE}/docs/benchmarks/results.json"

@@ -22,7 +22,7 @@ def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: b
     accelerator = "kvm" if machine.accelerator == "kvm" else f"tcg,thread=multi,tb-size={TRANSLATION_MIB}"
     max_vcpus = machine.max_vcpus
     argv = [
-        program, "-name", "runvm", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot", "-S",  # noqa: E501
+        program, "-name", "runvm,debug-threads=on", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot", "-S",  # noqa: E501
         "-sandbox", _SANDBOX,
         "-machine", "q35,usb=off,vmport=off,smm=off,graphics=off,hpet=off,memory-backend=ram",
         "-accel", accelerator,
