@@ -18,7 +18,7 @@ BIN = $(VENV)/bin
 RUN = PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 $(PYTHON)
 
 .DELETE_ON_ERROR:
-.PHONY: all docs help deps test-deps image demo test bench bench-check unit lint format install uninstall clean FORCE
+.PHONY: all docs help deps test-deps image demo test bench bench-check unit lint format install uninstall deb clean FORCE
 
 all: build/lib/.done build/runvm build/runvm.8 build/runvm.bash build/runvm@.service  ## build: bytecode, manual page, completion
 
@@ -29,7 +29,7 @@ help:  ## this list
 
 build/prefix: FORCE
 	@mkdir -p build
-	@echo '$(PREFIX)' | cmp -s - $@ || echo '$(PREFIX)' > $@
+	@echo '$(PREFIX) $(LIBDIR)' | cmp -s - $@ || echo '$(PREFIX) $(LIBDIR)' > $@
 
 build/lib/.done: $(SOURCES) build/prefix
 	rm -rf build/lib
@@ -78,6 +78,9 @@ uninstall:  ## remove what install put there
 	rm -rf $(DESTDIR)$(LIBDIR) $(DESTDIR)$(DOCDIR)
 	@for left in /etc/runvm /var/lib/runvm /run/runvm; do \
 	    if [ -e $(DESTDIR)$$left ]; then echo "left, since it holds what you or containers made: $(DESTDIR)$$left"; fi; done
+
+deb:  ## build dist/runvm_VERSION_all.deb, for Debian 12 and later
+	packaging/deb/build
 
 # --- the machine
 
