@@ -7,16 +7,17 @@ import datetime
 import email.utils
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple
 
 
 class Release(NamedTuple):
-    """A version's heading and its points, each a list of lines."""
+    """A version's heading and its points."""
 
     version: str
     date: str
-    points: list[list[str]]
+    points: list[str]
 
 
 def read(text: str, version: str, today: str) -> Iterator[Release]:
@@ -29,9 +30,9 @@ def read(text: str, version: str, today: str) -> Iterator[Release]:
                 yield release
             release = Release(heading[1] or version, heading[2] or today, [])
         elif release is not None and line.startswith("- "):
-            release.points.append([line[2:]])
+            release.points.append(line[2:])
         elif release is not None and line.startswith("  ") and release.points:
-            release.points[-1].append(line.strip())
+            release.points[-1] += f" {line.strip()}"
     if release is not None and release.points:
         yield release
 
@@ -51,7 +52,7 @@ def render(release: Release, maintainer: str) -> str:
     """A stanza of deb-changelog(5)."""
     lines = [f"runvm ({release.version}) unstable; urgency=medium", ""]
     for point in release.points:
-        lines += [f"  * {point[0]}", *(f"    {more}" for more in point[1:])]
+        lines += textwrap.wrap(point, 78, initial_indent="  * ", subsequent_indent="    ", break_on_hyphens=False)
     year, month, day = map(int, release.date.split("-"))
     when = email.utils.format_datetime(datetime.datetime(year, month, day, tzinfo=datetime.UTC))
     return "\n".join([*lines, "", f" -- {maintainer}  {when}", ""])
