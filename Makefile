@@ -18,9 +18,9 @@ BIN = $(VENV)/bin
 RUN = PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 $(PYTHON)
 
 .DELETE_ON_ERROR:
-.PHONY: all docs help deps test-deps image demo test bench bench-check unit lint format install uninstall deb clean FORCE
+.PHONY: all docs help deps test-deps image demo test bench bench-check unit lint format install uninstall deb wheel clean FORCE
 
-all: build/lib/.done build/runvm build/runvm.8 build/runvm.bash build/runvm@.service  ## build: bytecode, manual page, completion
+all: build/package/.done build/runvm build/runvm.8 build/runvm.bash build/runvm@.service  ## build: bytecode, manual page, completion
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
@@ -31,13 +31,13 @@ build/prefix: FORCE
 	@mkdir -p build
 	@echo '$(PREFIX) $(LIBDIR)' | cmp -s - $@ || echo '$(PREFIX) $(LIBDIR)' > $@
 
-build/lib/.done: $(SOURCES) build/prefix
-	rm -rf build/lib
-	mkdir -p build/lib
-	cp -r --preserve=timestamps src/runvm build/lib/runvm
-	find build/lib -name __pycache__ -prune -exec rm -rf {} +
-	chmod -R u=rwX,go=rX build/lib
-	$(PYTHON) -m compileall -q -s build/lib -p $(LIBDIR) build/lib/runvm
+build/package/.done: $(SOURCES) build/prefix
+	rm -rf build/package
+	mkdir -p build/package
+	cp -r --preserve=timestamps src/runvm build/package/runvm
+	find build/package -name __pycache__ -prune -exec rm -rf {} +
+	chmod -R u=rwX,go=rX build/package
+	$(PYTHON) -m compileall -q -s build/package -p $(LIBDIR) build/package/runvm
 	touch $@
 
 build/runvm: packaging/runvm.in build/prefix
@@ -62,7 +62,7 @@ clean:  ## remove what was built, and the virtual environment of the tests
 install: all  ## install to PREFIX (/usr/local), below DESTDIR
 	install -d $(addprefix $(DESTDIR),$(SBINDIR) $(LIBDIR) $(MANDIR) $(COMPLETIONDIR) $(UNITDIR) $(DOCDIR))
 	rm -rf $(DESTDIR)$(LIBDIR)/new $(DESTDIR)$(LIBDIR)/old
-	cp -r --preserve=timestamps build/lib/runvm $(DESTDIR)$(LIBDIR)/new
+	cp -r --preserve=timestamps build/package/runvm $(DESTDIR)$(LIBDIR)/new
 	chmod -R u=rwX,go=rX $(DESTDIR)$(LIBDIR)/new
 	if [ -e $(DESTDIR)$(LIBDIR)/runvm ]; then mv $(DESTDIR)$(LIBDIR)/runvm $(DESTDIR)$(LIBDIR)/old; fi
 	mv $(DESTDIR)$(LIBDIR)/new $(DESTDIR)$(LIBDIR)/runvm
@@ -78,6 +78,9 @@ uninstall:  ## remove what install put there
 	rm -rf $(DESTDIR)$(LIBDIR) $(DESTDIR)$(DOCDIR)
 	@for left in /etc/runvm /var/lib/runvm /run/runvm; do \
 	    if [ -e $(DESTDIR)$$left ]; then echo "left, since it holds what you or containers made: $(DESTDIR)$$left"; fi; done
+
+wheel: $(BIN)/.done  ## build the wheel and the sdist in dist/
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 deb:  ## build dist/runvm_VERSION_all.deb, for Debian 12 and later
 	packaging/deb/build
