@@ -107,7 +107,7 @@ $(BIN)/.done: packaging/deps/python-test.txt
 	touch $@
 
 test: test-deps $(BIN)/.done image  ## all tests, as root, under an hour; TESTFLAGS="-k lifecycle" runs some, RUNTIME=runc proves them on runc
-	$(BIN)/pytest tests/unit tests/integration tests/faults $(TESTFLAGS)
+	$(BIN)/pytest tests/unit tests/packages tests/integration tests/faults $(TESTFLAGS)
 
 unit: $(BIN)/.done  ## the tests that need neither root nor a VM: seconds
 	$(BIN)/pytest -q tests/unit $(TESTFLAGS)
