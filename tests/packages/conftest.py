@@ -98,10 +98,6 @@ class HostCopy(NamedTuple):
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         return run(*within, *argv, check=check, **environment, PATH=path)
 
-    def apt(self, *argv: str) -> str:
-        """apt-get's words."""
-        return self.run("apt-get", "-y", "--no-install-recommends", *argv)
-
     def changed(self) -> set[str]:
         """The files that are new, other or gone in the copy, and its new directories; books are left out."""
         top = Path(f"/proc/{self.pid}/root{self.area}/upper")
