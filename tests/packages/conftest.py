@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 REPOSITORY = Path(__file__).parents[2]
 # What the build reads; what it writes must not end up in this checkout
@@ -37,11 +37,11 @@ exec sleep infinity
 """
 
 
-def run(*argv: str, check: bool = True, **environment: str) -> str:
+def run(*argv: str, check: bool = True, environment: Mapping[str, str] | None = None) -> str:
     """What a command prints, errors included; it has to succeed, unless not *check*."""
     done = subprocess.run(
         argv,
-        env={**os.environ, **environment},
+        env={**os.environ, **(environment or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -65,7 +65,7 @@ def copy_of_checkout(target: Path) -> Path:
 def build_deb(checkout: Path, **environment: str) -> Path:
     """`make deb` there: the package."""
     epoch = {"SOURCE_DATE_EPOCH": "1790000000"}
-    run("make", "-C", str(checkout), "--no-print-directory", "deb", **epoch | environment)
+    run("make", "-C", str(checkout), "--no-print-directory", "deb", environment=epoch | environment)
     (deb,) = (checkout / "dist").glob("*.deb")
     return deb
 
@@ -94,14 +94,14 @@ class HostCopy(NamedTuple):
     def run(self, *argv: str, check: bool = True) -> str:
         """What a command prints in the copy, errors included; it has to succeed, unless not *check*."""
         within = ("nsenter", f"--target={self.pid}", "--mount", "--pid", "chroot", str(self.area / "root"))
-        environment = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        return run(*within, *argv, check=check, **environment, PATH=path)
+        environment = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8", "PATH": path}
+        return run(*within, *argv, check=check, environment=environment)
 
     def changed(self) -> set[str]:
         """The files that are new, other or gone in the copy, and its new directories; books are left out."""
         top = Path(f"/proc/{self.pid}/root{self.area}/upper")
-        found = set()
+        found: set[str] = set()
         for directory, folders, files in os.walk(top):
             here = Path(directory).relative_to(top)
             found.update(str(here / name) for name in files)

@@ -114,7 +114,7 @@ def test_the_guest_gets_the_agent_that_pip_installed(by_pip: Path) -> None:
     python = by_pip.parent / "python"
     directory, digest, count = run(str(python), "-I", "-c", program).split()
     assert directory.startswith(str(by_pip.parents[1])) and directory.endswith("site-packages")
-    here = run(SYSTEM_PYTHON, "-c", program, PYTHONPATH=str(REPOSITORY / "src")).split()
+    here = run(SYSTEM_PYTHON, "-c", program, environment={"PYTHONPATH": str(REPOSITORY / "src")}).split()
     assert [digest, count] == here[1:] and int(count) > 10
 
 
@@ -123,9 +123,9 @@ def test_the_guest_gets_the_agent_that_pip_installed(by_pip: Path) -> None:
 @pytest.mark.parametrize("which", [lambda built: built.wheel, lambda built: built.sdist], ids=["wheel", "sdist"])
 def test_pipx_installs_it(built: Built, tmp_path: Path, which: Callable[[Built], Path]) -> None:
     home = {"PIPX_HOME": str(tmp_path / "home"), "PIPX_BIN_DIR": str(tmp_path / "bin")}
-    run("pipx", "install", "--python", SYSTEM_PYTHON, str(which(built)), **home)
+    run("pipx", "install", "--python", SYSTEM_PYTHON, str(which(built)), environment=home)
     program = tmp_path / "bin/runvm"
     assert run(str(program), "--version").startswith(f"runvm version {__version__}\n")
     assert f'"path": "{program}"' in run(str(program), "install", "docker", "--dry-run")
-    run("pipx", "uninstall", "runvm", **home)
+    run("pipx", "uninstall", "runvm", environment=home)
     assert not program.exists()

@@ -51,8 +51,9 @@ MORE = {
     "update": SHARED,
     "version": SHARED | {"runvm.oci"},
 }
-# All of the standard library that the parser may load; os brings the rest
-STANDARD = {"_collections_abc", "_stat", "genericpath", "os", "os.path", "posixpath", "stat", "__future__"}
+# All of the standard library that the parser may load; os brings the rest. errno is built in: Python 3.11 has loaded it
+# before the program begins, 3.13 loads it with os
+STANDARD = {"_collections_abc", "_stat", "errno", "genericpath", "os", "os.path", "posixpath", "stat", "__future__"}
 
 # What no frequent command may load, verb included; with what each costs over argparse, json and socket together (17 ms)
 DEAR = {

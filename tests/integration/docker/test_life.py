@@ -7,6 +7,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from framework.docker import IMAGE
 from framework.process import wait_until
 
@@ -96,3 +98,30 @@ def test_events_tell_a_containers_life(docker: Dockerd) -> None:
     assert names[-1] == "destroy", names
     codes = {event["status"]: event["Actor"]["Attributes"].get("exitCode") for event in events}
     assert (codes["exec_die"], codes["die"]) == ("4", "137")
+
+
+@pytest.mark.only("runvm", "its own settings")
+def test_annotations_choose_settings(docker: Dockerd) -> None:
+    """--annotation io.runvm.…: a container's own settings hold, the host's are refused by name."""
+    if "--annotation" not in docker.ok("run", "--help"):
+        pytest.skip("this client has no --annotation: Docker 24 and later have it")
+    assert docker.ok("run", "--rm", "--annotation", "io.runvm.vcpus=3", IMAGE, "nproc").strip() == "3"
+    refused = docker.call("run", "--rm", "--annotation", "io.runvm.qemu=/bin/sh", IMAGE, "nproc")
+    assert refused.code == 125 and "io.runvm.qemu" in refused.error
+
+
+def test_health_is_looked_at_more_often_at_first(docker: Dockerd) -> None:
+    """--health-start-interval: a container whose health is checked once an hour is found healthy within seconds."""
+    if "--health-start-interval" not in docker.ok("run", "--help"):
+        pytest.skip("this client has no --health-start-interval: Docker 25 and later have it")
+    health = ("--health-cmd", "test -e /up", "--health-interval", "1h", "--health-start-period", "5m")
+    docker.detached(
+        *("--name", "early", *health, "--health-start-interval", "2s"),
+        *("--quiet", IMAGE, "sh", "-c", "sleep 3; touch /up; sleep 1000"),
+    )
+    wait_until(
+        lambda: docker.inspect("early")["State"]["Health"]["Status"] == "healthy",
+        timeout=90,
+        what="health",
+        interval=0.5,
+    )
