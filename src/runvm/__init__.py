@@ -1,3 +1,3 @@
 """runvm: an OCI container runtime that runs containers inside virtual machines."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
