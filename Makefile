@@ -54,7 +54,7 @@ build/runvm.bash: $(SOURCES) build/prefix
 	$(RUN) -m runvm help --completion > $@
 
 clean:  ## remove what was built, and the virtual environment of the tests
-	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist src/runvm.egg-info $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 # --- install. The package is put beside the old one and then takes its place: a command finds the one or the other.
