@@ -36,6 +36,12 @@ class Config(NamedTuple):
     initramfs: str = ""
     modules: str = ""
     kernel_args: str = ""
+    guest_suite: str = ""
+    guest_kernel: str = ""
+    guest_crun: str = ""
+    guest_mirror: str = ""
+    guest_security_mirror: str = ""
+    guest_keyring: str = ""
     vcpus: int = 0
     memory_mib: int = 0
     default_memory_mib: int = 1024
@@ -77,6 +83,18 @@ SETTINGS: dict[str, Setting] = {
     "initramfs": Setting("an initramfs of your own instead of the image's", path=True),
     "modules": Setting("the directory of kernel modules that belongs to that kernel", path=True),
     "kernel_args": Setting("words added to the guest kernel's command line"),
+    "guest_suite": Setting(
+        "the suite of Debian that 'runvm image build' makes the image of; empty: the one that this runvm is tested with"
+    ),
+    "guest_kernel": Setting(
+        "the image's series of kernels, as 6.12; empty: the tested one, any in a suite of your own choice"
+    ),
+    "guest_crun": Setting("the image's series of crun, as 1.21; empty: the tested one, any in a suite of your choice"),
+    "guest_mirror": Setting(
+        "the mirror of Debian that the image's packages come from; empty: the one of the host's apt"
+    ),
+    "guest_security_mirror": Setting("the mirror of Debian's security updates; empty: the one of the host's apt"),
+    "guest_keyring": Setting("the keys that sign that archive; empty: debian-archive-keyring's", path=True),
     "vcpus": Setting("virtual CPUs; 0: from the container's limit, else two or as many as the host has", high=255),
     "memory_mib": Setting(
         "the guest's memory, MiB; 0: the container's limit plus overhead_mib", low=128, high=_MOST_MIB, zero=True

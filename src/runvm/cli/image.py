@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from runvm.cli.common import size, table, timestamp, write, write_json
 from runvm.cli.grammar import Command, Flag
 from runvm.errors import UsageError
@@ -19,9 +21,12 @@ COMMAND = Command(
         Command(
             "build",
             help="build the guest image and make it the current one",
-            description="Build the guest image from the distribution's packages as they are now: downloaded and "
-            "unpacked, never installed on this host. Fast where nothing has changed. Prints the image's name.",
-            examples=(("", "runvm image build"),),
+            flags=(Flag("update", "take the newest packages, security updates among them", "u"),),
+            description="Build the guest image from Debian's packages: downloaded and unpacked, never installed on "
+            "this host, and of the same release on every host. An image that is there is built anew of the packages "
+            "that it has, and a warning says when newer ones are there; --update takes those. Fast where nothing has "
+            "changed. Prints the image's name.",
+            examples=(("", "runvm image build"), ("security updates of the guest", "runvm image build --update")),
         ),
         Command(
             "list",
@@ -51,9 +56,9 @@ def run(ctx: Context, args: Args) -> int:
     from runvm.guest import image
 
     if args.command.name == "build":
-        from runvm.log import progress
+        from runvm.log import log, progress
 
-        write(image.build(ctx.config, progress).name + "\n")
+        write(image.build(ctx.config, progress, log.warning, update=args.on("update")).name + "\n")
     elif args.command.name == "list":
         built = image.list_images(ctx.config)
         if args.on("quiet"):
@@ -77,9 +82,24 @@ def keep_of(args: Args) -> int:
 
 def rendered(built: list[Built]) -> str:
     """The table of `image list`."""
-    rows = [["NAME", "KERNEL", "CREATED", "SIZE", "CURRENT"]]
+    rows = [["NAME", "KERNEL", "PACKAGES OF", "CREATED", "SIZE", "CURRENT"]]
     rows += [
-        [each.name, each.kernel_version, timestamp(each.created), size(each.size), "yes" if each.current else ""]
+        [
+            each.name,
+            each.kernel_version,
+            age(each.packages_taken),
+            timestamp(each.created),
+            size(each.size),
+            "yes" if each.current else "",
+        ]
         for each in built
     ]
     return table(rows)
+
+
+def age(taken: int) -> str:
+    """How long ago an image's packages were the newest."""
+    if not taken:
+        return "unknown"
+    days = int(time.time() - taken) // 86400
+    return "today" if days < 1 else "yesterday" if days == 1 else f"{days} days ago"

@@ -1,1 +1,1 @@
-"""The guest image: built from the distribution's packages, found for a start."""
+"""The guest image: built from Debian's packages, found for a start."""

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Sequence
 
 from runvm.errors import HostError
-from runvm.guest import cpio, elf, kernel, packages, pythonpath
+from runvm.guest import commands, cpio, elf, kernel, pythonpath
 from runvm.guest.programs import Root
 
 _INIT = """#!{python} -SIBu
@@ -93,7 +93,7 @@ def _copy_programs(stage: Root, root: Root, programs: list[str], extensions: lis
         _copy(root.real(path), stage.at(path), executable=path in programs or os.path.basename(path).startswith("ld"))
     # Without the cache each library is looked for in half a dozen directories by each program's start
     _write(stage.at("etc/ld.so.conf"), "".join(f"{folder}\n" for folder in folders))
-    packages.run((root.real("/sbin/ldconfig"), "-X", "-i", "-r", stage.path))
+    commands.run((root.real("/sbin/ldconfig"), "-X", "-i", "-r", stage.path))
     shutil.rmtree(stage.at("var/cache"), ignore_errors=True)
 
 
@@ -116,7 +116,7 @@ def _check(stage: Root, agent: pythonpath.Agent) -> None:
     names = [name.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for name in agent.files]
     try:
         stage.call(pythonpath.interpreter(stage), "-SIB", "-c", _IMPORT, stage.at("usr/lib/runvm"), *names)
-    except packages.CommandError as error:
+    except commands.CommandError as error:
         raise HostError("the agent can't be imported in the guest's Python", details=error.details) from error
 
 

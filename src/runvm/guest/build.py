@@ -13,49 +13,31 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 from runvm import __version__
+from runvm.config import Config
 from runvm.errors import HostError, words
 from runvm.guest import assemble, cpio, kernel, packages, pythonpath, store
-from runvm.guest.packages import Package
+from runvm.guest.plan import Plan, Report, described, gather
 from runvm.guest.programs import Root
-
-USERLAND = ("crun", "python3-minimal", "libpython3-stdlib", "kmod", "busybox-static", "libc-bin")
-KERNEL_PREFIXES = ("linux-image-", "linux-modules-")  # Ubuntu has the modules apart
 
 Progress = Callable[[str], None]
 
 
-class Plan(NamedTuple):
-    """All that the image depends on; *inputs* is the hash of it."""
+def build(config: Config, report: Report, *, update: bool) -> str:
+    """Build the image, make it the current one, return its directory; *update* takes the archive's newest packages.
 
-    userland: list[Package]
-    kernel: list[Package]
-    agent: pythonpath.Agent
-    inputs: str
-
-    @property
-    def packages(self) -> list[Package]:
-        """Those of the userland and the kernel's."""
-        return self.userland + self.kernel
-
-    @property
-    def kernel_inputs(self) -> list[str]:
-        """Hashes of what the kernel's and its modules' files come from."""
-        return [package.sha256 for package in self.packages if package in self.kernel or package.name == "kmod"]
-
-
-def build(data_dir: str, progress: Progress) -> str:
-    """Build the image, make it the current one, return its directory. Raises: HostError, DeadlineError (the lock)."""
+    Raises: HostError, DeadlineError (the lock).
+    """
+    data_dir = config.data_dir
     base = os.path.join(data_dir, "images")
     umask = os.umask(0o022)  # the VMM and virtiofsd run as other users
     try:
         os.makedirs(base, exist_ok=True)
-        with store.locked(base, progress):
+        with store.locked(base, report.progress):
             work = tempfile.mkdtemp(prefix=store.TEMPORARY, dir=base)
             try:
-                return _build(data_dir, base, work, progress)
+                return _build(config, base, work, report, update)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except PermissionError as error:
@@ -66,12 +48,15 @@ def build(data_dir: str, progress: Progress) -> str:
         os.umask(umask)
 
 
-def _build(data_dir: str, base: str, work: str, progress: Progress) -> str:
-    plan, debs = _gather(os.path.join(data_dir, "cache"), work, progress)
+def _build(config: Config, base: str, work: str, report: Report, update: bool) -> str:
+    progress = report.progress
+    current = store.manifests(base).get(os.path.realpath(os.path.join(base, "current")), {})
+    plan, debs = gather(config, os.path.join(config.data_dir, "cache"), current, report, update=update)
     images = store.manifests(base)
     for directory, manifest in images.items():
         if manifest.get("inputs") == plan.inputs:
             progress(f"nothing has changed since {os.path.basename(directory)} was built")
+            store.note(directory, {**manifest, "taken": plan.chosen.taken})
             store.make_current(base, directory)
             return directory
     same_kernel = [path for path, manifest in images.items() if manifest.get("kernel_inputs") == plan.kernel_inputs]
@@ -80,8 +65,10 @@ def _build(data_dir: str, base: str, work: str, progress: Progress) -> str:
     root = Root(os.path.join(work, "root"))
     root.make_merged_usr()
     if same_kernel:
-        progress(f"unpacking {len(plan.userland)} packages, with the kernel of {os.path.basename(same_kernel[0])}")
-        _unpack([debs[package.name] for package in plan.userland], root)
+        progress(
+            f"unpacking {len(plan.chosen.userland)} packages, with the kernel of {os.path.basename(same_kernel[0])}"
+        )
+        _unpack([debs[package.name] for package in plan.chosen.userland], root)
         _link_kernel(same_kernel[0], result)
         release = str(images[same_kernel[0]]["kernel"])
     else:
@@ -89,8 +76,8 @@ def _build(data_dir: str, base: str, work: str, progress: Progress) -> str:
         unpacked = Root(os.path.join(work, "kernel"))
         unpacked.make_merged_usr()
         with ThreadPoolExecutor(1) as pool:
-            other = pool.submit(_unpack, [debs[package.name] for package in plan.kernel], unpacked)
-            _unpack([debs[package.name] for package in plan.userland], root)
+            other = pool.submit(_unpack, [debs[package.name] for package in plan.chosen.kernel], unpacked)
+            _unpack([debs[package.name] for package in plan.chosen.userland], root)
             other.result()
         release = _take_kernel(root, unpacked, result, progress)
     progress("assembling the initramfs")
@@ -101,50 +88,6 @@ def _build(data_dir: str, base: str, work: str, progress: Progress) -> str:
     digest = _describe(result, plan, release, core)
     progress("writing to disk")
     return store.publish(base, result, digest[:12])
-
-
-def _gather(cache: str, work: str, progress: Progress) -> tuple[Plan, dict[str, str]]:
-    """The plan and its packages' files. Once with apt's lists as they are; if they don't do, with fresh ones."""
-    apt = packages.Apt(work)
-    progress("asking apt for the packages")
-    try:
-        return _fetch(apt, cache, progress)
-    except packages.CommandError:
-        progress("fetching apt's package lists")
-        apt.refresh()
-    try:
-        return _fetch(apt, cache, progress)
-    except packages.CommandError as error:
-        raise HostError(
-            "apt can't provide the guest's packages",
-            do="see that /etc/apt/sources.list has the distribution's main archive and that it can be reached",
-            details=error.details or error.message,
-        ) from error
-
-
-def _fetch(apt: packages.Apt, cache: str, progress: Progress) -> tuple[Plan, dict[str, str]]:
-    plan = _plan(apt)
-    missing = [package for package in plan.packages if not os.path.exists(os.path.join(cache, f"{package.sha256}.deb"))]
-    if missing:
-        progress(f"downloading {len(missing)} packages ({sum(package.size for package in missing) / 1e6:.0f} MB)")
-    return plan, apt.fetch(plan.packages, cache)
-
-
-def _plan(apt: packages.Apt) -> Plan:
-    architecture = packages.run(("dpkg", "--print-architecture")).strip()
-    meta = f"linux-image-{architecture}"
-    available = apt.closure((meta, *USERLAND))
-    with_kernel = packages.needed_by((meta,), available)
-    chosen = [package for package in with_kernel if package.name.startswith(KERNEL_PREFIXES) and package.name != meta]
-    userland = packages.needed_by(USERLAND, available)
-    agent = pythonpath.agent()
-    digest = hashlib.sha256(json.dumps([_public(package) for package in userland + chosen]).encode())
-    folder = os.path.dirname(__file__)
-    builder = sorted(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".py"))
-    for path in builder:
-        digest.update(_sha256(path).encode())
-    digest.update(pythonpath.agent_hash(agent).encode())
-    return Plan(userland, chosen, agent, digest.hexdigest())
 
 
 def _unpack(debs: Sequence[str], root: Root) -> None:
@@ -182,7 +125,7 @@ def _describe(result: str, plan: Plan, release: str, core: list[str]) -> str:
     identity = {
         "files": contents,
         "kernel": release,
-        "packages": [package.sha256 for package in plan.kernel],
+        "packages": [package.sha256 for package in plan.chosen.kernel],
         "indexes": [(name, _sha256(os.path.join(modules, name))) for name in indexes],
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -201,15 +144,17 @@ def _describe(result: str, plan: Plan, release: str, core: list[str]) -> str:
         "sizes": sizes,
         "files": contents,
         "core_modules": core,
-        "packages": [_public(package) for package in plan.packages],
+        "suite": plan.suite,
+        "architecture": plan.architecture,
+        "taken": plan.chosen.taken,
+        "packages": [
+            *(described(package, kernel=False) for package in plan.chosen.userland),
+            *(described(package, kernel=True) for package in plan.chosen.kernel),
+        ],
     }
     with open(os.path.join(result, "manifest.json"), "w") as file:
         json.dump(manifest, file, indent=2)
     return digest
-
-
-def _public(package: Package) -> dict[str, str]:
-    return {"name": package.name, "version": package.version, "sha256": package.sha256}
 
 
 def _sha256(path: str) -> str:

@@ -36,11 +36,13 @@ class Image(NamedTuple):
 
 
 class Built(NamedTuple):
-    """An image on this host, as `image list` shows it."""
+    """An image on this host, as `image list` shows it; *packages_taken* is when the archive had its packages as the
+    newest, 0 where that isn't known."""
 
     name: str
     directory: str
     kernel_version: str
+    packages_taken: int
     created: int
     size: int
     current: bool
@@ -54,6 +56,7 @@ class Manifest(NamedTuple):
     created: int
     sizes: dict[str, int]
     agent: str
+    packages_taken: int
 
 
 def images_directory(config: Config) -> str:
@@ -101,14 +104,18 @@ def take(config: Config) -> tuple[Image, int]:
         os.close(fd)
 
 
-def build(config: Config, progress: Callable[[str], None]) -> Image:
-    """Build the image from the distribution's packages as they are now and make it the current one.
+def build(
+    config: Config, progress: Callable[[str], None], notice: Callable[[str], None], *, update: bool = False
+) -> Image:
+    """Build the image and make it the current one: of the packages that the current one has, or the archive's newest
+    where there is none, or if *update*. *notice* is told of newer packages that weren't taken.
 
     Fast where nothing has changed. Raises: HostError (a tool, a package or the right to do it is missing).
     """
     from runvm.guest import build as builder
+    from runvm.guest.plan import Report
 
-    return _read(builder.build(config.data_dir, progress))
+    return _read(builder.build(config, Report(progress, notice), update=update))
 
 
 def list_images(config: Config) -> list[Built]:
@@ -124,7 +131,8 @@ def list_images(config: Config) -> list[Built]:
             continue
         size = sum(manifest.sizes.values())
         is_current = os.path.realpath(directory) == current
-        found.append(Built(name, directory, manifest.kernel_version, manifest.created, size, is_current))
+        version, taken = manifest.kernel_version, manifest.packages_taken
+        found.append(Built(name, directory, version, taken, manifest.created, size, is_current))
     return sorted(found, key=lambda image: (image.created, image.name), reverse=True)
 
 
@@ -173,6 +181,7 @@ def _manifest(directory: str) -> Manifest:
             int(fields["created"]),
             dict(fields["sizes"]),
             str(fields["agent"]),
+            int(fields.get("taken", 0)),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HostError(f"can't read {path}: {error}", do=_BUILD) from error

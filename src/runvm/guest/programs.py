@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 
 from runvm.errors import HostError
-from runvm.guest.packages import CommandError, run
+from runvm.guest.commands import CommandError, run
 
 
 class Root:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from runvm.linux import locking
@@ -67,6 +67,14 @@ def publish(base: str, result: str, name: str) -> str:
         os.rename(result, directory)
     make_current(base, directory)
     return directory
+
+
+def note(directory: str, manifest: Mapping[str, object]) -> None:
+    """Write *manifest* as that of the image in *directory*."""
+    path = os.path.join(directory, "manifest.json")
+    with open(f"{path}.new", "w") as file:
+        json.dump(manifest, file, indent=2)
+    os.replace(f"{path}.new", path)
 
 
 def make_current(base: str, directory: str) -> None:

@@ -54,6 +54,14 @@ def test_exec_streams_pass_both_ways(running: Container) -> None:
     assert result.stderr == b"problem\n"
 
 
+def test_exec_without_a_terminal_is_a_session_of_its_own(running: Container) -> None:
+    """As under runc: its process group and session are its own, so that a signal to its group meets nobody else."""
+    fields = running.exec("cat", "/proc/self/stat").expect(0).text.rpartition(") ")[2].split()
+    ppid, group, session = (int(field) for field in fields[1:4])
+    assert group == session > 1
+    assert ppid == 0
+
+
 def test_exec_inherits_environment_directory_and_user_from_the_config(running: Container) -> None:
     """Without flags: env, cwd and user of config.json; PATH finds the program; HOME is set from passwd."""
     shown = running.exec("sh", "-c", "echo $FROM_CONFIG $HOME; pwd; id -u; echo $PATH").expect(0).text.splitlines()
