@@ -78,6 +78,8 @@ def as_runc_says(message: str, program: str) -> str:
         return f"{start}{_NOT_FOUND}"  # crun takes the directory "/" for it
     if "executable" in message and ("not permitted" in message or "ermission denied" in message):
         return f"{start}permission denied"
+    if message.startswith(f"the path `{program}` is not a regular file"):
+        return f"{start}permission denied"
     if "executable" in message and "/" not in program:
         return f"{start}{_NOT_FOUND}"  # in PATH, but a symlink that leads in a circle, or the like: Go looks on
     if cwd := _CHDIR.match(message):

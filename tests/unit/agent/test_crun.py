@@ -23,6 +23,11 @@ START = "unable to start container process: "
         ("open executable: Permission denied", "", f'{START}exec: "": executable file not found in $PATH'),
         ("open executable: Permission denied", "/etc", f'{START}exec: "/etc": permission denied'),
         (
+            "the path `/etc` is not a regular file: Operation not permitted",
+            "/etc",
+            f'{START}exec: "/etc": permission denied',
+        ),
+        (
             "open executable: Too many levels of symbolic links",
             "sh",
             f'{START}exec: "sh": executable file not found in $PATH',
