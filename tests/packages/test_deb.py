@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import pytest
 
 from runvm import __version__
 
-from .conftest import HostCopy, build_deb, copy_of_checkout, run
+from .conftest import REPOSITORY, HostCopy, build_deb, copy_of_checkout, run
 
-SOURCE = Path(__file__).parents[2] / "src"
+SOURCE = REPOSITORY / "src"
 NEXT_STEPS = ("runvm image build", "runvm doctor", "runvm install docker")
 BESIDES = {
     "etc/runvm/config.toml",
@@ -62,6 +63,10 @@ def test_the_package_says_what_it_is_and_needs(deb: Path) -> None:
     assert (fields["Package"], fields["Version"], fields["Architecture"]) == ("runvm", __version__, "all")
     # Debian 12 has virtiofsd in a package of QEMU's, 13 in one of its own
     assert "virtiofsd | qemu-system-common (<< 1:8.0~)" in fields["Depends"]
+    # what `make deps` installs for a checkout, an installed package needs, too
+    listed = (REPOSITORY / "packaging/deps/run.txt").read_text().splitlines()
+    needed = {line.split()[0].rstrip("?") for line in listed if line and not line.startswith("#")}
+    assert needed <= set(re.findall(r"[a-z0-9+.-]{2,}", fields["Depends"]))
 
 
 def test_the_same_source_gives_the_same_package(deb: Path, tmp_path: Path) -> None:
@@ -121,7 +126,7 @@ def test_removing_keeps_settings_and_purging_leaves_nothing(host_copy: HostCopy,
     """Guest images, templates and state go with the purge; bytecode written by a call in between goes, too."""
     before = host_copy.changed()
     install(host_copy, deb)
-    for made in ("images/x/vmlinuz", "templates/y/ram", "cache/z.deb", "engines/docker.json"):
+    for made in ("images/x/vmlinuz", "templates/y/ram", "cache/z.deb", "kernels/uml/linux", "engines/docker.json"):
         file = host_copy.root / "var/lib/runvm" / made
         file.parent.mkdir(parents=True)
         file.write_text("")
