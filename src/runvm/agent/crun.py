@@ -14,6 +14,8 @@ _PROGRAM = "/usr/bin/crun"
 STATE = "/run/crun"
 _HIGH = 100
 _NOT_FOUND = "executable file not found in $PATH"
+_NO_PROGRAM = ("executable", "is not a regular file", "cannot find `` in $PATH")
+"""What crun's messages about a program that can't be run have."""
 _CHDIR = re.compile(r"chdir (?:to )?`(.*)`(?: failed)?: (.*)", re.DOTALL)
 # linux/fcntl.h
 _F_ADD_SEALS = 1033
@@ -72,16 +74,12 @@ def as_runc_says(message: str, program: str) -> str:
     and Go's."""
     failed = "unable to start container process: "
     start = f'{failed}exec: "{program}": '
-    if "executable" in message and ("not found" in message or "o such file" in message):
-        return f"{start}stat {program}: no such file or directory" if "/" in program else f"{start}{_NOT_FOUND}"
-    if "executable" in message and not program:
-        return f"{start}{_NOT_FOUND}"  # crun takes the directory "/" for it
-    if "executable" in message and ("not permitted" in message or "ermission denied" in message):
+    if any(words in message for words in _NO_PROGRAM):
+        if "/" not in program:  # in PATH, but a directory, a symlink that leads in a circle or the like: Go looks on
+            return f"{start}{_NOT_FOUND}"
+        if "not found" in message or "o such file" in message:
+            return f"{start}stat {program}: no such file or directory"
         return f"{start}permission denied"
-    if message.startswith(f"the path `{program}` is not a regular file"):
-        return f"{start}permission denied"
-    if "executable" in message and "/" not in program:
-        return f"{start}{_NOT_FOUND}"  # in PATH, but a symlink that leads in a circle, or the like: Go looks on
     if cwd := _CHDIR.match(message):
         return f'{failed}chdir to cwd ("{cwd[1]}") set in config.json failed: {cwd[2].lower()}'
     head, colon, said = message.rpartition(": ")

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from runvm.agent import cgroups, crun, pipes
@@ -16,7 +15,7 @@ from runvm.agent.errors import AgentError
 from runvm.agent.notify import Notify
 from runvm.agent.pipes import Pipes
 from runvm.agent.prepared import Prepared
-from runvm.linux import files, scheduling
+from runvm.linux import files
 from runvm.linux.loop import Loop
 from runvm.linux.terminal import set_size
 from runvm.protocol import frames
@@ -130,7 +129,7 @@ class Processes:
 
         def ended(status: int) -> None:
             if status == 0:
-                status = self._take_over(process, pid_file, described, console, size)
+                status = self._take_over(process, pid_file, console, size)
             if console is not None:
                 console.close()
             if status != 0:
@@ -145,26 +144,17 @@ class Processes:
             prepared[0].go_on(prepared[1], ended)
             return
         try:
-            pid = self._crun.run(container.bundle, [*arguments, container.crun_name], ended, child)
-            if arguments[0] == "exec" and scheduling.inherited(described):
-                # unlike a container's init, what crun leaves behind runs at once
-                with suppress(OSError):
-                    scheduling.apply(pid, described)
+            self._crun.run(container.bundle, [*arguments, container.crun_name], ended, child)
         finally:
             for fd in set(child):
                 os.close(fd)
 
-    def _take_over(
-        self, process: Process, pid_file: str, described: Json, console: _Console | None, size: tuple[int, int]
-    ) -> int:
-        """What crun has left behind becomes ours: its pid, its terminal, its priority. 0, or 1 with the reason in
-        crun's log."""
+    def _take_over(self, process: Process, pid_file: str, console: _Console | None, size: tuple[int, int]) -> int:
+        """What crun has left behind becomes ours: its pid, its terminal. 0, or 1 with the reason in crun's log."""
         try:
             process.pid = int(files.read(pid_file))
             if console is not None:
                 self._take_terminal(process, console.listener, size)
-            with suppress(ProcessLookupError):  # it has ended already
-                scheduling.apply(process.pid, described)
         except (OSError, ValueError, EOFError) as error:
             if process.pid:
                 cgroups.kill(process.pid, signal.SIGKILL)

@@ -66,7 +66,6 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     place = f"{cid}.{os.urandom(4).hex()}"
     raw["root"] = {**raw["root"], "path": f"{_SHARE}/{place}/{ROOT}"}
     raw["mounts"] = _mounts(spec, place, shares)
-    raw["ociVersion"] = "1.0.2"  # crun 1.8 knows 1.0 only, and by that text
     raw.pop("hooks", None)
     start_hooks = spec.raw.get("hooks", {}).get("startContainer")
     if start_hooks:
@@ -76,10 +75,8 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     }
     raw["process"] = with_limits(without_labels(raw["process"]))
     linux = dict(raw.get("linux", {}))
-    for key in ("mountLabel", "intelRdt", "timeOffsets"):
+    for key in ("mountLabel", "intelRdt"):
         linux.pop(key, None)
-    if offsets := spec.raw.get("linux", {}).get("timeOffsets"):
-        raw["annotations"]["run.oci.timens_offset"] = _time_offsets(offsets)
     linux["cgroupsPath"] = f"/{cid}"
     linux["namespaces"] = [{"type": kind} for kind in spec.namespaces if not _is_hosts(spec, kind)]
     kinds = {namespace["type"] for namespace in linux["namespaces"]}
@@ -150,17 +147,7 @@ def resources(given: dict[str, Any]) -> dict[str, Any]:
                 for key, value in kept[group].items()
                 if key not in keys and (value or key not in _UNSET[group])
             }
-    burst = given.get("cpu", {}).get("burst")
-    if burst is not None:  # crun 1.8 passes it over
-        kept["unified"] = {"cpu.max.burst": str(burst), **kept.get("unified", {})}
     return kept
-
-
-def _time_offsets(offsets: dict[str, dict[str, int]]) -> str:
-    """linux.timeOffsets as the lines of /proc/self/timens_offsets (time_namespaces(7)), which crun 1.8 writes there."""
-    return "".join(
-        f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}\n" for clock, offset in offsets.items()
-    )
 
 
 def _mounts(spec: Spec, place: str, shares: dict[str, Share]) -> list[dict[str, Any]]:

@@ -200,9 +200,6 @@ def unsupported(spec: Spec) -> None:
     for field, action in actions:
         if action == "SCMP_ACT_NOTIFY":
             raise UnsupportedError(f"linux.seccomp.{field}: SCMP_ACT_NOTIFY needs a listener on the host's kernel")
-    if "time" in spec.namespaces and spec.namespaces.get("pid") == "":
-        # crun 1.8 forks again after unshare(CLONE_NEWTIME), and the end of the first process ends the PID namespace
-        raise UnsupportedError("linux.namespaces: the guest's crun can't make a time and a PID namespace at once")
     for kind in ("cgroup", "mount", "time"):
         if spec.namespaces.get(kind):
             raise UnsupportedError(

@@ -20,15 +20,24 @@ START = "unable to start container process: "
             "/bin/x",
             f'{START}exec: "/bin/x": stat /bin/x: no such file or directory',
         ),
-        ("open executable: Permission denied", "", f'{START}exec: "": executable file not found in $PATH'),
-        ("open executable: Permission denied", "/etc", f'{START}exec: "/etc": permission denied'),
+        (
+            "cannot find `` in $PATH: No such file or directory",
+            "",
+            f'{START}exec: "": executable file not found in $PATH',
+        ),
         (
             "the path `/etc` is not a regular file: Operation not permitted",
             "/etc",
             f'{START}exec: "/etc": permission denied',
         ),
         (
-            "open executable: Too many levels of symbolic links",
+            "the path `/etc/passwd` exists but it is not executable: Permission denied",
+            "/etc/passwd",
+            f'{START}exec: "/etc/passwd": permission denied',
+        ),
+        ("open executable: Too many levels of symbolic links", "/loop", f'{START}exec: "/loop": permission denied'),
+        (
+            "the path `/usr/bin/sh` exists but it is not executable: Permission denied",
             "sh",
             f'{START}exec: "sh": executable file not found in $PATH',
         ),
