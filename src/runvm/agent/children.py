@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from runvm.linux.loop import Loop
 
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -17,7 +20,8 @@ _ASIDE = 900
 class Children:
     """Starts and reaps; each callback gets the status of wait(2)."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
         self._programs: dict[int, Callable[[int], None]] = {}
         self._adopted: dict[int, Callable[[int], None]] = {}
         self._unclaimed: dict[int, int] = {}
@@ -62,7 +66,8 @@ class Children:
                 return
             ended = self._programs.pop(pid, None) or self._adopted.pop(pid, None)
             if ended is not None:
-                ended(status)
+                # the others are collected whatever is wrong with this one
+                self._loop.guard(partial(ended, status))
             elif self._programs:
                 # a program may end after the process that it leaves behind: keep the status until it is adopted
                 self._unclaimed[pid] = status

@@ -39,7 +39,7 @@ class Runtime:
     def __init__(self, loop: Loop, send: Callable[[int, int, bytes], None], event: Callable[[Any], None]) -> None:
         self._loop = loop
         self._event = event
-        self.children = Children()
+        self.children = Children(loop)
         self._crun = Crun(self.children)
         self.processes = Processes(loop, self.children, self._crun, send, event, self._ending)
         self.containers: dict[str, Container] = {}

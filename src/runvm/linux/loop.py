@@ -14,6 +14,8 @@ from collections.abc import Callable
 IN = select.POLLIN
 OUT = select.POLLOUT
 HANGUP = select.POLLHUP | select.POLLERR
+_REST_SECONDS = 1.0
+"""How long a descriptor is left alone whose callback has failed: it may be ready again at once, for ever."""
 _DEAD_TIMERS = 1000
 """Cancelled timers that may wait for their time: who sets and cancels them may be a guest, as fast as it can."""
 
@@ -22,12 +24,13 @@ class Loop:
     """Calls back when descriptors are ready and when moments come, until stopped."""
 
     def __init__(self, *, on_error: Callable[[Exception], None] | None = None) -> None:
-        """*on_error* gets what a callback raises, and the loop goes on, without the descriptor that it was called for;
-        without *on_error* run() raises it."""
+        """*on_error* gets what a callback raises, and the loop goes on; the descriptor that it was called for is left
+        alone for a moment. Without *on_error* run() raises it."""
         self._on_error = on_error
         self._poll = select.poll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._masks: dict[int, int] = {}
+        self._resting: set[int] = set()
         self._timers: list[tuple[float, int]] = []
         self._calls: dict[int, Callable[[], None]] = {}
         self._sequence = 0
@@ -36,21 +39,26 @@ class Loop:
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
         """Call *callback(ready events)* whenever *fd* is ready for *events* (HANGUP is always reported)."""
         self._callbacks[fd] = callback
-        if self._masks.get(fd) != events:
+        if self._masks.get(fd) != events or fd in self._resting:
             self._masks[fd] = events
+            self._resting.discard(fd)
             self._poll.register(fd, events)
 
     def change(self, fd: int, events: int) -> None:
         """Wait for other *events* on a watched *fd*."""
         if fd in self._masks and self._masks[fd] != events:
             self._masks[fd] = events
-            self._poll.modify(fd, events)
+            if fd not in self._resting:
+                self._poll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
         """Stop watching *fd*; call it before the descriptor is closed."""
         if self._callbacks.pop(fd, None) is not None:
             del self._masks[fd]
-            self._poll.unregister(fd)
+            if fd in self._resting:
+                self._resting.discard(fd)
+            else:
+                self._poll.unregister(fd)
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> int:
         """Call *callback* once after *seconds*; the number returned cancels it."""
@@ -92,11 +100,27 @@ class Loop:
             if call is not None:
                 self._call(lambda _, call=call: call(), 0, -1)  # type: ignore[misc]
 
-    def _call(self, callback: Callable[[int], None], events: int, fd: int) -> None:
+    def guard(self, call: Callable[[], None]) -> bool:
+        """Call *call* for a callback that has more to do after it, whatever that raises; False where it has failed."""
         try:
-            callback(events)
+            call()
         except Exception as error:
             if self._on_error is None:
                 raise
-            self.forget(fd)  # it would be ready again at once
             self._on_error(error)
+            return False
+        return True
+
+    def _call(self, callback: Callable[[int], None], events: int, fd: int) -> None:
+        if not self.guard(lambda: callback(events)) and self._callbacks.get(fd) is callback:
+            self._rest(fd, callback)
+
+    def _rest(self, fd: int, callback: Callable[[int], None]) -> None:
+        self._resting.add(fd)
+        self._poll.unregister(fd)
+
+        def again() -> None:
+            if fd in self._resting and self._callbacks[fd] is callback:
+                self.watch(fd, self._masks[fd], callback)
+
+        self.call_later(_REST_SECONDS, again)

@@ -89,9 +89,16 @@ class Connection:
             return
         try:
             for frame in self._decoder.feed(data):
-                self._on_frame(frame)
+                # a fault of ours in one of them doesn't spoil those after it
+                self._loop.guard(lambda frame=frame: self._take(frame))  # type: ignore[misc]
                 if not self.open:
                     return
+        except FrameError as error:
+            self.close(f"the peer broke the protocol: {error}")
+
+    def _take(self, frame: Frame) -> None:
+        try:
+            self._on_frame(frame)
         except FrameError as error:
             self.close(f"the peer broke the protocol: {error}")
 
