@@ -9,8 +9,9 @@ import os
 import socket
 from collections.abc import Callable
 
+from runvm.linux import sockets
 from runvm.linux.loop import IN, Loop
-from runvm.protocol.names import NOTIFY_DIRECTORY
+from runvm.protocol.names import notify_socket
 
 _LARGEST = 4096
 
@@ -19,12 +20,12 @@ class Notify:
     """A listening socket of container *name*; *said* gets each datagram."""
 
     def __init__(self, loop: Loop, name: str, said: Callable[[str], None]) -> None:
-        os.makedirs(NOTIFY_DIRECTORY, mode=0o700, exist_ok=True)
         self._loop = loop
-        self._path = f"{NOTIFY_DIRECTORY}/{name}"
+        self._path = notify_socket(name)
+        os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
         self._said = said
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._socket.bind(self._path)
+        sockets.bind(self._socket, self._path)
         os.chmod(self._path, 0o777)  # whoever the container's process is
         loop.watch(self._socket.fileno(), IN, self._ready)
 
@@ -33,6 +34,7 @@ class Notify:
         self._loop.forget(self._socket.fileno())
         self._socket.close()
         os.unlink(self._path)
+        os.rmdir(os.path.dirname(self._path))
 
     def _ready(self, events: int) -> None:
         try:

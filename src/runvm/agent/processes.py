@@ -15,7 +15,7 @@ from runvm.agent.errors import AgentError
 from runvm.agent.notify import Notify
 from runvm.agent.pipes import Pipes
 from runvm.agent.prepared import Prepared
-from runvm.linux import files
+from runvm.linux import files, sockets
 from runvm.linux.loop import Loop
 from runvm.linux.terminal import set_size
 from runvm.protocol import frames
@@ -63,7 +63,7 @@ class _Console:
     def __init__(self, path: str) -> None:
         self.path = path
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(path)
+        sockets.bind(self.listener, path)
         self.listener.listen(1)
 
     def close(self) -> None:

@@ -191,9 +191,7 @@ def _notify(spec: Spec, cid: str, mounts: list[dict[str, Any]]) -> str:
             source = mount.source + path[len(mount.destination) :]
     if not source or not os.path.exists(source) or not stat.S_ISSOCK(os.stat(source).st_mode):
         return ""
-    mounts.append(
-        {"destination": path, "type": "bind", "source": f"{names.NOTIFY_DIRECTORY}/{cid}", "options": ["bind"]}
-    )
+    mounts.append({"destination": path, "type": "bind", "source": names.notify_socket(cid), "options": ["bind"]})
     return source
 
 

@@ -8,6 +8,7 @@ import os
 import termios
 
 from runvm.errors import HostError, UnsupportedError, words
+from runvm.linux import sockets
 from runvm.linux.terminal import set_size
 
 
@@ -37,7 +38,7 @@ def send(path: str, master: int) -> None:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(10)
-            connection.connect(path)
+            sockets.connect(connection, path)
             socket.send_fds(connection, [b"/dev/ptmx"], [master])
     except OSError as error:
         raise HostError(f"console socket {path}: {words(error)}") from error

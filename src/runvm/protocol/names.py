@@ -12,7 +12,10 @@ CONTAINERS = "containers"
 """The directory in the share that holds one directory for each container."""
 MODULES = "modules"
 """The directory in the share with the guest kernel's modules."""
-NOTIFY_DIRECTORY = "/run/runvm/notify"
-"""Where the guest has each container's $NOTIFY_SOCKET, by the container's name."""
 TEMPLATE_WORD = "runvm.template"
 """On the kernel's command line it tells a guest that a template is going to be made of it."""
+
+
+def notify_socket(container: str) -> str:
+    """Where the guest has the $NOTIFY_SOCKET of *container*: its id, which may be long, is a directory's name."""
+    return f"/run/runvm/notify/{container}/socket"

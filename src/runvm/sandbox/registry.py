@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from runvm import __version__
 from runvm.errors import DeadlineError, GuestError, NotRunningError, VersionError
-from runvm.linux import files, locking, process
+from runvm.linux import files, locking, process, sockets
 from runvm.linux.process import Identity
 from runvm.protocol import frames, messages, version
 
@@ -58,8 +58,7 @@ def listen(sandbox: Sandbox) -> socket.socket:
     with open(f"{sandbox.directory}/{_VERSION}", "wb", opener=files.private) as file:
         file.write(version.own())
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _Directory(sandbox.directory) as short:
-        listener.bind(f"{short}/control")
+    sockets.bind(listener, f"{sandbox.directory}/control")
     listener.listen(128)
     return listener
 
@@ -70,8 +69,7 @@ def connect(sandbox: Sandbox) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(ANSWER_SECONDS)
     try:
-        with _Directory(sandbox.directory) as short:
-            connection.connect(f"{short}/control")
+        sockets.connect(connection, f"{sandbox.directory}/control")
     except OSError:
         connection.close()
         raise NotRunningError() from None
@@ -196,17 +194,3 @@ def clear(sandbox: Sandbox, *, timeout: float = 10.0) -> None:
                 f"timed out waiting for the end of the {role} (pid {identity.pid}) of sandbox {sandbox.name}"
             )
     shutil.rmtree(sandbox.directory, ignore_errors=True)
-
-
-class _Directory:
-    """A short name for a directory while it is open: a socket's path may have 107 bytes only (unix(7))."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> str:
-        self._fd = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        return f"/proc/self/fd/{self._fd}"
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from runvm.errors import HostError
-from runvm.linux import files, process, syscalls
+from runvm.linux import files, process, sockets, syscalls
 
 if TYPE_CHECKING:
     from runvm.config import Config
@@ -107,10 +107,10 @@ def serve(config: Config, directory: str, *, log: str) -> Daemon:
     parent = os.getpid()
     path = f"{os.path.dirname(log)}/virtiofsd.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(path)
+        sockets.bind(listener, path)
         listener.listen(1)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.connect(path)
+        sockets.connect(connection, path)
         os.unlink(path)
 
         output, writer = os.pipe2(os.O_CLOEXEC)
