@@ -86,7 +86,7 @@ class Sandbox:
             log = f"{self.sandbox.directory}/virtiofsd.log"
             daemon = Daemon(_wait_for_end(os.getpid()), socket.socketpair()[0], output, log)
             guest = Guest(cast("Vm", _Process()), agent, console)
-            Supervisor(plan, listener, share, lambda plan: Started(guest, daemon, HostNetworks())).run()
+            Supervisor(plan, listener, share, lambda plan: Started(guest, daemon, HostNetworks(plan.sandbox.directory))).run()
 
         self.pid = processes.fork(serve)
         for sock in (listener, agent, console):
@@ -199,7 +199,7 @@ class Sandbox:
             [],
             0,
             0,
-            shim if network else os.getpid(),
+            *(processes.identity(shim if network else os.getpid()) or (0, 0)),
             0,
             0,
             [],

@@ -19,30 +19,44 @@ from runvm.linux.loop import IN, Loop
 from runvm.log import log
 
 _SECONDS = 3.0
+_INTERVAL = 5.0
+"""At most that often a guest's kills are shown, which takes a moment of the host's time."""
 _ROOM = 2 << 20
 """Bytes above what is in use: the VM's processes go on meanwhile."""
 _FILES = (("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current"))
 
 
-def show(loop: Loop, cgroups: tuple[str, ...]) -> None:
-    """Make the host's kernel kill a child in the memory cgroup among *cgroups* (directories). It takes up to some
-    seconds, in a process of its own, which *loop* waits for. Where it can't be done, a line in the log is all."""
-    for directory in cgroups:
-        for limit, usage in _FILES:
-            if os.path.exists(f"{directory}/{limit}"):
-                _watch(loop, process.fork(partial(_attempt, directory, limit, usage)))
-                return
+class Display:
+    """Shows kills to a host's kernel, one at a time and not more often than it can: each lowers a cgroup's limit for a
+    moment, which a second one would take for the limit to be restored. *loop* waits for the process that does it."""
 
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._busy = False
+        self._begun = -_INTERVAL
 
-def _watch(loop: Loop, pid: int) -> None:
-    fd = os.pidfd_open(pid)
+    def show(self, cgroups: tuple[str, ...]) -> None:
+        """Make the host's kernel kill a child in the memory cgroup among *cgroups* (directories). It takes up to some
+        seconds, for which nobody waits. Where it can't be done, a line in the log is all."""
+        if self._busy or time.monotonic() < self._begun + _INTERVAL:
+            return
+        for directory in cgroups:
+            for limit, usage in _FILES:
+                if os.path.exists(f"{directory}/{limit}"):
+                    self._watch(process.fork(partial(_attempt, directory, limit, usage)))
+                    return
 
-    def ended(events: int) -> None:
-        loop.forget(fd)
-        os.close(fd)
-        os.waitpid(pid, 0)
+    def _watch(self, pid: int) -> None:
+        self._busy, self._begun = True, time.monotonic()
+        fd = os.pidfd_open(pid)
 
-    loop.watch(fd, IN, ended)
+        def ended(events: int) -> None:
+            self._busy = False
+            self._loop.forget(fd)
+            os.close(fd)
+            os.waitpid(pid, 0)
+
+        self._loop.watch(fd, IN, ended)
 
 
 def _attempt(directory: str, limit: str, usage: str) -> None:

@@ -47,7 +47,7 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
         with placement.placed(ctx.config, plan.spec, cid) as place:
             creation.start_shim(place)
             creation.enlist(place)
-        _run_hooks(plan.spec, cid, creation.started.pid)
+        creation.run_hooks()
         creation.await_vm()
         creation.create_in_guest(place)
         creation.release(options, terminal_master)
@@ -147,7 +147,7 @@ class _Creation:
         if listener is not None:
             from runvm.sandbox import launch
 
-            network_of = self.started.pid if self._plan.network else -1
+            network_of = identity if self._plan.network else None
             self._report = launch.start(
                 self._plan.config, place.sandbox, spec, self._cgroup, listener, network_of=network_of
             )
@@ -163,6 +163,10 @@ class _Creation:
         placement.enlist(
             place.sandbox, self._cid, self._record.shim, kinds, self._cgroup.directories, placement.pod_of(spec)
         )
+
+    def run_hooks(self) -> None:
+        """Those of config.json that `create` runs."""
+        _run_hooks(self._plan.spec, self._cid, self._record.shim)
 
     def await_vm(self) -> None:
         """Until a new VM runs. Raises RunvmError with what its supervisor says."""
@@ -187,7 +191,7 @@ class _Creation:
             list(self._cgroup.directories),
             sizes.limit_mib(spec.resources),
             sizes.pod_mib(spec.annotations),
-            self.started.pid,
+            *self._record.shim,
             rows,
             columns,
             list(plan.handed.ways),
@@ -244,7 +248,7 @@ def _namespaces(spec: Spec, held: ExitStack) -> shim.Namespaces:
     return shim.Namespaces(new, tuple(join), pid_join, spec.namespaces.get("pid") == "")
 
 
-def _run_hooks(spec: Spec, cid: str, pid: int) -> None:
+def _run_hooks(spec: Spec, cid: str, shim: Identity) -> None:
     """prestart and createRuntime on the host, createContainer in the container's host namespaces (runtime.md,
     Lifecycle)."""
     if not any(spec.hooks.get(kind) for kind in ("prestart", "createRuntime", "createContainer")):
@@ -255,7 +259,7 @@ def _run_hooks(spec: Spec, cid: str, pid: int) -> None:
         cid=cid,
         status="creating",
         bundle=spec.bundle,
-        pid=pid,
+        pid=shim.pid,
         annotations=spec.annotations,
         oci_version=spec.oci_version,
     )
@@ -263,7 +267,7 @@ def _run_hooks(spec: Spec, cid: str, pid: int) -> None:
         hooks.run(spec.hooks.get(kind, ()), found, cwd=spec.bundle, name=kind)
 
     def enter() -> None:
-        fds = [os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("net", "ipc", "uts", "mnt")]
+        fds = [process.open_namespace(shim, kind) for kind in ("network", "ipc", "uts", "mount")]
         for fd in fds:
             syscalls.setns(fd)
 

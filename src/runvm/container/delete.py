@@ -71,13 +71,14 @@ def clear(ctx: Context, cid: str) -> None:
     except RunvmError:
         _remove(ctx, cid)
         return
+    ports = _saved_ports(ctx, record)  # its file goes with the VM
     orderly = not record.sandbox or _leave_sandbox(ctx, record)
     process.kill(record.shim, signal.SIGKILL)
     process.wait_gone(record.shim, deadline=time.monotonic() + 5)
     if not record.cgroup_shared:
         _clear_cgroup(ctx, record)
-    if not orderly and record.namespaces.get("network"):
-        _unwire(record.namespaces["network"])
+    if not orderly:
+        _unwire(ctx, record, ports)
     if not record.complete:
         # its create may have been killed while it booted a guest
         from runvm.hypervisor import proof, template
@@ -108,25 +109,37 @@ def _remove(ctx: Context, cid: str) -> None:
     shutil.rmtree(state.directory(ctx, cid), ignore_errors=True)
 
 
-def _unwire(path: str) -> None:
-    """Leave an engine's network namespace as it was before a VM that was killed."""
+def _saved_ports(ctx: Context, record: ContainerRecord) -> dict[int, tuple[int, int]]:
+    if not record.namespaces.get("network"):
+        return {}
+    from runvm.network import ports
+
+    return ports.saved(registry.locate(ctx.config.state_dir, record.sandbox).directory)
+
+
+def _unwire(ctx: Context, record: ContainerRecord, ports: dict[int, tuple[int, int]]) -> None:
+    """Leave the engines' network namespaces, of this container and of those that were in its VM, as they were before
+    that; *ports* is of network.ports."""
     from runvm.network import tap
 
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return  # the engine has removed it
-
-    def unwire() -> None:
+    there = [record, *(other for other in state.load_all(ctx) if other.sandbox == record.sandbox)]
+    for path in {each.namespaces.get("network", "") for each in there} - {""}:
         try:
-            syscalls.setns(fd, syscalls.CLONE_NEWNET)
-            tap.unwire_all()
-        except OSError as error:
-            log.warning(f"network namespace {path}: {error}")
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue  # the engine has removed it
 
-    # a child: in a user namespace there is no way back
-    os.waitpid(process.fork(unwire), 0)
-    os.close(fd)
+        def unwire(path: str = path, fd: int = fd) -> None:
+            try:
+                inode = os.fstat(fd).st_ino
+                syscalls.setns(fd, syscalls.CLONE_NEWNET)
+                tap.unwire_all(ports.get(inode, tap.DEFAULT_PORTS))
+            except OSError as error:
+                log.warning(f"network namespace {path}: {error}")
+
+        # a child: in a user namespace there is no way back
+        os.waitpid(process.fork(unwire), 0)
+        os.close(fd)
 
 
 def _leave_sandbox(ctx: Context, record: ContainerRecord) -> bool:

@@ -3,6 +3,7 @@ still lives."""
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -60,6 +61,29 @@ def identity(pid: int) -> Identity | None:
 def alive(process: Identity) -> bool:
     """Whether that very process still runs."""
     return process.pid > 0 and identity(process.pid) == process
+
+
+def open_namespace(process: Identity, kind: str) -> int:
+    """A descriptor of that very process's namespace of an OCI type. Raises ProcessLookupError where it has ended."""
+    try:
+        fd = os.open(f"/proc/{process.pid}/ns/{namespace_name(kind)}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise _gone(process) from None
+    if not alive(process):  # what was opened may be a later process's with its pid
+        os.close(fd)
+        raise _gone(process)
+    return fd
+
+
+def check_alive(process: Identity) -> None:
+    """Before something is done by a process's pid, and after it: it was that very process's all the time. Raises
+    ProcessLookupError."""
+    if not alive(process):
+        raise _gone(process)
+
+
+def _gone(process: Identity) -> ProcessLookupError:
+    return ProcessLookupError(errno.ESRCH, f"process {process.pid} has ended")
 
 
 def kill(process: Identity, number: int) -> bool:

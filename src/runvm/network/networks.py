@@ -11,10 +11,11 @@ import select
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runvm.errors import VmmError
+from runvm.linux import process
 from runvm.linux.loop import IN, Loop
 from runvm.linux.netns import in_namespace
 from runvm.log import log
-from runvm.network import scan, tap
+from runvm.network import ports, scan, tap
 from runvm.network.dns import Forwarder
 from runvm.network.loopback import Forwards, LoopbackProxy
 from runvm.protocol import frames
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runvm.errors import RunvmError
+    from runvm.linux.process import Identity
     from runvm.network.agent_line import AgentLine
     from runvm.protocol.frames import Frame
 
@@ -71,13 +73,18 @@ class _HostNamespace:
         self.monitor: scan.Monitor | None = None
         self.forwarder: Forwarder | None = None
         self.proxy: LoopbackProxy | None = None
+        self.ports = in_namespace(fd, tap.get_ports)
         self.stirred = False
 
 
 class HostNetworks:
-    """All of them, by inode. first_tap() comes before the VM, attach() with it, then all the rest."""
+    """All of them, by inode. first_tap() comes before the VM, attach() with it, then all the rest.
 
-    def __init__(self) -> None:
+    What the namespaces had is kept in *directory*, should this process be killed (network.ports).
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
         self._namespaces: dict[int, _HostNamespace] = {}
         self._free: list[_Nic] = []
         self._made = 0  # namespaces
@@ -97,12 +104,12 @@ class HostNetworks:
         self._loop, self._vm, self._guest = loop, vm, guest
         self._forwards = Forwards(loop, guest, channel)
 
-    def join(self, container: str, shim_pid: int) -> tuple[int, dict[str, Any]]:
+    def join(self, container: str, shim: Identity) -> tuple[int, dict[str, Any]]:
         """Take a container's namespace (its shim's) in: (the guest's number for it, what the guest has to set up).
 
         Raises: OSError, VmmError.
         """
-        fd = os.open(f"/proc/{shim_pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        fd = process.open_namespace(shim, "network")
         inode = os.fstat(fd).st_ino
         namespace = self._namespaces.get(inode)
         if namespace is not None:
@@ -112,6 +119,8 @@ class HostNetworks:
         self._made += 1
         namespace = self._namespaces[inode] = _HostNamespace(fd, self._made)
         namespace.users.add(container)
+        # before any is changed
+        ports.save(self._directory, {key: each.ports for key, each in self._namespaces.items()})
         self._take(namespace)
         number = namespace.number
         self._loop.call_later(_PROXY_SECONDS, lambda: self._open_proxy(namespace))
@@ -261,7 +270,7 @@ class HostNetworks:
 
     def _restore(self, namespace: _HostNamespace) -> None:
         try:
-            in_namespace(namespace.fd, tap.unwire_all)
+            in_namespace(namespace.fd, lambda: tap.unwire_all(namespace.ports))
         except OSError as error:
             log.debug(f"a network namespace can't be left as it was: {error}")
 

@@ -42,6 +42,8 @@ _ALL, _IPV4, _ARP, _IPV6 = 0x0003, 0x0800, 0x0806, 0x86DD
 
 RESOLVER_PORTS = (61440, 65535)
 """The source ports of the namespace's own sockets: a guest's are from 32768 to 60999 unless it chose otherwise."""
+DEFAULT_PORTS = (32768, 60999)
+"""What the kernel gives a new namespace."""
 _DNS_REPLY = (0x0035F000, 0xFFFFF000)  # from port 53 to RESOLVER_PORTS
 
 
@@ -187,19 +189,22 @@ def unwire(name: str) -> None:
             sock.request(_DELETE_QDISC, 0, body, f"delete the ingress qdisc of {name}")
 
 
-def unwire_all() -> None:
-    """Leave a namespace that others keep as it was before its VM, which may have been killed. Raises OSError."""
+def unwire_all(ports: tuple[int, int]) -> None:
+    """Leave a namespace that others keep as it was before its VM, which may have been killed; *ports* is what
+    get_ports() said then. Raises OSError."""
     with Socket() as sock:
         names = [link.name for link in links.links(sock)]
     for name in names:
         unwire(name)
-    if _get_ports() == RESOLVER_PORTS:
-        _set_ports(32768, 60999)
+    if get_ports() == RESOLVER_PORTS:  # else somebody has changed it since
+        _set_ports(*(ports if ports != RESOLVER_PORTS else DEFAULT_PORTS))
 
 
-def _get_ports() -> tuple[int, ...]:
+def get_ports() -> tuple[int, int]:
+    """The range of ports that the namespace's own sockets get (ip_local_port_range). Raises OSError."""
     with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
-        return tuple(int(part) for part in file.read().split())
+        low, high = file.read().split()
+        return int(low), int(high)
 
 
 def _set_ports(low: int, high: int) -> None:

@@ -219,6 +219,7 @@ class CreateContainer(NamedTuple):
     *namespaces* maps namespace types to containers of this VM; *network* is false where the VM's own network
     namespace is used; *cgroups* are the directories of its cgroup on the host, *limit_mib* its memory limit,
     *pod_mib* that of the pod whose sandbox it is (0 = none).
+    The shim is the process *shim_pid*, and its start time (process.Identity) *shim_start*.
     *notify* is the path of its $NOTIFY_SOCKET on the host, '' without one.
     If this connection closes before the answer, the container is dropped.
     """
@@ -233,6 +234,7 @@ class CreateContainer(NamedTuple):
     limit_mib: int
     pod_mib: int
     shim_pid: int
+    shim_start: int
     rows: int
     columns: int
     passed: list[str]

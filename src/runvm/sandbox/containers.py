@@ -7,7 +7,6 @@ deleted. The VM ends with its last container; that is decided here and nowhere e
 from __future__ import annotations
 
 import signal
-import time
 from typing import TYPE_CHECKING, Any
 
 from runvm.errors import ContainerExistsError, RunvmError, VmmError
@@ -23,6 +22,7 @@ from runvm.sandbox.vm_life import Creation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from runvm.cgroup.oom import Display
     from runvm.linux.loop import Loop
     from runvm.sandbox.clients import Client, Reply
     from runvm.sandbox.vm_life import VmLife
@@ -32,8 +32,6 @@ _ATTACH_SECONDS = 10.0
 _KILL_SECONDS = 5.0
 """How long a killed container's end is waited for before the whole VM is ended, or the container given up."""
 _FLUSH_SECONDS = 10.0
-_OOM_SECONDS = 5.0
-"""At most that often a guest's OOM kills are shown on the host, which takes a moment of the host's time."""
 
 
 def _ignore(answer: Done | Failed) -> None:
@@ -50,7 +48,7 @@ class Containers:
         self._tree = tree
         self._tasks: dict[int, Task] = {}
         self._waiting: dict[tuple[str, str], Callable[[], None]] = {}
-        self._oom_shown = -_OOM_SECONDS
+        self._kills: Display | None = None
 
     # --- requests
 
@@ -211,12 +209,12 @@ class Containers:
     def _out_of_memory(self, container: str) -> None:
         member = self.members.get(container)
         if member is not None and member.alive:
-            from runvm.cgroup import oom
+            from runvm.cgroup.oom import Display
 
             log.info(f"container {container}: a process was killed for the memory limit")
-            if self._oom_shown + _OOM_SECONDS < time.monotonic():
-                oom.show(self._loop, member.cgroups)
-                self._oom_shown = time.monotonic()
+            if self._kills is None:
+                self._kills = Display(self._loop)
+            self._kills.show(member.cgroups)
 
     def _exited(self, event: Exited) -> None:
         task = self._tasks.get(event.channel)

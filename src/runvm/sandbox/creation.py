@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from runvm.linux import process
+from runvm.linux.process import Identity
 from runvm.log import log
 from runvm.protocol import messages
 from runvm.protocol.messages import Done, Failed
@@ -27,7 +29,8 @@ def make_in_guest(
     """Have the guest of *life* make the container that *request* describes, one of *members*, whose init is *task*;
     *created* gets the guest's answer. Raises RunvmError, OSError."""
     member, vm = task.member, life.vm
-    tree.add(member.place, {name: Share(**share) for name, share in request.shares.items()}, request.shim_pid)
+    shim = Identity(request.shim_pid, request.shim_start)
+    _show_files(tree, member.place, {name: Share(**share) for name, share in request.shares.items()}, shim)
     if request.notify and member.notifier is None:
         from runvm.sandbox.notify import Notifier
 
@@ -42,7 +45,7 @@ def make_in_guest(
     vm.growth.fit(members, request.spec["linux"]["resources"], resized)
     network, interfaces = 0, dict[str, Any]()
     if request.network:
-        network, interfaces = vm.networks.join(member.name, request.shim_pid)
+        network, interfaces = vm.networks.join(member.name, shim)
     message = messages.Create(
         member.name,
         task.channel,
@@ -56,6 +59,17 @@ def make_in_guest(
         bool(request.notify),
     )
     vm.agent.ask(message, created, timeout=life.plan.config.boot_timeout_s + BUSY_SECONDS + 10)
+
+
+def _show_files(tree: Tree, place: str, shares: dict[str, Share], shim: Identity) -> None:
+    """Put *shares*, as the shim sees them, in the guest's *place*. Raises OSError, HostError."""
+    process.check_alive(shim)
+    tree.add(place, shares, shim.pid)
+    try:
+        process.check_alive(shim)
+    except ProcessLookupError:
+        tree.remove(place)
+        raise
 
 
 def _warn(answer: Done | Failed) -> None:

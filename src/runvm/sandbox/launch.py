@@ -29,6 +29,7 @@ from runvm.shares import tree, virtiofs
 if TYPE_CHECKING:
     from runvm.cgroup.cgroup import Cgroup
     from runvm.config import Config
+    from runvm.linux.process import Identity
     from runvm.oci.spec import Spec
     from runvm.sandbox.registry import Sandbox
 
@@ -38,10 +39,16 @@ _START_SECONDS = 60
 
 
 def start(
-    config: Config, sandbox: Sandbox, spec: Spec, cgroup: Cgroup, listener: socket.socket, *, network_of: int
+    config: Config,
+    sandbox: Sandbox,
+    spec: Spec,
+    cgroup: Cgroup,
+    listener: socket.socket,
+    *,
+    network_of: Identity | None,
 ) -> int:
     """Fork the supervisor of a new VM for the container of *spec*: the descriptor on which it reports, for
-    await_running(). *network_of* is a process in the container's network namespace, or -1.
+    await_running(). *network_of* is a process in the container's network namespace, or None.
 
     Raises: RunvmError, OSError.
     """
@@ -65,8 +72,8 @@ def start(
                 directory = template.ensure(config, chosen, machine)
             except (RunvmError, OSError) as error:
                 log.warning(f"no template could be made, booting instead: {error}")
-        if network_of > 0:
-            namespace = os.open(f"/proc/{network_of}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        if network_of is not None:
+            namespace = process.open_namespace(network_of, "network")
         plan = VmPlan(config, chosen, machine, max_mib, directory, sandbox, guest.modules, namespace, held)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         oom_score = spec.raw["process"].get("oomScoreAdj")
@@ -176,7 +183,7 @@ def _start(plan: VmPlan, share: tree.Tree) -> Started:
     """Everything of a VM, running. Raises RunvmError, OSError."""
     daemon = virtiofs.serve(plan.config, share.path, log=f"{plan.sandbox.directory}/virtiofsd.log")
     log.debug("supervisor: virtiofsd forked")
-    networks = HostNetworks()
+    networks = HostNetworks(plan.sandbox.directory)
     first = networks.first_tap(plan.namespace) if plan.namespace >= 0 else tap.scratch_tap()
     log.debug("supervisor: tap made")
     guest, note = _start_guest(plan, first, daemon.socket)

@@ -325,10 +325,24 @@ def test_a_second_vm_in_the_same_namespace_takes_over(wired: Wired) -> None:
 def test_unwiring_gives_the_interface_back_to_the_host(wired: Wired) -> None:
     """A namespace that outlives the VM works as before; only our own filters and qdiscs go."""
     wired.guest.ip("link set eth0 down")
-    wired.box.run(tap.unwire_all)
+    wired.box.run(lambda: tap.unwire_all(tap.DEFAULT_PORTS))
     assert "1 received" in wired.outside.call("ping", "-c1", "-W2", "10.7.0.2").stdout
     assert "ingress" not in wired.box.call("tc", "qdisc", "show").stdout
     assert wired.box.call("cat", "/proc/sys/net/ipv4/ip_local_port_range").stdout.split() == ["32768", "60999"]
+
+
+def test_unwiring_restores_the_range_of_ports_that_the_namespace_had(wired: Wired) -> None:
+    """An engine, or a plugin, may have set another one than the kernel's; one that was set meanwhile stays."""
+    wired.box.run(lambda: tap.unwire_all((20000, 29999)))
+    assert wired.box.run(tap.get_ports) == (20000, 29999)
+    wired.box.run(lambda: tap.unwire_all((30000, 39999)))
+    assert wired.box.run(tap.get_ports) == (20000, 29999)
+
+
+def test_a_range_that_a_killed_vm_has_left_is_not_taken_for_the_namespaces_own(wired: Wired) -> None:
+    """Nobody has cleared up after it before the next VM took the namespace."""
+    wired.box.run(lambda: tap.unwire_all(tap.RESOLVER_PORTS))
+    assert wired.box.run(tap.get_ports) == tap.DEFAULT_PORTS
 
 
 def test_filters_of_others_are_left_alone(wired: Wired) -> None:

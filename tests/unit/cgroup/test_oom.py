@@ -1,0 +1,88 @@
+"""Showing the guest's OOM kills on the host: never two at a time, and never so that the supervisor waits."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from runvm.cgroup import oom
+from runvm.linux.loop import Loop
+
+
+class Host:
+    """A directory that looks like a memory cgroup, and a log of what was done to it; each takes *seconds*."""
+
+    def __init__(self, directory: Path) -> None:
+        self.cgroups = (str(directory),)
+        self.log = directory / "log"
+        self.seconds = 0.0
+        (directory / "memory.max").write_text("100")
+        self.log.write_text("")
+
+    def attempt(self, directory: str, limit: str, usage: str) -> None:
+        """In oom._attempt's place: a real one needs a kernel that kills, see the Docker tests."""
+        with open(self.log, "a") as file:
+            file.write(f"{limit} {usage}\n")
+        time.sleep(self.seconds)
+
+    def count(self) -> int:
+        """How many there were."""
+        return self.log.read_text().count("memory.max memory.current")
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """Attempts are told to it."""
+    made = Host(tmp_path)
+    monkeypatch.setattr(oom, "_attempt", made.attempt)
+    return made
+
+
+def until_reaped(loop: Loop) -> None:
+    """Turn *loop* until it has no children."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        loop.turn(0.05)
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+    raise AssertionError("a child isn't reaped")
+
+
+def test_one_that_takes_long_is_not_waited_for_nor_joined_by_another(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second one would take the lowered limit for the one to restore."""
+    monkeypatch.setattr(oom, "_INTERVAL", 0.0)
+    host.seconds = 0.5
+    loop = Loop()
+    display = oom.Display(loop)
+    begun = time.monotonic()
+    display.show(host.cgroups)
+    display.show(host.cgroups)
+    assert time.monotonic() - begun < 0.4
+    until_reaped(loop)
+    assert host.count() == 1
+    display.show(host.cgroups)
+    until_reaped(loop)
+    assert host.count() == 2
+
+
+def test_a_guest_that_kills_all_the_time_is_shown_now_and_then(host: Host) -> None:
+    """It takes the host's time."""
+    loop = Loop()
+    display = oom.Display(loop)
+    for _ in range(3):
+        display.show(host.cgroups)
+        until_reaped(loop)
+    assert host.count() == 1
+
+
+def test_a_container_without_a_memory_cgroup_has_nothing_to_show(host: Host) -> None:
+    """As with --cgroup-manager=disabled."""
+    oom.Display(Loop()).show(("/proc/self",))
+    assert host.count() == 0
