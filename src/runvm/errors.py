@@ -74,10 +74,11 @@ class StateError(RunvmError):
 
 
 class NotRunningError(StateError):
-    """The container's process, or its whole virtual machine, has ended."""
+    """The container's process, or its whole virtual machine, has ended; *reason* says why, *details* what was said
+    last."""
 
-    def __init__(self) -> None:
-        super().__init__(NOT_RUNNING)
+    def __init__(self, reason: str = "", details: str = "") -> None:
+        super().__init__(NOT_RUNNING, do=reason, details=details)
 
 
 class VersionError(RunvmError):

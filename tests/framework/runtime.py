@@ -101,6 +101,8 @@ class Runtime:
             # guest images and templates of this checkout alone, where several with different agents are tested at once
             if data_dir := os.environ.get("RUNVM_TEST_DATA_DIR"):
                 file.write(f"data_dir = {json.dumps(data_dir)}\n")
+            # what a host needs besides: more time, say, where it has much else to do
+            file.write(os.environ.get("RUNVM_TEST_SETTINGS", ""))
         with open(path, "w", encoding="utf-8") as file:
             file.write(_WRAPPER.format(source=SOURCE, config=self.config_file))
         os.chmod(path, 0o755)

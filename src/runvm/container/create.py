@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from runvm.cgroup import cgroup as cgroups
 from runvm.container import plans, shim, state
 from runvm.container.launching import Launch
 from runvm.container.state import ContainerRecord
-from runvm.errors import HostError, words
+from runvm.errors import HostError, NotRunningError, words
 from runvm.linux import process, syscalls
 from runvm.linux.process import Identity
 from runvm.log import log
@@ -21,6 +21,8 @@ from runvm.sandbox import placement, registry, sizes, start_slots
 from runvm.sandbox.members import INIT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from runvm.cgroup.cgroup import Cgroup
     from runvm.cgroup.scope import Scope
     from runvm.container.context import Context
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from runvm.container.shim import Started
     from runvm.oci.spec import Spec
     from runvm.sandbox.placement import Placement
+    from runvm.sandbox.registry import Sandbox
 
 _NEW = {"network": syscalls.CLONE_NEWNET, "ipc": syscalls.CLONE_NEWIPC, "uts": syscalls.CLONE_NEWUTS}
 
@@ -44,12 +47,13 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
         failed.callback(_clear, ctx, cid)
         creation = _Creation(ctx, cid, plan, failed, held)
         creation.make_cgroup()
-        with placement.placed(ctx.config, plan.spec, cid) as place:
+        with placement.placed(ctx.config, plan.spec, cid) as place, _explaining(place.sandbox):
             creation.start_shim(place)
             creation.enlist(place)
         creation.run_hooks()
-        creation.await_vm()
-        creation.create_in_guest(place)
+        with _explaining(place.sandbox):
+            creation.await_vm(place)
+            creation.create_in_guest(place)
         creation.release(options, terminal_master)
         failed.pop_all()
     log.debug("create: done")
@@ -152,7 +156,7 @@ class _Creation:
                 self._plan.config, place.sandbox, spec, self._cgroup, listener, network_of=network_of
             )
             # a supervisor that is just coming up has to be there before it can be told to go
-            self._failed.callback(self._await_quietly)
+            self._failed.callback(self._await_quietly, place)
             listener.close()
             log.debug("create: supervisor forked")
 
@@ -168,13 +172,13 @@ class _Creation:
         """Those of config.json that `create` runs."""
         _run_hooks(self._plan.spec, self._cid, self._record.shim)
 
-    def await_vm(self) -> None:
+    def await_vm(self, place: Placement) -> None:
         """Until a new VM runs. Raises RunvmError with what its supervisor says."""
         if self._report is not None:
             from runvm.sandbox import launch
 
             report, self._report = self._report, None
-            launch.await_running(report, self._plan.config)
+            launch.await_running(report, self._plan.config, place.sandbox)
             log.debug("create: virtual machine runs")
 
     def create_in_guest(self, place: Placement) -> None:
@@ -216,13 +220,24 @@ class _Creation:
 
             write_pid_file(options.pid_file, self.started.pid)
 
-    def _await_quietly(self) -> None:
+    def _await_quietly(self, place: Placement) -> None:
         from runvm.errors import RunvmError
 
         try:
-            self.await_vm()
+            self.await_vm(place)
         except RunvmError as error:
             log.debug(f"create: the virtual machine didn't come up: {error}")
+
+
+@contextmanager
+def _explaining(sandbox: Sandbox) -> Iterator[None]:
+    """That the VM has ended comes with the cause of it."""
+    try:
+        yield
+    except NotRunningError as error:
+        from runvm.sandbox import diagnosis
+
+        raise diagnosis.explained(error, sandbox) from None
 
 
 def _namespaces(spec: Spec, held: ExitStack) -> shim.Namespaces:

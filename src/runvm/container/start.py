@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runvm.container import state
-from runvm.errors import StateError
+from runvm.errors import NotRunningError, StateError
 from runvm.log import log
 from runvm.protocol import messages
-from runvm.sandbox import registry
+from runvm.sandbox import diagnosis, registry
 
 if TYPE_CHECKING:
     from runvm.container.context import Context
@@ -20,16 +20,22 @@ def start(ctx: Context, cid: str) -> None:
     """Raises: StateError unless the container is created, ContainerNotFoundError, GuestError."""
     with state.lock(ctx, cid):
         record = state.load(ctx, cid)
+        sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
         if record.status == "stopped":
-            raise StateError("cannot start a container that has stopped")
+            reason, details = diagnosis.cause(sandbox)
+            raise StateError("cannot start a container that has stopped", do=reason, details=details)
         if record.status == "paused":
             raise StateError("cannot start a container in the paused state")
         if record.status != "created":
             raise StateError("cannot start an already running container")
-        registry.call(registry.locate(ctx.config.state_dir, record.sandbox), messages.Start(cid))
+        config = state.load_config(ctx, cid)
+        try:
+            registry.call(sandbox, messages.Start(cid))
+        except NotRunningError as error:
+            raise diagnosis.explained(error, sandbox) from None
         log.debug("start: container started in the guest")
         state.save(ctx, record._replace(started=True))
-    run_hooks(record, state.load_config(ctx, cid), "poststart", "running")
+    run_hooks(record, config, "poststart", "running")
 
 
 def run_hooks(record: ContainerRecord, config: JsonObject, kind: str, status: str) -> None:

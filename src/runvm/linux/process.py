@@ -138,15 +138,20 @@ def wait_child(pid: int, *, deadline: float) -> int | None:
         os.close(fd)
 
 
-def was_killed(pid: int, *, deadline: float) -> bool:
-    """Whether a child has been ended by SIGKILL, looking until the deadline; it stays to be reaped."""
+def how_ended(pid: int, *, deadline: float) -> str:
+    """'exited with 1', 'was ended by signal 9': what has become of a child, looking until the deadline; '' while it
+    runs. It stays to be reaped."""
     while True:
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is not None:
-            return ended.si_code == os.CLD_KILLED and ended.si_status == signal.SIGKILL
+            return f"{'exited with' if ended.si_code == os.CLD_EXITED else 'was ended by signal'} {ended.si_status}"
         if time.monotonic() > deadline:
-            return False
+            return ""
         time.sleep(0.01)
+
+
+KILLED = f"was ended by signal {signal.SIGKILL:d}"
+"""how_ended() of a child that somebody, or the kernel for want of memory, has killed."""
 
 
 def end_child(pid: int, what: str, *, timeout: float = 10.0) -> None:

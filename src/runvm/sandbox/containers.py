@@ -84,7 +84,12 @@ class Containers:
         """Let a created container's process run."""
         member = self._member(request.container)
         self.life.vm.networks.refresh(member.name)
-        self.life.vm.agent.ask(request, reply)
+
+        def started(answer: Done | Failed) -> None:
+            self.life.served = self.life.served or isinstance(answer, Done)
+            reply(answer)
+
+        self.life.vm.agent.ask(request, started)
 
     def signal(self, client: Client, request: Signal, reply: Reply) -> None:
         """Signal a container's init, or all its processes."""

@@ -20,7 +20,7 @@ Answered = Callable[[Done | Failed], None]
 
 class GuestLink:
     """Owns *fd*, the agent's port. *on_event* gets the guest's events, *on_frame* all frames but messages, *on_close*
-    the reason of the end."""
+    the reason of the end; *diagnosis* gives what was said last, for a request that isn't answered in time."""
 
     def __init__(
         self,
@@ -30,11 +30,13 @@ class GuestLink:
         on_event: Callable[[Any], None],
         on_frame: Callable[[Frame], None],
         on_close: Callable[[str], None],
+        diagnosis: Callable[[], str],
     ) -> None:
         self._loop = loop
         self._on_event = on_event
         self._on_frame = on_frame
         self._on_close = on_close
+        self._diagnosis = diagnosis
         self._requests: dict[int, Answered] = {}
         self._number = 0
         self._connection = Connection(
@@ -69,7 +71,8 @@ class GuestLink:
         def late() -> None:
             waiting = self._requests.pop(number, None)
             if waiting is not None:
-                waiting(Failed(f"timed out waiting for the guest to answer {name}"))
+                reason = f"timed out after {timeout:.0f} s waiting for the guest to answer {name}"
+                waiting(Failed("\n".join([reason, self._diagnosis()]).strip()))
 
         timer = self._loop.call_later(timeout, late)
 

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from runvm.errors import DeadlineError, RunvmError, UnsupportedError
+from runvm.errors import DeadlineError, GuestError, HostError, RunvmError, UnsupportedError, VmmError
 from runvm.guest import image
 from runvm.hypervisor import boot, drivers, proof, template
 from runvm.linux import process, syscalls, userns
@@ -21,7 +21,7 @@ from runvm.network import tap
 from runvm.network.networks import HostNetworks
 from runvm.protocol.frames import FrameError
 from runvm.protocol.names import SHARE_TAG
-from runvm.sandbox import registry, sizes
+from runvm.sandbox import diagnosis, registry, sizes
 from runvm.sandbox.plan import Started, VmPlan
 from runvm.sandbox.supervisor import Supervisor
 from runvm.shares import tree, virtiofs
@@ -107,18 +107,25 @@ def build_template(config: Config) -> template.Template:
             os.close(held)
 
 
-def await_running(report: int, config: Config) -> None:
-    """Until the VM runs, whose supervisor reports on *report*, which is closed. Raises RunvmError with what it says."""
+def await_running(report: int, config: Config, sandbox: Sandbox) -> None:
+    """Until the VM of *sandbox* runs, whose supervisor reports on *report*, which is closed. Raises RunvmError with
+    what it says, or what was said last."""
     seconds = config.boot_timeout_s + _START_SECONDS
     poll = select.poll()
     poll.register(report, select.POLLIN)
     try:
         if not poll.poll(seconds * 1000):
-            raise DeadlineError(f"timed out after {seconds} s waiting for the virtual machine to start")
+            raise DeadlineError(
+                f"timed out after {seconds} s waiting for the virtual machine to start",
+                details=diagnosis.last_lines(sandbox.directory),
+            )
         data = os.read(report, 65536)
         if data[:1] != b"\0":
             message, _, details = data[1:].decode(errors="replace").partition("\n")
-            raise RunvmError(message or "the virtual machine's supervisor ended", details=details)
+            if not message:
+                message = "the supervisor ended, or was killed, while it started the virtual machine"
+                details = diagnosis.last_lines(sandbox.directory)
+            raise VmmError(message, details=details)
     finally:
         os.close(report)
 
@@ -129,7 +136,7 @@ def main(
     """The life of a supervisor, in the forked process. One byte on *report* tells the command that the VM runs, a
     text that it doesn't."""
     log.debug("supervisor: forked")
-    runs = False
+    runs = asked = False
     try:
         _settle(plan, cgroup_procs, (listener.fileno(), report))
         # not that of an engine's daemon, which the host's kernel is to spare
@@ -142,8 +149,10 @@ def main(
         os.close(report)
         runs = True
         supervisor.run()
+        asked = supervisor.life.left_cause
     except Exception as error:  # the process's edge: the VM's callers and the log are told, whatever it is
-        message, details = str(error), getattr(error, "details", "")
+        message = str(error)
+        details = getattr(error, "details", "") or diagnosis.last_lines(plan.sandbox.directory)
         if not isinstance(error, RunvmError | OSError | FrameError):
             import traceback
 
@@ -156,7 +165,8 @@ def main(
             for name in ("jail", "share"):
                 with suppress(OSError):
                     syscalls.unmount(f"{plan.sandbox.directory}/{name}", syscalls.MNT_DETACH)
-            shutil.rmtree(plan.sandbox.directory, ignore_errors=True)
+            if not asked:  # else the `create` that finds the cause there removes it
+                shutil.rmtree(plan.sandbox.directory, ignore_errors=True)
 
 
 def _settle(plan: VmPlan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) -> None:
@@ -186,8 +196,18 @@ def _start(plan: VmPlan, share: tree.Tree) -> Started:
     networks = HostNetworks(plan.sandbox.directory)
     first = networks.first_tap(plan.namespace) if plan.namespace >= 0 else tap.scratch_tap()
     log.debug("supervisor: tap made")
-    guest, note = _start_guest(plan, first, daemon.socket)
-    os.close(first)
+    try:
+        guest, note = _start_guest(plan, first, daemon.socket)
+    except RunvmError as error:
+        ended = daemon.ended()
+        console = error.details if isinstance(error, DeadlineError | GuestError) else ""
+        last = diagnosis.last_lines(plan.sandbox.directory, console=console)
+        if ended:
+            raise HostError(f"virtiofsd {ended} before the virtual machine ran", details=last) from error
+        error.details = last
+        raise
+    finally:
+        os.close(first)
     registry.record(plan.sandbox, {"supervisor": os.getpid(), "vmm": guest.vm.pid, "virtiofsd": daemon.pid})
     return Started(guest, daemon, networks, note)
 

@@ -149,7 +149,8 @@ def finish(connection: socket.socket, request: Any, *, timeout: float = ANSWER_S
             for frame in decoder.feed(data):
                 _, answer = messages.decode(frame.payload, frozenset({"Done", "Failed"}))
                 if isinstance(answer, messages.Failed):
-                    raise GuestError(answer.error)
+                    message, _, details = answer.error.partition("\n")
+                    raise GuestError(message, details=details)
                 result: messages.Json = answer.result
                 return result
     except TimeoutError:

@@ -9,9 +9,10 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from runvm.hypervisor import boot
-from runvm.linux import files, process
+from runvm.linux import process
 from runvm.linux.loop import IN, Loop
 from runvm.log import log
+from runvm.sandbox import diagnosis
 from runvm.sandbox.growth import Growth
 from runvm.sandbox.guest_link import GuestLink
 
@@ -52,6 +53,7 @@ class RunningVm:
             on_event=on_event,
             on_frame=on_frame,
             on_close=lambda reason: self._guest_ended(reason),
+            diagnosis=self.diagnosis,
         )
         self.guest.vm.attach(loop)
         self.networks.attach(loop, self.guest.vm, self.agent, next_channel)
@@ -87,16 +89,17 @@ class RunningVm:
             undo.callback(self.guest.kill)
             undo.callback(self._write_console)
 
-    def was_killed(self) -> bool:
-        """Whether somebody, or the kernel for want of memory, has killed QEMU or virtiofsd: not a template's fault."""
+    def how_ended(self) -> str:
+        """Which of its processes has ended, and how: 'the VMM exited with 1'; '' where none has."""
         deadline = time.monotonic() + _ENDING_SECONDS
-        return any(process.was_killed(pid, deadline=deadline) for pid in (self.guest.vm.pid, self.daemon.pid))
+        children = (("the VMM", self.guest.vm.pid), ("virtiofsd", self.daemon.pid))
+        found = [f"{name} {how}" for name, pid in children if (how := process.how_ended(pid, deadline=deadline))]
+        return " and ".join(found)
 
     def diagnosis(self) -> str:
-        """What the guest's console, the VMM and virtiofsd said last: the cause of a start that failed."""
-        logs = [(name, files.tail(f"{self._directory}/{name}")) for name in ("vmm.log", "virtiofsd.log")]
-        found = [("console", self.guest.console_end()), *logs]
-        return "\n".join(f"{name}: {line}" for name, text in found for line in text.splitlines())
+        """What its processes and the guest's console said last: the cause of a start that failed."""
+        self.daemon.keep_output()
+        return diagnosis.last_lines(self._directory, console=self.guest.console_end())
 
     def _watch_child(self, pid: int, what: str) -> None:
         fd = os.pidfd_open(pid)

@@ -6,14 +6,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runvm.errors import RunvmError
+from runvm.errors import NOT_RUNNING, RunvmError
 from runvm.hypervisor import template
+from runvm.linux import process
 from runvm.log import log
 from runvm.protocol.messages import Done, Failed, Initialize
 from runvm.protocol.names import SHARE_TAG
-from runvm.sandbox import sysctls
+from runvm.sandbox import diagnosis, sysctls
 from runvm.sandbox.running import RunningVm
 
 if TYPE_CHECKING:
@@ -56,6 +58,10 @@ class VmLife:
         self.initialized = False
         self.creations: dict[str, Creation] = {}
         """By container, until the guest is known to be well."""
+        self.served = False
+        """A container has been started."""
+        self.left_cause = False
+        """What diagnosis.explained() reads has been left in the sandbox's directory, which therefore stays."""
         self.notes: list[str] = []
         """What the user should know of how the VM came up."""
         self._loop = loop
@@ -77,20 +83,28 @@ class VmLife:
         """The VM has failed: the end, unless it was only the template's fault. True where it is started again."""
         if self._restarting:
             return True
-        if self.initialized or self._ending:
-            self.end(reason)
+        if self._ending:
             return False
-        if not self.plan.template or self.vm.was_killed():
-            last = self.vm.diagnosis()
-            message = f"the virtual machine failed while it started: {reason}"
-            log.error(message, last)
-            self.end(reason, failed="\n".join([message, last]).strip())
+        ended = self.vm.how_ended()
+        if self.initialized or not self.plan.template or process.KILLED in ended:  # not a template's fault
+            self._fail_for_good(ended or reason, self.vm.diagnosis())
             return False
         self._restarting = True
         self._loop.call_later(0, lambda: self._restart(reason))
         return True
 
-    def end(self, reason: str, *, failed: str = "container not running") -> None:
+    def _fail_for_good(self, reason: str, details: str) -> None:
+        """The end, with its cause for those who wait, and where no container has been started yet for those who will
+        ask."""
+        message = f"the virtual machine {'has failed' if self.initialized else 'failed while it started'}: {reason}"
+        log.error(message, details)
+        if not self.served:
+            with suppress(OSError):  # a full disk: the log tells as well
+                diagnosis.leave(self.plan.sandbox.directory, f"{message}\n{details}")
+            self.left_cause = True
+        self.end(reason, failed="\n".join([f"{NOT_RUNNING}: {message}", details]).strip())
+
+    def end(self, reason: str, *, failed: str = NOT_RUNNING) -> None:
         """Stop; what is still asked for fails with the text *failed*."""
         if not self._ending:
             self._ending = True
@@ -148,10 +162,10 @@ class VmLife:
         try:
             self._adopt(self._start(self.plan))
         except (RunvmError, OSError) as error:
-            log.error(str(error), getattr(error, "details", ""))
+            details = getattr(error, "details", "") or diagnosis.last_lines(self.plan.sandbox.directory)
             for creation in creations:
-                creation.failed(str(error))
-            self.end(str(error))
+                creation.failed("\n".join([str(error), details]).strip())
+            self._fail_for_good(str(error), details)
             return
         self._restarting = False
         self.notes.append(template.drop(broken, reason))

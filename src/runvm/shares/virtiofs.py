@@ -91,6 +91,11 @@ class Daemon:
                 file.write(kept)
         return bool(said)
 
+    def ended(self) -> str:
+        """How it has ended, by itself or killed; '' while it runs. What it has said is in its log then."""
+        self.keep_output()
+        return process.how_ended(self.pid, deadline=0)
+
     def kill(self) -> None:
         """End it and reap it."""
         self.socket.close()
