@@ -20,6 +20,9 @@ _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ
 # An id names a directory
 _ID_MOST = 255
 
+WITHOUT_EFFECT = "accepted for the callers of runc and crun, without effect"
+"""How the help begins of a flag that is taken and does nothing."""
+
 CONSOLE_SOCKET = Flag(
     "console-socket", "a Unix socket that is sent the master end of the container's terminal", metavar="SOCKET"
 )
@@ -37,9 +40,8 @@ CREATE_FLAGS = (
     CONSOLE_SOCKET,
     PID_FILE,
     PRESERVE_FDS,
-    Flag("no-pivot", "don't use pivot_root for the container's root"),
-    Flag("no-new-keyring", "keep the session keyring instead of making a new one"),
-    Flag("no-subreaper", "don't become the subreaper of orphaned processes"),
+    Flag("no-pivot", f"{WITHOUT_EFFECT}: pivot_root works in the guest"),
+    Flag("no-new-keyring", f"{WITHOUT_EFFECT}: a container always has a session keyring of its own"),
 )
 
 
@@ -83,8 +85,6 @@ def create_options(args: Args) -> CreateOptions:
         console_socket=path_of(args, "console-socket"),
         pid_file=path_of(args, "pid-file"),
         preserve_fds=preserved_fds(args),
-        no_pivot=args.on("no-pivot"),
-        no_new_keyring=args.on("no-new-keyring"),
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runvm.cli.common import CREATE_FLAGS, ID, container_id, create_options
-from runvm.cli.grammar import Command
+from runvm.cli.common import CREATE_FLAGS, ID, WITHOUT_EFFECT, container_id, create_options
+from runvm.cli.grammar import Command, Flag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ COMMAND = Command(
     words=ID,
     least=1,
     most=1,
-    flags=CREATE_FLAGS,
+    flags=(*CREATE_FLAGS, Flag("no-subreaper", f"{WITHOUT_EFFECT}: create doesn't wait for the container")),
     description="Make the container that the bundle describes, in a virtual machine, and leave it waiting: its process "
     "runs once 'runvm start' is called. A bundle is a directory with config.json (see 'runvm spec') and, as a rule, "
     "the root filesystem. The id must be new under this --root. stdin, stdout and stderr become the container's; a "

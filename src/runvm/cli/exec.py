@@ -8,7 +8,16 @@ from __future__ import annotations
 
 import os
 
-from runvm.cli.common import CONSOLE_SOCKET, ID, PID_FILE, PRESERVE_FDS, checked_id, path_of, preserved_fds
+from runvm.cli.common import (
+    CONSOLE_SOCKET,
+    ID,
+    PID_FILE,
+    PRESERVE_FDS,
+    WITHOUT_EFFECT,
+    checked_id,
+    path_of,
+    preserved_fds,
+)
 from runvm.cli.grammar import Command, Flag, parse_number
 from runvm.errors import RunvmError, UnsupportedError, UsageError
 
@@ -42,9 +51,9 @@ COMMAND = Command(
         PID_FILE,
         PRESERVE_FDS,
         Flag("cgroup", "run it in this cgroup below the container's, which must exist", metavar="PATH", many=True),
-        Flag("ignore-paused", "accepted for runc's callers; a paused container takes no process all the same"),
-        Flag("process-label", "its SELinux label", metavar="LABEL"),
-        Flag("apparmor", "its AppArmor profile", metavar="PROFILE"),
+        Flag("ignore-paused", f"{WITHOUT_EFFECT}: a paused container takes no process all the same"),
+        Flag("process-label", f"{WITHOUT_EFFECT}: the guest has no SELinux", metavar="LABEL"),
+        Flag("apparmor", f"{WITHOUT_EFFECT}: the guest has no AppArmor", metavar="PROFILE"),
     ),
     description="Run a command in a running container. It has the user, environment, capabilities and directory of the "
     "container's own process, but for what the flags change. Flags stand before the id: what follows it is the "

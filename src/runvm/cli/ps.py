@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runvm.cli.common import ID, checked_id, write, write_json
 from runvm.cli.grammar import Command, Flag
-from runvm.errors import HostError, UsageError
+from runvm.errors import DeadlineError, HostError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,8 +25,11 @@ COMMAND = Command(
     examples=(("", "runvm ps web1"), ("", "runvm ps web1 -o pid,etime,args"), ("", "runvm ps --format json web1")),
 )
 
-# Where ps is when the caller has no PATH, as podman's delete has none
+
+_PS_SECONDS = 20.0
+"""ps waits for a process whose memory map is locked, as one has that hangs in a system call."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where ps is when the caller has no PATH, as podman's delete has none."""
 
 
 def run(ctx: Context, args: Args) -> int:
@@ -61,10 +64,17 @@ def _host_ps(options: list[str]) -> str:
     environment = {"PATH": _PATH, **os.environ}
     try:
         done = subprocess.run(
-            ["ps", *options], stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False
+            ["ps", *options],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=environment,
+            check=False,
+            timeout=_PS_SECONDS,
         )
     except FileNotFoundError as error:
         raise HostError("the host has no ps", do="install it ('apt install procps'), or use --format json") from error
+    except subprocess.TimeoutExpired:
+        raise DeadlineError(f"timed out after {_PS_SECONDS:.0f} s waiting for the host's ps") from None
     if done.returncode != 0:
         said = (done.stderr or done.stdout).decode(errors="replace").strip()
         raise UsageError(f"ps exited with {done.returncode}", details=said)

@@ -17,6 +17,7 @@ COMMAND = Command(
     most=1,
     flags=(
         *CREATE_FLAGS,
+        Flag("no-subreaper", "don't stay the one that processes are left to whose parents have ended"),
         Flag("detach", "return as soon as the container runs", "d"),
         Flag("keep", "keep the stopped container's state; 'runvm delete' removes it"),
     ),

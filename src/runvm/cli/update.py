@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runvm.cli.common import ID, container_id
+from runvm.cli.common import ID, WITHOUT_EFFECT, container_id
 from runvm.cli.globals import absolute
 from runvm.cli.grammar import Command, Flag
 from runvm.errors import SpecError, UnsupportedError, UsageError, words
@@ -29,8 +29,8 @@ COMMAND = Command(
         Flag("blkio-weight", "weight of block I/O, 10 to 1000", metavar=_NUMBER, number=True),
         Flag("cpu-period", "period of the CPU limit, microseconds", metavar=_NUMBER),
         Flag("cpu-quota", "CPU time in a period, microseconds; -1: no limit", metavar=_NUMBER),
-        Flag("cpu-rt-period", "period of the real-time CPU limit, microseconds", metavar=_NUMBER),
-        Flag("cpu-rt-runtime", "real-time CPU time in a period, microseconds", metavar=_NUMBER),
+        Flag("cpu-rt-period", f"{WITHOUT_EFFECT}: see --cpu-rt-runtime", metavar=_NUMBER),
+        Flag("cpu-rt-runtime", "real-time CPU time: not supported, virtual CPUs are threads", metavar=_NUMBER),
         Flag("cpu-share", "weight of CPU time against other containers'", "cpu-shares", metavar=_NUMBER),
         Flag("cpuset-cpus", "CPUs it may use: 0-3,7", metavar="LIST"),
         Flag("cpuset-mems", "memory nodes it may use: 0-3,7", metavar="LIST"),
@@ -38,8 +38,8 @@ COMMAND = Command(
         Flag("memory-reservation", "soft memory limit", metavar=_SIZE),
         Flag("memory-swap", "limit of memory and swap together; -1: no limit", metavar=_SIZE),
         Flag("pids-limit", "how many processes it may have; -1: no limit", metavar=_NUMBER, number=True),
-        Flag("kernel-memory", "accepted for runc's callers, without effect", metavar=_SIZE, hidden=True),
-        Flag("kernel-memory-tcp", "accepted for runc's callers, without effect", metavar=_SIZE, hidden=True),
+        Flag("kernel-memory", WITHOUT_EFFECT, metavar=_SIZE, hidden=True),
+        Flag("kernel-memory-tcp", WITHOUT_EFFECT, metavar=_SIZE, hidden=True),
         Flag("l3-cache-schema", "Intel RDT's cache classes are the host's: not supported", metavar="SCHEMA"),
         Flag("mem-bw-schema", "Intel RDT's bandwidth classes are the host's: not supported", metavar="SCHEMA"),
     ),

@@ -13,8 +13,6 @@ class CreateOptions(NamedTuple):
     console_socket: str = ""
     pid_file: str = ""
     preserve_fds: int = 0
-    no_pivot: bool = False
-    no_new_keyring: bool = False
 
 
 class ExecOptions(NamedTuple):

@@ -109,12 +109,12 @@ def test_every_command_has_a_table_and_a_run(name: str) -> None:
 
 def test_create_as_containerd_calls_it() -> None:
     args = args_of("create", "--bundle", "/run/b", "--pid-file", "/run/b/init.pid", "--console-socket", "/tmp/s", "c1")
-    assert common.create_options(args) == CreateOptions("/run/b", "", "/tmp/s", "/run/b/init.pid", 0, False, False)
+    assert common.create_options(args) == CreateOptions("/run/b", "", "/tmp/s", "/run/b/init.pid", 0)
 
 
 def test_create_with_everything_else() -> None:
     args = args_of("create", "-b", "/b/", "--preserve-fds=3", "--no-pivot", "--no-new-keyring", "-f", "/c.json", "c1")
-    assert common.create_options(args) == CreateOptions("/b", "/c.json", "", "", 3, True, True)
+    assert common.create_options(args) == CreateOptions("/b", "/c.json", "", "", 3)
 
 
 def test_relative_paths_are_the_callers(tmp_path: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:

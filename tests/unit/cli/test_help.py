@@ -25,6 +25,21 @@ def all_paths() -> list[list[str]]:
 PATHS = all_paths()
 
 
+WITHOUT_EFFECT = {
+    "create": ["no-pivot", "no-new-keyring", "no-subreaper"],
+    "run": ["no-pivot", "no-new-keyring"],
+    "exec": ["ignore-paused", "process-label", "apparmor"],
+    "update": ["kernel-memory", "kernel-memory-tcp", "cpu-rt-period"],
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_EFFECT)
+def test_what_is_taken_and_does_nothing_says_so(name: str) -> None:
+    """And nothing else does."""
+    said = [flag.name for flag in find([name]).flags if "without effect" in flag.help]
+    assert sorted(said) == sorted(WITHOUT_EFFECT[name])
+
+
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
 def test_help_names_every_flag_and_word(path: list[str]) -> None:
     text = usage(path)
