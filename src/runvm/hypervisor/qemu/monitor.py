@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,12 +29,14 @@ Ended = Callable[[list[Any], VmmError | None], None]
 
 
 class _Batch:
-    def __init__(self, commands: list[Command], ended: Ended, timer: int) -> None:
-        self.waiting = len(commands)
+    """Commands sent together: their numbers while they are waited for, what came of them."""
+
+    def __init__(self, ended: Ended) -> None:
+        self.ended = ended
+        self.waiting: set[int] = set()
         self.results: list[Any] = []
         self.error: VmmError | None = None
-        self.ended = ended
-        self.timer = timer
+        self.timer = 0
 
 
 class Monitor:
@@ -44,26 +45,31 @@ class Monitor:
     def __init__(self, loop: Loop, qmp: Qmp) -> None:
         self._loop = loop
         self._qmp = qmp
-        self._batches: deque[_Batch] = deque()
+        self._number = 0
+        self._batches: dict[int, _Batch] = {}
+        """By the number of each command that is waited for."""
         self._failed: VmmError | None = None
+        qmp.sock.setblocking(False)
         loop.watch(qmp.sock.fileno(), IN, self._ready)
 
     def run(self, commands: list[Command], ended: Ended) -> None:
-        """Send all *commands* now; *ended* gets their results, or the first error. QEMU answers in order."""
+        """Send all *commands* now; *ended* gets their results, in order, or the first error: QEMU's, or that it has
+        taken too long."""
         if self._failed is not None or not commands:
             ended([], self._failed)
             return
-        batch = _Batch(commands, ended, 0)
+        batch = _Batch(ended)
         batch.timer = self._loop.call_later(_SECONDS, lambda: self._late(batch, commands[0].name))
-        self._batches.append(batch)
+        for _ in commands:
+            self._number += 1
+            self._batches[self._number] = batch
+            batch.waiting.add(self._number)
         try:
-            for command in commands:
-                self._qmp.send(command.name, command.arguments, fd=command.fd if command.fd >= 0 else None)
+            for number, command in zip(sorted(batch.waiting), commands, strict=True):
+                fd = command.fd if command.fd >= 0 else None
+                self._qmp.send(command.name, command.arguments, fd=fd, number=number)
         except VmmError as error:
             self._fail(error)
-
-    def _late(self, batch: _Batch, name: str) -> None:
-        self._fail(VmmError(f"timed out after {_SECONDS:.0f} s waiting for QEMU's answer to '{name}'"))
 
     def _ready(self, events: int) -> None:
         try:
@@ -75,30 +81,38 @@ class Monitor:
             self._take(message)
 
     def _take(self, message: dict[str, Any]) -> None:
-        if "event" in message or not self._batches:
+        number = message.get("id")
+        batch = self._batches.pop(number, None) if type(number) is int else None
+        if batch is None:  # an event, or an answer that nobody waits for any more
             return
-        batch = self._batches[0]
+        batch.waiting.discard(number)
         if "error" in message:
             said = message["error"].get("desc", message["error"])
             batch.error = batch.error or VmmError(f"QEMU refused: {said}")
-        elif "return" in message:
-            batch.results.append(message["return"])
         else:
-            return
-        batch.waiting -= 1
+            batch.results.append(message.get("return"))
         if not batch.waiting:
-            self._batches.popleft()
-            self._loop.cancel(batch.timer)
-            batch.ended(batch.results, batch.error)
+            self._end(batch)
+
+    def _end(self, batch: _Batch) -> None:
+        self._loop.cancel(batch.timer)
+        batch.ended([] if batch.error is not None else batch.results, batch.error)
+
+    def _late(self, batch: _Batch, name: str) -> None:
+        """Its answers are dropped when they come; other commands may be answered in time again."""
+        for number in batch.waiting:
+            del self._batches[number]
+        batch.error = VmmError(f"timed out after {_SECONDS:.0f} s waiting for QEMU's answer to '{name}'")
+        self._end(batch)
 
     def _fail(self, error: VmmError) -> None:
-        """Nothing more is expected of this monitor: answers would no longer fit their commands."""
+        """QEMU has gone, or makes no sense: nothing more is expected of this monitor."""
         if self._failed is not None:
             return
         self._failed = error
         log.error(str(error))
         self._loop.forget(self._qmp.sock.fileno())
-        while self._batches:
-            batch = self._batches.popleft()
-            self._loop.cancel(batch.timer)
-            batch.ended([], error)
+        batches, self._batches = dict.fromkeys(self._batches.values()), {}
+        for batch in batches:
+            batch.error = error
+            self._end(batch)

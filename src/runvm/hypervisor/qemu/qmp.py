@@ -37,9 +37,14 @@ class Qmp:
         self.send(command, arguments, fd=fd)
         return self.answer(command, deadline=deadline)
 
-    def send(self, command: str, arguments: dict[str, Any] | None = None, *, fd: int | None = None) -> None:
-        """Send a command without waiting; its answer must be taken by answer(), in order."""
-        data = json.dumps({"execute": command, "arguments": arguments or {}}).encode()
+    def send(
+        self, command: str, arguments: dict[str, Any] | None = None, *, fd: int | None = None, number: int = 0
+    ) -> None:
+        """Send a command without waiting; its answer must be taken by answer(), in order, or has *number* as its id."""
+        body: dict[str, Any] = {"execute": command, "arguments": arguments or {}}
+        if number:
+            body["id"] = number
+        data = json.dumps(body).encode()
         try:
             if fd is None:
                 self.sock.sendall(data)
