@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from runvm import __version__
-from runvm.errors import DeadlineError, GuestError, VmmError
+from runvm.errors import DeadlineError, GuestError, HostError, RunvmError, VmmError
 from runvm.hypervisor import jail, ram
 from runvm.hypervisor.driver import Driver, Endpoints, Machine, Vm
 from runvm.linux import files, process
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _CONSOLE_READS = 16
 """Pieces of the console that are taken at a time, since a guest can write as fast as they are."""
+_ENDING_SECONDS = 0.5
+"""How long a VMM whose lines have closed may take to end."""
 CONSOLE_KEPT = 16 << 10
 """Bytes of the guest's console that are kept for error messages; the guest may write as much as it likes."""
 
@@ -69,7 +71,8 @@ class Guest:
         return "\n".join(lines[-12:])
 
     def wait_hello(self, *, deadline: float) -> None:
-        """Until the agent says that it is up. Raises DeadlineError or GuestError with the console's last lines."""
+        """Until the agent says that it is up. Raises DeadlineError or GuestError with the console's last lines;
+        HostError where somebody, or the kernel for want of memory, has killed the VMM."""
         decoder = frames.Decoder(max_message=frames.MAX_GUEST_MESSAGE)
         poll = select.poll()
         poll.register(self.agent, select.POLLIN)
@@ -89,7 +92,7 @@ class Guest:
                     continue
                 data = self.agent.recv(4096)
                 if not data:
-                    raise GuestError("the guest ended before its agent answered", details=self.console_end())
+                    raise self._ended()
                 try:
                     for frame in decoder.feed(data):
                         _, hello = messages.decode(frame.payload, frozenset({"Hello"}))
@@ -97,6 +100,12 @@ class Guest:
                         return
                 except (frames.FrameError, messages.MessageError) as error:
                     raise GuestError(f"the guest's agent broke the protocol: {error}") from error
+
+    def _ended(self) -> RunvmError:
+        how = process.how_ended(self.vm.pid, deadline=time.monotonic() + _ENDING_SECONDS)
+        message = "the guest ended before its agent answered" + (f": the VMM {how}" if how else "")
+        kind = HostError if how == process.KILLED else GuestError
+        return kind(message, details=self.console_end())
 
     def kill(self) -> None:
         """End the VM, close the lines."""

@@ -9,13 +9,13 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from runvm.errors import DeadlineError, GuestError, RunvmError, VmmError
+from runvm.errors import DeadlineError, GuestError, HostError, RunvmError, VmmError
 from runvm.linux import process, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_KINDS = {kind.__name__: kind for kind in (DeadlineError, GuestError, VmmError)}
+_KINDS = {kind.__name__: kind for kind in (DeadlineError, GuestError, HostError, VmmError)}
 _FAILED = 3
 _MAX_DETAILS = 20_000
 
@@ -37,7 +37,7 @@ class Isolated:
             except RunvmError as error:
                 report = [type(error).__name__, error.message, error.do, error.details[-_MAX_DETAILS:]]
             except OSError as error:
-                report = ["GuestError", str(error), "", ""]
+                report = ["HostError", str(error), "", ""]
             else:
                 return
             os.write(writer, json.dumps(report).encode())
@@ -60,8 +60,8 @@ class Isolated:
         data = os.read(self._reader, 65536) if status else b""  # its only writer has ended
         self._close()
         if status:
-            ended = f"the booting process ended with status {status}"
-            kind, message, do, details = json.loads(data) if data else ("", ended, "", "")
+            ended = f"the process that boots a guest ended with {process.exit_code(status)}"
+            kind, message, do, details = json.loads(data) if data else ("HostError", ended, "", "")
             raise _KINDS.get(kind, GuestError)(message, do=do, details=details)
 
     def kill(self) -> None:

@@ -8,6 +8,7 @@ and the next start tries again.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -15,7 +16,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from runvm.errors import DeadlineError, RunvmError
+from runvm.errors import DeadlineError, HostError, RunvmError
 from runvm.guest import image
 from runvm.hypervisor import boot
 from runvm.hypervisor.isolated import Isolated
@@ -33,6 +34,8 @@ LEAST_SECONDS = 10.0
 """How long a guest that is to prove KVM has at least: a kernel boots in well under 2 s with a KVM that works."""
 _FACTOR = 2.0
 """And at least this many times what the same guest needs by emulation, since a busy host is slow with both."""
+_SHORTAGES = (os.strerror(errno.ENOMEM), os.strerror(errno.ENOSPC))
+"""In a VMM's messages: what the host lacked just then, which says nothing of KVM."""
 _PREFIX = "prove-"
 _MEMORY_MIB = 256
 
@@ -94,6 +97,8 @@ def judge(kvm: RunvmError | None, emulated: RunvmError | None) -> Verdict:
     reason = _line(kvm)
     if emulated is not None:
         return Verdict(False, f"no guest boots here now, by emulation neither ({_line(emulated)}): {reason}", False)
+    if isinstance(kvm, HostError) or any(word in kvm.details for word in _SHORTAGES):
+        return Verdict(False, f"the host couldn't try it: {reason}", False)
     if isinstance(kvm, DeadlineError):
         return Verdict(False, f"a guest hangs with it, and comes up by emulation in that time: {reason}")
     return Verdict(False, f"a guest doesn't boot with it: {reason}")

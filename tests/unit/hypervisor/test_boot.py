@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import threading
 import time
@@ -9,25 +11,35 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runvm.errors import GuestError
+from runvm.errors import GuestError, HostError
 from runvm.hypervisor import boot
+from runvm.linux import process
 from runvm.protocol import frames, messages, version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+class Vmm:
+    """The process, without a machine in it."""
+
+    def __init__(self) -> None:
+        self.pid = process.fork(lambda: signal.pause())
+
+
 class Lines:
     """A guest with the far ends of its two lines."""
 
     def __init__(self) -> None:
+        self.vmm = Vmm()  # first: it shall have no copy of the lines
         agent, self.agent = socket.socketpair()
         console, self.console = socket.socketpair()
-        self.guest = boot.Guest(None, agent, console)  # type: ignore[arg-type]  # no VM is asked for anything
+        self.guest = boot.Guest(self.vmm, agent, console)  # type: ignore[arg-type]  # it isn't asked for anything
 
     def close(self) -> None:
         for line in (self.agent, self.console, self.guest.agent, self.guest.console):
             line.close()
+        process.end_child(self.vmm.pid, "the process in the VMM's place")
 
 
 @pytest.fixture
@@ -64,3 +76,11 @@ def test_the_end_of_the_console_is_no_end_of_the_guest(lines: Lines) -> None:
         lines.guest.wait_hello(deadline=time.monotonic() + 20)
     assert time.process_time() - before < 0.2
     assert caught.value.details == "last words"
+
+
+def test_a_vmm_that_was_killed_is_not_its_guests_fault(lines: Lines) -> None:
+    """As the kernel does for want of memory: it says nothing of an accelerator."""
+    os.kill(lines.vmm.pid, signal.SIGKILL)
+    lines.agent.close()
+    with pytest.raises(HostError, match="the VMM was ended by signal 9"):
+        lines.guest.wait_hello(deadline=time.monotonic() + 20)
