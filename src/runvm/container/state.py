@@ -149,13 +149,25 @@ def load_config(ctx: Context, cid: str) -> dict[str, Any]:
     """What save_config() kept; {} where there is none. Raises RunvmError where it can't be read."""
     path = f"{directory(ctx, cid)}/{_CONFIG}"
     try:
-        with open(path, "rb") as file:
-            found: dict[str, Any] = json.load(file)
-        return found
+        try:
+            return _read_object(path)
+        except FileNotFoundError:
+            # runvm 0.1 kept none, but where the bundle's was
+            path = str(_read_object(f"{directory(ctx, cid)}/{_NAME}").get("config_path", ""))
+            return _read_object(path) if path else {}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise RunvmError(f"{path} can't be read: {error}", do=f"runvm delete --force {cid}") from error
+
+
+def _read_object(path: str) -> dict[str, Any]:
+    """Raises OSError, ValueError."""
+    with open(path, "rb") as file:
+        found = json.load(file)
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return found
 
 
 def load(ctx: Context, cid: str) -> ContainerRecord:

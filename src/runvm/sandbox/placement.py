@@ -60,7 +60,8 @@ def placed(config: Config, spec: Spec, cid: str) -> Iterator[Placement]:
         with registry.locked(found.sandbox) as there:
             if not there or _place(config, spec) != found:
                 continue  # what it was to share has ended meanwhile
-            if any(member.container == cid and process.alive(member.shim) for member in _members(found.sandbox)):
+            # one that has ended, too: until it is deleted, its id in that VM is taken
+            if any(member.container == cid for member in _members(found.sandbox)):
                 raise ContainerExistsError()
             yield found
             return
