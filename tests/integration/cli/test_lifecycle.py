@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 UNKNOWN = "no-such-container"
 
 
+def test_run_without_being_a_subreaper_waits_and_gives_the_exit_code(box: Box, runtime: Runtime) -> None:
+    """--no-subreaper, in the foreground: the container's code and output, and nothing left of it."""
+    container = box.sh("echo hello; exit 7")
+    result = container.run("--no-subreaper")
+    assert (result.code, result.stdout) == (7, b"hello\n"), result.describe()
+    assert container.id not in runtime.ids()
+
+
 def test_a_container_goes_from_created_to_running_to_stopped_to_gone(box: Box, runtime: Runtime) -> None:
     """state, list, ps and the pid-file agree at each step; the pid is an orphan that dies with init's code."""
     container = box.sh("trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done")
