@@ -105,6 +105,7 @@ def test_an_id_is_taken_in_a_vm_whatever_its_root(box: Box, runtime: Runtime, te
                 assert first.sh("echo well") == "well"
                 keeper = joining(box, first)
                 keeper.launch()
+                other.bundle.namespace("network", f"/proc/{keeper.init_pid}/ns/net")
                 first.kill("KILL")
                 first.wait_status("stopped")
         other.bundle.namespace("network")
