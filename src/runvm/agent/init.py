@@ -170,7 +170,7 @@ class Agent:
         runtime, networks = self.runtime, self.networks
 
         def at_once(serve: Callable[[Any], messages.Json | None]) -> Handler:
-            return lambda request, done: serve(request)
+            return lambda request, done: serve(request) or {}
 
         return {
             Initialize: self._initialize,
@@ -186,7 +186,7 @@ class Agent:
             SetNetwork: at_once(lambda request: networks.set(request.network, request.interfaces)),
             RemoveNetwork: at_once(lambda request: networks.remove(request.network)),
             Connect: self.connections.open,
-            Resize: at_once(lambda request: runtime.processes.resize(request.channel, request.rows, request.columns)),
+            Resize: lambda event, done: runtime.processes.resize(event.channel, event.rows, event.columns),
         }
 
     def _create(self, request: Create, done: Answered) -> None:
