@@ -14,7 +14,7 @@ from framework.network import NetNamespace, address, veth
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from framework.runtime import Box
+    from framework.runtime import Box, Container
 
 pytestmark = pytest.mark.only("runvm", "there are taps")
 
@@ -45,7 +45,7 @@ def ports(namespace: NetNamespace) -> str:
 @pytest.mark.parametrize("killed", ["", "supervisor", "vmm"])
 def test_the_namespaces_of_a_pod_are_as_they_were(box: Box, namespaces: list[NetNamespace], killed: str) -> None:
     """Ports, queueing disciplines and interfaces, in both namespaces, also after the supervisor was killed."""
-    containers = []
+    containers: list[Container] = []
     for namespace in namespaces:
         container = box.idle()
         container.bundle.namespace("network", namespace.path)

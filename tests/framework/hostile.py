@@ -86,7 +86,9 @@ class Sandbox:
             log = f"{self.sandbox.directory}/virtiofsd.log"
             daemon = Daemon(_wait_for_end(os.getpid()), socket.socketpair()[0], output, log)
             guest = Guest(cast("Vm", _Process()), agent, console)
-            Supervisor(plan, listener, share, lambda plan: Started(guest, daemon, HostNetworks(plan.sandbox.directory))).run()
+            Supervisor(
+                plan, listener, share, lambda plan: Started(guest, daemon, HostNetworks(plan.sandbox.directory))
+            ).run()
 
         self.pid = processes.fork(serve)
         for sock in (listener, agent, console):

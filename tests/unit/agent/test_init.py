@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from runvm.agent import init, networks
+from runvm.agent.runtime import Runtime
 from runvm.linux import process, syscalls
 from runvm.protocol import frames, messages
 from runvm.protocol.interfaces import Interface, Network, to_json
@@ -36,6 +37,10 @@ pytestmark = [
 ABSENT = "02:72:76:00:00:07"
 
 
+def _limit_no_files(runtime: Runtime, most: int) -> None:
+    """In its place."""
+
+
 class Guest:
     """An agent in namespaces of its own, without a kernel of its own."""
 
@@ -58,7 +63,7 @@ class Guest:
             # its end is the end of this process, and of no machine
             syscalls.reboot = lambda command: os._exit(0)
             networks._CONFIGURE_SECONDS = 0.3
-            init.Runtime.limit_files = lambda self, most: None  # this process may lack the right to
+            Runtime.limit_files = _limit_no_files  # type: ignore[method-assign,assignment]  # this process may lack the right to
             init._say = lambda text: None  # it would be the host's kernel's log
             init.Agent(port).run()
 
@@ -126,6 +131,8 @@ def test_a_network_interface_that_comes_late_fails_its_request(guest: Guest) -> 
     assert ABSENT in answer.error
     for number in (1, 2):
         assert guest.ask(RemoveNetwork(number)) == Done({})
+    assert guest.ask(SetNetwork(3, to_json(Network()))) == Done({})
+    assert guest.ask(RemoveNetwork(3)) == Done({})
 
 
 REQUESTS = [

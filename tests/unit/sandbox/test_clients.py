@@ -16,7 +16,7 @@ from runvm.linux.loop import Loop
 from runvm.protocol import frames, messages, version
 from runvm.protocol.frames import MESSAGE, VERSION, Frame
 from runvm.protocol.messages import DeleteContainer, Done, Failed, Stats, Status
-from runvm.sandbox.clients import Client, Clients, Reply
+from runvm.sandbox.clients import Client, Clients, Handler, Reply
 from runvm.sandbox.members import Task
 
 
@@ -31,7 +31,7 @@ class Server:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(path)
         listener.listen(8)
-        handlers = {Status: self._status, DeleteContainer: self._fail}
+        handlers: dict[type, Handler] = {Status: self._status, DeleteContainer: self._fail}
         self.clients = Clients(self.loop, listener, handlers, on_frame=self._frame, on_gone=self.gone.append)
         self._open: list[socket.socket] = []
 
