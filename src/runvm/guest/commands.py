@@ -8,15 +8,18 @@ from collections.abc import Mapping, Sequence
 
 from runvm.errors import HostError
 
+_SECONDS = 1800.0
+"""How long one may take: a download of some hundred MiB by a slow line. apt's own deadlines are for a silent server."""
+
 
 class CommandError(HostError):
-    """A program of the build failed; *details* has its words."""
+    """A program of the build failed, or didn't end; *details* has its words."""
 
 
 def run(argv: Sequence[str], *, cwd: str | None = None, environment: Mapping[str, str] | None = None) -> str:
     """The standard output of *argv*; *environment* is what it gets besides a plain one.
 
-    Raises HostError when it isn't there, CommandError when it fails.
+    Raises HostError when it isn't there, CommandError when it fails or takes too long.
     """
     plain = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
     # apt's way out may be a proxy that only the environment knows
@@ -29,7 +32,13 @@ def run(argv: Sequence[str], *, cwd: str | None = None, environment: Mapping[str
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
+            timeout=_SECONDS,
         )
+    except subprocess.TimeoutExpired:
+        raise CommandError(
+            f"timed out after {_SECONDS:.0f} s waiting for {' '.join(argv[:2])}",
+            do="look whether the mirror, or the proxy to it, answers; what has come is kept for the next try",
+        ) from None
     except FileNotFoundError as error:
         raise HostError(
             f"{argv[0]} isn't installed: the guest image is built from Debian packages",
