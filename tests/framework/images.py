@@ -161,14 +161,14 @@ def _write(path: str, text: str) -> None:
     os.chmod(path, 0o755)
 
 
-def run(*argv: str) -> None:
-    """Run a command that must succeed, for minutes if need be."""
+def run(*argv: str, timeout: float = _BUILD_SECONDS) -> None:
+    """Run a command that must succeed."""
     done = subprocess.run(
         argv,
         env=os.environ | _ENVIRONMENT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=_BUILD_SECONDS,
+        timeout=timeout,
     )
     assert done.returncode == 0, f"{' '.join(argv)} ended with {done.returncode}\n{(done.stdout + done.stderr)[-4000:]}"

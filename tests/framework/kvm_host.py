@@ -31,6 +31,7 @@ SILENT_S = 1200.0
 """How long the host may report nothing."""
 MEMORY_MIB = 4096
 
+_BUILD_SECONDS = 3600.0
 _SUITE = "bookworm"
 _PACKAGES = (
     # the host itself
@@ -161,9 +162,7 @@ class KvmHost:
         ]  # fmt: skip
         with open(f"{self._directory}/vmm.log", "wb") as log:
             environment = os.environ | {"TMPDIR": self._directory}
-            return subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment
-            )
+            return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment)
 
 
 def _cache() -> str:
@@ -186,7 +185,7 @@ def _disk() -> _Disk:
 
 def _make_disk(root: str, made: str) -> None:
     packages = (*_PACKAGES, *_release_packages())
-    run("debootstrap", "--variant=minbase", f"--include={','.join(packages)}", _SUITE, root)
+    run("debootstrap", "--variant=minbase", f"--include={','.join(packages)}", _SUITE, root, timeout=_BUILD_SECONDS)
     _write(f"{root}/etc/initramfs-tools/conf.d/kvm-host", "MODULES=list\nCOMPRESS=gzip\n")
     _write(f"{root}/etc/initramfs-tools/modules", _MODULES)
     run("chroot", root, "update-initramfs", "-u")

@@ -1,5 +1,5 @@
-"""What runs where KVM works: by real KVM code paths on a host that is emulated itself (framework.kvm_host), so deadlines
-are scaled; RUNVM_TEST_KVM=here where this host's own KVM works. After each test the host must be as it was."""
+"""What runs where KVM works: on a host that is emulated itself (framework.kvm_host), so that deadlines are scaled; with
+RUNVM_TEST_KVM=here on this host, if its own KVM works. After each test the host must be as it was."""
 
 from __future__ import annotations
 

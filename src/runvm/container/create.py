@@ -12,7 +12,7 @@ from runvm.cgroup import cgroup as cgroups
 from runvm.container import plans, shim, state
 from runvm.container.launching import Launch
 from runvm.container.state import ContainerRecord
-from runvm.errors import HostError, words
+from runvm.errors import GuestError, HostError, NotRunningError, words
 from runvm.linux import process, syscalls
 from runvm.linux.process import Identity
 from runvm.log import log
@@ -195,7 +195,11 @@ class _Creation:
         )
         # where a template proves broken only now, the supervisor boots instead
         timeout = registry.ANSWER_SECONDS + plan.config.boot_timeout_s
-        answer = registry.call(place.sandbox, request, timeout=timeout)
+        try:
+            answer = registry.call(place.sandbox, request, timeout=timeout)
+        except NotRunningError as error:  # it failed before it could be asked
+            message, _, details = registry.last_words(place.sandbox).partition("\n")
+            raise GuestError(message, details=details) from error
         for note in answer.get("notes", ()):
             log.warning(note)
         log.debug("create: container created in the guest")

@@ -274,6 +274,8 @@ class Containers:
                 member.created = True
                 task.running = True
                 answer = Done({"notes": self.life.notes})
+            elif self.life.failure:  # a start that fails says why
+                answer = Failed(self.life.failure)
             client.creating = ""
             reply(answer)
             if isinstance(answer, Failed):

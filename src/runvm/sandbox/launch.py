@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import socket
 import time
@@ -149,7 +148,7 @@ def main(
             for name in ("jail", "share"):
                 with suppress(OSError):
                     syscalls.unmount(f"{plan.sandbox.directory}/{name}", syscalls.MNT_DETACH)
-            shutil.rmtree(plan.sandbox.directory, ignore_errors=True)
+            registry.remove(plan.sandbox)
 
 
 def _settle(plan: VmPlan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) -> None:

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm import __version__
@@ -30,6 +30,8 @@ ANSWER_SECONDS = 60.0
 
 LOCK_SECONDS = 90.0
 """How long a command waits for others that come to or leave the same virtual machine."""
+LAST_WORDS = "last-words"
+"""The file in which a supervisor whose VM ended by itself says why."""
 _VERSION = "version"
 """The file with the supervisor's protocol.version.own()."""
 
@@ -162,6 +164,34 @@ def finish(connection: socket.socket, request: Any, *, timeout: float = ANSWER_S
         raise NotRunningError() from None
     except (frames.FrameError, messages.MessageError) as error:
         raise GuestError(f"the supervisor's answer makes no sense: {error}") from error
+
+
+def keep_last_words(sandbox: Sandbox, text: str) -> None:
+    """Leave the reason why the VM has ended by itself for a command that comes too late to be told."""
+    with suppress(OSError), open(f"{sandbox.directory}/{LAST_WORDS}", "w", opener=files.private) as file:
+        file.write(text)
+
+
+def last_words(sandbox: Sandbox) -> str:
+    """What keep_last_words() left; where the supervisor was killed, what it has logged."""
+    directory = sandbox.directory
+    kept = files.tail(f"{directory}/{LAST_WORDS}", 16384)
+    return kept or f"the virtual machine's supervisor has ended\n{files.tail(f'{directory}/supervisor.log')}"
+
+
+def remove(sandbox: Sandbox) -> None:
+    """Remove what a supervisor that ends has kept; the reason, where it left one, is for `delete` to remove."""
+    import shutil
+
+    left = os.path.exists(f"{sandbox.directory}/{LAST_WORDS}")
+    if not left:
+        shutil.rmtree(sandbox.directory, ignore_errors=True)
+        return
+    for entry in os.scandir(sandbox.directory):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        elif entry.name != LAST_WORDS:
+            os.unlink(entry.path)
 
 
 def record(sandbox: Sandbox, processes: dict[str, int]) -> None:

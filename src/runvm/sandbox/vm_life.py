@@ -13,7 +13,7 @@ from runvm.hypervisor import template
 from runvm.log import log
 from runvm.protocol.messages import Done, Failed, Initialize
 from runvm.protocol.names import SHARE_TAG
-from runvm.sandbox import sysctls
+from runvm.sandbox import registry, sysctls
 from runvm.sandbox.running import RunningVm
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class VmLife:
         """By container, until the guest is known to be well."""
         self.notes: list[str] = []
         """What the user should know of how the VM came up."""
+        self.failure = ""
+        """Why the VM ended by itself, with what its parts said last; for who is creating a container in it."""
         self._loop = loop
         self._start = start
         self._on_event = on_event
@@ -77,14 +79,17 @@ class VmLife:
         """The VM has failed: the end, unless it was only the template's fault. True where it is started again."""
         if self._restarting:
             return True
-        if self.initialized or self._ending:
+        if self._ending:
+            return False
+        if self.initialized:
+            self._note_failure(f"the virtual machine ended: {reason}", self.vm.diagnosis())
             self.end(reason)
             return False
         if not self.plan.template or self.vm.was_killed():
-            last = self.vm.diagnosis()
-            message = f"the virtual machine failed while it started: {reason}"
+            message, last = f"the virtual machine failed while it started: {reason}", self.vm.diagnosis()
             log.error(message, last)
-            self.end(reason, failed="\n".join([message, last]).strip())
+            self._note_failure(message, last)
+            self.end(reason, failed=self.failure)
             return False
         self._restarting = True
         self._loop.call_later(0, lambda: self._restart(reason))
@@ -106,6 +111,11 @@ class VmLife:
     def close(self) -> None:
         """End the VM and what belongs to it."""
         self.vm.close()
+
+    def _note_failure(self, message: str, details: str) -> None:
+        """A `create` whose request comes too late finds it in the sandbox's directory."""
+        self.failure = f"{message}\n{details}".strip()
+        registry.keep_last_words(self.plan.sandbox, self.failure)
 
     def _adopt(self, started: Started) -> None:
         """Take a VM over, and have its guest become this VM's."""
@@ -148,9 +158,11 @@ class VmLife:
         try:
             self._adopt(self._start(self.plan))
         except (RunvmError, OSError) as error:
-            log.error(str(error), getattr(error, "details", ""))
+            details = getattr(error, "details", "")
+            log.error(str(error), details)
+            self._note_failure(f"the virtual machine failed while it started: {error}", details)
             for creation in creations:
-                creation.failed(str(error))
+                creation.failed(self.failure)
             self.end(str(error))
             return
         self._restarting = False
