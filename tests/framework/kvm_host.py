@@ -56,14 +56,18 @@ _PACKAGES = (
 )
 _MODULES = "virtio_pci\nvirtio_blk\next4\n"
 """What the initramfs has: the fewer, the sooner an emulated processor has unpacked it."""
-_PYTEST = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "pytest_timeout")
+_PYTEST = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "pytest_timeout")
+_FIRST = """#!/bin/sh
+mount /dev/vdb /payload
+exec /payload/init
+"""
 _INIT = """#!/bin/sh
 # PID 1 of the host that the tests of KVM run on
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 TERM=dumb
 mount -t proc proc /proc
-mount -t sysfs sysfs /sys
+mountpoint -q /sys || mount -t sysfs sysfs /sys
 mountpoint -q /dev || mount -t devtmpfs devtmpfs /dev
-mkdir -p /dev/pts /dev/shm /payload
+mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 for directory in /dev/shm /run /tmp; do mount -t tmpfs tmpfs $directory; done
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
@@ -71,7 +75,6 @@ for name in $(cat /sys/fs/cgroup/cgroup.controllers); do echo +$name >/sys/fs/cg
 modprobe -a kvm_amd tun loop overlay bridge br_netfilter veth
 ip link set lo up
 hostname kvm-host
-mount /dev/vdb /payload
 echo "up in $(cut -d' ' -f1 /proc/uptime) s"
 cd /payload/checkout
 PYTHONPATH=/payload/packages:tests /usr/bin/python3 -m framework.kvm_inside /payload/job.json </dev/null
@@ -172,7 +175,7 @@ def _cache() -> str:
 
 def _disk() -> _Disk:
     """The host's disk, kernel and initramfs, made if they aren't there."""
-    recipe = f"{_SUITE} {_PACKAGES} {_MODULES} {_INIT}"
+    recipe = f"{_SUITE} {_PACKAGES} {_MODULES} {_FIRST}"
     directory = f"{_cache()}/kvm-host-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     if not os.path.exists(directory):
         with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as scratch:
@@ -190,7 +193,8 @@ def _make_disk(root: str, made: str) -> None:
     _write(f"{root}/etc/initramfs-tools/modules", _MODULES)
     run("chroot", root, "update-initramfs", "-u")
     tidy(root)
-    _write(f"{root}/sbin/kvm-host-init", _INIT)
+    os.mkdir(f"{root}/payload")
+    _write(f"{root}/sbin/kvm-host-init", _FIRST)
     for name in os.listdir(f"{root}/boot"):
         for prefix, target in (("vmlinuz-", "vmlinuz"), ("initrd.img-", "initramfs")):
             if name.startswith(prefix):
@@ -218,6 +222,7 @@ def _payload(directory: str, tests: Sequence[str], options: Sequence[str], guest
     image = os.path.realpath(f"{guest_images}/current")
     shutil.copytree(image, f"{root}/data/images/{os.path.basename(image)}", symlinks=True)
     os.symlink(os.path.basename(image), f"{root}/data/images/current")
+    _write(f"{root}/init", _INIT)
     _write(f"{root}/job.json", json.dumps({"tests": list(tests), "options": list(options), "factor": FACTOR}))
     for source in (f"{checkout}/src", f"{root}/packages"):  # of use where both have the same Python
         compileall.compile_dir(source, quiet=2, stripdir=root, prependdir="/payload")
