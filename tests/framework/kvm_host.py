@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import compileall
 import hashlib
-import importlib.util
+import importlib.metadata
 import json
 import os
 import select
@@ -56,7 +56,7 @@ _PACKAGES = (
 )
 _MODULES = "virtio_pci\nvirtio_blk\next4\n"
 """What the initramfs has: the fewer, the sooner an emulated processor has unpacked it."""
-_PYTEST = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "pytest_timeout")
+_PYTEST = ("pytest", "pluggy", "iniconfig", "packaging", "pygments", "pytest-timeout")
 _FIRST = """#!/bin/sh
 mount /dev/vdb /payload
 exec /payload/init
@@ -217,7 +217,7 @@ def _payload(directory: str, tests: Sequence[str], options: Sequence[str], guest
         shutil.copytree(f"{CHECKOUT}/{name}", f"{checkout}/{name}", symlinks=True, ignore=without)
     shutil.copy(f"{CHECKOUT}/pyproject.toml", checkout)
     for name in _PYTEST:
-        _copy_package(name, f"{root}/packages")
+        _copy_distribution(name, f"{root}/packages")
     # the image in use alone: its name is that of a directory, to which the link `current` leads
     image = os.path.realpath(f"{guest_images}/current")
     shutil.copytree(image, f"{root}/data/images/{os.path.basename(image)}", symlinks=True)
@@ -232,17 +232,13 @@ def _payload(directory: str, tests: Sequence[str], options: Sequence[str], guest
     return path
 
 
-def _copy_package(name: str, target: str) -> None:
+def _copy_distribution(name: str, target: str) -> None:
     """A package of the Python that runs these tests; those that pytest needs are the same for every Python."""
-    found = importlib.util.find_spec(name)
-    assert found is not None, f"{name} isn't installed"
-    os.makedirs(target, exist_ok=True)
-    if found.submodule_search_locations:
-        source = next(iter(found.submodule_search_locations))
-        shutil.copytree(source, f"{target}/{name}", ignore=shutil.ignore_patterns("__pycache__"))
-    else:
-        assert found.origin is not None
-        shutil.copy(found.origin, target)
+    for file in importlib.metadata.files(name) or ():
+        if ".." not in file.parts and file.suffix != ".pyc":
+            copy = f"{target}/{file}"
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            shutil.copy(str(file.locate()), copy)
 
 
 def _file_system(root: str, path: str, mib: int) -> None:

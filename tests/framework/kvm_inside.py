@@ -61,7 +61,7 @@ def main(path: str) -> None:
     line = os.open(REPORTS, os.O_WRONLY | os.O_NOCTTY)
     tty.setraw(line)
     reporter = _Reporter(line)
-    options = ["-p", "pytest_timeout", "-p", "no:cacheprovider", "-v", *job["options"]]
+    options = ["-p", "no:cacheprovider", "-v", *job["options"]]
     code = pytest.main([*options, *job["tests"]], plugins=[reporter])
     reporter.tell({"done": int(code)})
 
