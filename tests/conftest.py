@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from framework import elsewhere, process, rootfs
+from framework import elsewhere, kvm_host, process, rootfs
 from framework.host import Host, remove_cgroups
 from framework.runtime import Box, Runtime
 
@@ -55,6 +55,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if folder[0] == "kvm":
             item.add_marker(pytest.mark.kvm)
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("throwaway") is not None and os.environ.get(kvm_host.HERE_VARIABLE) == kvm_host.HERE:
+            item.add_marker(pytest.mark.skip(reason="it changes the host, so it runs on the emulated one alone"))
         if process.FACTOR != 1:
             scale_timeout(item)
         for engine in ("docker", "podman", "containerd", "cri"):

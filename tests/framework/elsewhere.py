@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from framework.kvm_host import KvmHost
+from framework.kvm_host import EMULATED, HERE, HERE_VARIABLE, KvmHost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-HERE_VARIABLE = "RUNVM_TEST_KVM"
-"""Set to 'here' where KVM works on this host itself."""
 
 
 class Elsewhere:
@@ -29,7 +26,7 @@ class Elsewhere:
 
     def wants(self, item: pytest.Item) -> bool:
         """Whether *item* is to run on the other host."""
-        if os.environ.get(HERE_VARIABLE) == "here" or item.get_closest_marker("skip") is not None:
+        if os.environ.get(HERE_VARIABLE) in (HERE, EMULATED) or item.get_closest_marker("skip") is not None:
             return False
         wanted = "vm" if self._everything else "kvm"
         return item.get_closest_marker(wanted) is not None

@@ -20,6 +20,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from framework.images import CACHE, run, tidy
+from framework.process import FACTOR_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,6 +31,9 @@ FACTOR = 10.0
 SILENT_S = 1200.0
 """How long the host may report nothing."""
 MEMORY_MIB = 4096
+HERE_VARIABLE = "RUNVM_TEST_KVM"
+"""Set to HERE where KVM works on this host itself; to EMULATED on the emulated one."""
+HERE, EMULATED = "here", "emulated"
 
 _BUILD_SECONDS = 3600.0
 _SUITE = "bookworm"
@@ -61,9 +65,10 @@ _FIRST = """#!/bin/sh
 mount /dev/vdb /payload
 exec /payload/init
 """
-_INIT = """#!/bin/sh
+_INIT = f"""#!/bin/sh
 # PID 1 of the host that the tests of KVM run on
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 TERM=dumb
+export {FACTOR_VARIABLE}={FACTOR:g} {HERE_VARIABLE}={EMULATED} RUNVM_TEST_DATA_DIR=/payload/data
 mount -t proc proc /proc
 mountpoint -q /sys || mount -t sysfs sysfs /sys
 mountpoint -q /dev || mount -t devtmpfs devtmpfs /dev
@@ -223,7 +228,7 @@ def _payload(directory: str, tests: Sequence[str], options: Sequence[str], guest
     shutil.copytree(image, f"{root}/data/images/{os.path.basename(image)}", symlinks=True)
     os.symlink(os.path.basename(image), f"{root}/data/images/current")
     _write(f"{root}/init", _INIT)
-    _write(f"{root}/job.json", json.dumps({"tests": list(tests), "options": list(options), "factor": FACTOR}))
+    _write(f"{root}/job.json", json.dumps({"tests": list(tests), "options": list(options)}))
     for source in (f"{checkout}/src", f"{root}/packages"):  # of use where both have the same Python
         compileall.compile_dir(source, quiet=2, stripdir=root, prependdir="/payload")
     path = f"{directory}/payload.img"

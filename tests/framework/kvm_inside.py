@@ -11,10 +11,7 @@ from typing import Any
 
 import pytest
 
-from framework import process
-
 REPORTS = "/dev/ttyS1"
-DATA = "/payload/data"
 
 
 class _Reporter:
@@ -50,14 +47,6 @@ def main(path: str) -> None:
     """Run the job that the file *path* describes."""
     with open(path, encoding="utf-8") as file:
         job = json.load(file)
-    os.environ.update(
-        {
-            process.FACTOR_VARIABLE: str(job["factor"]),
-            "RUNVM_TEST_DATA_DIR": DATA,
-            "RUNVM_TEST_KVM": "here",
-            "HOME": "/root",
-        }
-    )
     line = os.open(REPORTS, os.O_WRONLY | os.O_NOCTTY)
     tty.setraw(line)
     reporter = _Reporter(line)

@@ -62,6 +62,7 @@ def test_the_clock_is_right_after_a_restore(container: Container) -> None:
         wait_until(lambda: wrong_by(running) < RIGHT_S, timeout=5, what="the guest's clock to be right")
 
 
+@pytest.mark.throwaway
 def test_the_clock_follows_the_hosts(container: Container) -> None:
     """The host's is set an hour ahead, and back: so is the guest's, within moments."""
     with teller(container) as running:

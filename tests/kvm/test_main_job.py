@@ -119,6 +119,7 @@ def test_ten_at_once(box: Box, runtime: Runtime) -> None:
     assert len(glob.glob(f"{runtime.state_dir}/sandboxes/*")) == 10
 
 
+@pytest.mark.throwaway
 def test_kvm_that_is_named_where_there_is_none_is_an_error_at_once(box: Box, runtime: Runtime) -> None:
     """`accelerator = "kvm"` without /dev/kvm: the start says so, and so does the doctor; emulation isn't a way out."""
     path = f"{runtime.scratch}/named-kvm.toml"
