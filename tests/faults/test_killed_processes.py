@@ -114,8 +114,7 @@ def test_create_names_the_cause_of_a_vm_that_ended_before_it_was_asked(box: Box,
     cd {container.runtime.state_dir}/sandboxes/*/ || exit 1
     while ! victim=$(sed -n '{find}' processes.json) || [ -z "$victim" ]; do sleep 0.05; done
     kill -KILL $victim
-    while [ -e control ] && [ -d /proc/$victim ]; do sleep 0.05; done
-    sleep 2
+    sleep 3
     """
     container.bundle.hook("createRuntime", container.bundle.file("/kill", script, mode=0o755))
     container.bundle.save()
