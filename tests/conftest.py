@@ -53,10 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.root)
         item.add_marker(pytest.mark.vm)
         if folder[0] == "kvm":
-            item.add_marker(pytest.mark.kvm)
-            item.add_marker(pytest.mark.slow)
-        if item.get_closest_marker("throwaway") is not None and os.environ.get(kvm_host.HERE_VARIABLE) == kvm_host.HERE:
-            item.add_marker(pytest.mark.skip(reason="it changes the host, so it runs on the emulated one alone"))
+            mark_for_kvm(item)
         if process.FACTOR != 1:
             scale_timeout(item)
         for engine in ("docker", "podman", "containerd", "cri"):
@@ -70,6 +67,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for mark in item.iter_markers("differs"):
             if mark.args[0] == name:
                 item.add_marker(pytest.mark.skip(reason=f"{name} differs: {mark.args[1]}"))
+
+
+def mark_for_kvm(item: pytest.Item) -> None:
+    """Those of tests/kvm are slow, and run on a host whose KVM works; on one's own not all of them."""
+    item.add_marker(pytest.mark.kvm)
+    item.add_marker(pytest.mark.slow)
+    if item.get_closest_marker("throwaway") is not None and os.environ.get(kvm_host.HERE_VARIABLE) == kvm_host.HERE:
+        item.add_marker(pytest.mark.skip(reason="it changes the host, so it runs on the emulated one alone"))
 
 
 def scale_timeout(item: pytest.Item) -> None:
