@@ -18,7 +18,7 @@ BIN = $(VENV)/bin
 RUN = PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 $(PYTHON)
 
 .DELETE_ON_ERROR:
-.PHONY: all docs help deps test-deps image demo test bench bench-check unit lint format install uninstall deb wheel clean FORCE
+.PHONY: all docs help deps test-deps image demo test test-kvm bench bench-check unit lint format install uninstall deb wheel clean FORCE
 
 all: build/package/.done build/runvm build/runvm.8 build/runvm.bash build/runvm@.service  ## build: bytecode, manual page, completion
 
@@ -107,7 +107,10 @@ $(BIN)/.done: packaging/deps/python-test.txt
 	touch $@
 
 test: test-deps $(BIN)/.done image  ## all tests, as root, under an hour; TESTFLAGS="-k lifecycle" runs some, RUNTIME=runc proves them on runc
-	$(BIN)/pytest tests/unit tests/packages tests/integration tests/faults $(TESTFLAGS)
+	$(BIN)/pytest tests/unit tests/packages tests/integration tests/faults tests/kvm $(TESTFLAGS)
+
+test-kvm: test-deps $(BIN)/.done image  ## the tests that want KVM, on an emulated host where it works: 20 minutes; TESTFLAGS="-m short": 8
+	$(BIN)/pytest -v tests/kvm $(TESTFLAGS)
 
 unit: $(BIN)/.done  ## the tests that need neither root nor a VM: seconds
 	$(BIN)/pytest -q tests/unit $(TESTFLAGS)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from framework import process, rootfs
+from framework import elsewhere, kvm_host, process, rootfs
 from framework.host import Host, remove_cgroups
 from framework.runtime import Box, Runtime
 
@@ -27,12 +27,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("RUNTIME", "runvm"),
         help="the runtime under test: runvm (this checkout), runc, crun, or the path of one (environment: RUNTIME)",
     )
+    parser.addoption(
+        "--kvm-host",
+        action="store_true",
+        help="run all chosen tests that need a VM on an emulated host whose KVM works, as those of tests/kvm always do",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The marks by which a test says that runtimes differ."""
     # A run that SIGTERM stops (a job's time limit) takes its daemons, containers and interfaces away all the same
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    config.pluginmanager.register(elsewhere.Elsewhere(everything=bool(config.getoption("--kvm-host"))))
     config.addinivalue_line("markers", "only(runtime, why): what is so by design of one runtime; skipped on others")
     config.addinivalue_line("markers", "differs(runtime, why): what this runtime does otherwise; skipped on it")
 
@@ -42,10 +48,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     name = runtime_name(config)
     for item in items:
         folder = os.path.relpath(str(item.path), HERE).split(os.sep)
-        if folder[0] not in ("integration", "faults"):
+        if folder[0] not in ("integration", "faults", "kvm"):
             continue
         item.add_marker(pytest.mark.root)
         item.add_marker(pytest.mark.vm)
+        if folder[0] == "kvm":
+            mark_for_kvm(item)
+        if process.FACTOR != 1:
+            scale_timeout(item)
         for engine in ("docker", "podman", "containerd", "cri"):
             if engine in folder:
                 item.add_marker(getattr(pytest.mark, engine))
@@ -57,6 +67,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for mark in item.iter_markers("differs"):
             if mark.args[0] == name:
                 item.add_marker(pytest.mark.skip(reason=f"{name} differs: {mark.args[1]}"))
+
+
+def mark_for_kvm(item: pytest.Item) -> None:
+    """Those of tests/kvm are slow, and run on a host whose KVM works; on one's own not all of them."""
+    item.add_marker(pytest.mark.kvm)
+    item.add_marker(pytest.mark.slow)
+    if item.get_closest_marker("throwaway") is not None and os.environ.get(kvm_host.HERE_VARIABLE) == kvm_host.HERE:
+        item.add_marker(pytest.mark.skip(reason="it changes the host, so it runs on the emulated one alone"))
+
+
+def scale_timeout(item: pytest.Item) -> None:
+    """pytest-timeout's limit, times the factor of all deadlines."""
+    mark = item.get_closest_marker("timeout")
+    seconds = float(mark.args[0] if mark is not None else item.config.getini("timeout"))
+    item.add_marker(pytest.mark.timeout(seconds * process.FACTOR), append=False)
 
 
 def runtime_name(config: pytest.Config) -> str:

@@ -99,6 +99,28 @@ def test_create_fails_soon_when_the_vm_ends_meanwhile(box: Box) -> None:
     result = container.try_create()
     assert result.code == 1, result.describe()
     assert time.monotonic() - begun < 15
+    assert "the virtual machine" in result.error, "the cause, not just that it has ended"
+    assert container.id not in container.runtime.ids()
+
+
+@VM_ONLY
+@pytest.mark.only("runvm", "there is a virtual machine")
+@pytest.mark.parametrize("victim", ["vmm", "supervisor"])
+def test_create_names_the_cause_of_a_vm_that_ended_before_it_was_asked(box: Box, victim: str) -> None:
+    """The VM comes up and ends while create still runs its hooks: nobody waited for an answer that could say why."""
+    container = box.idle()
+    find = f's/.*"{victim}": *\\[\\([0-9]*\\),.*/\\1/p'
+    script = f"""#!/bin/sh
+    cd {container.runtime.state_dir}/sandboxes/*/ || exit 1
+    while ! victim=$(sed -n '{find}' processes.json) || [ -z "$victim" ]; do sleep 0.05; done
+    kill -KILL $victim
+    sleep 3
+    """
+    container.bundle.hook("createRuntime", container.bundle.file("/kill", script, mode=0o755))
+    container.bundle.save()
+    result = container.try_create()
+    assert result.code == 1, result.describe()
+    assert "the virtual machine" in result.error, result.describe()
     assert container.id not in container.runtime.ids()
 
 

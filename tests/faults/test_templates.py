@@ -38,9 +38,11 @@ class Data:
         os.makedirs(self.path)
         os.symlink(f"{self._real}/images", f"{self.path}/images")
         with open(runtime.config_file, encoding="utf-8") as file:
-            lines = [line for line in file if not line.startswith("data_dir")]
+            lines = [line for line in file if not line.startswith(("data_dir", "boot_timeout_s"))]
         self.config = f"{self.path}/config.toml"
-        self.write("".join(lines) + f'data_dir = "{self.path}"\nboot_timeout_s = {BOOT_S}\n{settings}')
+        self.write(
+            "".join(lines) + f'data_dir = "{self.path}"\nboot_timeout_s = {BOOT_S * process.FACTOR:.0f}\n{settings}'
+        )
         self.environment = dict(os.environ) | {"RUNVM_CONFIG": self.config}
         if templates:
             self.restore()

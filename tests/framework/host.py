@@ -57,7 +57,7 @@ class Host:
         A process that a container of before has begun since is that container's.
         """
         before = self.start.entries
-        deadline = time.monotonic() + settle
+        deadline = time.monotonic() + settle * process.FACTOR
         while True:
             now = self.snapshot().entries
             left = {text for text, top in now.items() if text not in before and (not top or top not in before)}

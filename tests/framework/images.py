@@ -112,7 +112,7 @@ def _cached(kind: str, key: str, build: object) -> str:
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as scratch:
         root = f"{scratch}/root"
         build(root)
-        _run("tar", "--numeric-owner", "--xattrs", "-C", root, "-cf", f"{scratch}/tar", ".")
+        run("tar", "--numeric-owner", "--xattrs", "-C", root, "-cf", f"{scratch}/tar", ".")
         os.replace(f"{scratch}/tar", path)
     return path
 
@@ -123,32 +123,33 @@ def _release() -> str:
 
 
 def _bootstrap(root: str) -> None:
-    _run("debootstrap", "--variant=minbase", "--include=ca-certificates", _release(), root)
-    _tidy(root)
+    run("debootstrap", "--variant=minbase", "--include=ca-certificates", _release(), root)
+    tidy(root)
 
 
 def _furnish(root: str, base: str, recipe: Recipe) -> None:
     os.mkdir(root)
-    _run("tar", "--numeric-owner", "--xattrs", "-C", root, "-xf", base)
+    run("tar", "--numeric-owner", "--xattrs", "-C", root, "-xf", base)
     policy = f"{root}/usr/sbin/policy-rc.d"
     _write(policy, "#!/bin/sh\nexit 101\n")  # "action forbidden": nothing is started in the chroot
     shutil.copy("/etc/resolv.conf", f"{root}/etc/resolv.conf")
-    _run("chroot", root, "apt-get", "update", "-q")
-    _run("chroot", root, "apt-get", "install", "-qy", "--no-install-recommends", *recipe.packages)
+    run("chroot", root, "apt-get", "update", "-q")
+    run("chroot", root, "apt-get", "install", "-qy", "--no-install-recommends", *recipe.packages)
     if recipe.script:
-        _run("chroot", root, "sh", "-euc", recipe.script)
+        run("chroot", root, "sh", "-euc", recipe.script)
     for path, text in recipe.files:
         _write(root + path, text)
     if recipe.wheels:
         # by the host's pip, which knows the way to its index; both Pythons are the release's own
         (python,) = glob.glob(f"{root}/usr/lib/python3.*")
         packages = f"{root}/usr/local/lib/{os.path.basename(python)}/dist-packages"
-        _run(sys.executable, "-m", "pip", "install", "--quiet", "--target", packages, *recipe.wheels)
+        run(sys.executable, "-m", "pip", "install", "--quiet", "--target", packages, *recipe.wheels)
     os.unlink(policy)
-    _tidy(root)
+    tidy(root)
 
 
-def _tidy(root: str) -> None:
+def tidy(root: str) -> None:
+    """Take away what apt has fetched into the root filesystem *root*."""
     for directory in ("var/lib/apt/lists", "var/cache/apt"):
         shutil.rmtree(f"{root}/{directory}", ignore_errors=True)
         os.makedirs(f"{root}/{directory}/partial")
@@ -160,13 +161,14 @@ def _write(path: str, text: str) -> None:
     os.chmod(path, 0o755)
 
 
-def _run(*argv: str) -> None:
+def run(*argv: str, timeout: float = _BUILD_SECONDS) -> None:
+    """Run a command that must succeed."""
     done = subprocess.run(
         argv,
         env=os.environ | _ENVIRONMENT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=_BUILD_SECONDS,
+        timeout=timeout,
     )
     assert done.returncode == 0, f"{' '.join(argv)} ended with {done.returncode}\n{(done.stdout + done.stderr)[-4000:]}"

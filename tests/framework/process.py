@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 T = TypeVar("T")
+FACTOR_VARIABLE = "RUNVM_TEST_FACTOR"
+FACTOR = float(os.environ.get(FACTOR_VARIABLE, "1"))
+"""How many times longer than on an idle host of today something may take: every deadline of the tests is multiplied by
+it, and the runtime's own for a guest's boot."""
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 _popen_pids: set[int] = set()
@@ -98,6 +102,7 @@ class Process:
 
     def wait(self, timeout: float) -> Result:
         """Wait for the end of the command and of its outputs. Raises CallTimeoutError, having killed the command."""
+        timeout *= FACTOR
         try:
             stdout, stderr = self.popen.communicate(self._input or None, timeout=timeout)
         except subprocess.TimeoutExpired as error:
@@ -125,7 +130,7 @@ class Process:
     def kill(self) -> None:
         """SIGKILL, and reap it."""
         self.popen.kill()
-        self.popen.wait(10)
+        self.popen.wait(10 * FACTOR)
         for stream in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
             if stream is not None:
                 try:
@@ -162,13 +167,14 @@ def stop(running: Process | None, timeout: float) -> None:
         return
     running.popen.terminate()
     try:
-        running.popen.wait(timeout)
+        running.popen.wait(timeout * FACTOR)
     except subprocess.TimeoutExpired:
         running.kill()
 
 
 def wait_until(condition: Callable[[], T], *, timeout: float, what: str, interval: float = 0.05) -> T:
     """Ask *condition* until it is true and give what it gave. Raises AssertionError naming *what* was waited for."""
+    timeout *= FACTOR
     deadline = time.monotonic() + timeout
     while True:
         value = condition()
@@ -192,6 +198,7 @@ def become_subreaper() -> None:
 
 def reap(pid: int, timeout: float) -> int:
     """Wait for our (adopted) child *pid* and give its exit code, 128+signal where a signal ended it."""
+    timeout *= FACTOR
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 SOURCE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", "src"))
+BOOT_S = 60
+"""How long a guest may take to boot, times process.FACTOR."""
 _serial = itertools.count(1)
 
 # The checkout's runvm as one executable file, which is what engines want. conmon passes next to no environment on,
@@ -98,6 +100,8 @@ class Runtime:
         path = f"{self.scratch}/runvm"
         with open(self.config_file, "w", encoding="utf-8") as file:
             file.write(f"state_dir = {json.dumps(self.state_dir)}\n")
+            if process.FACTOR != 1:
+                file.write(f"boot_timeout_s = {BOOT_S * process.FACTOR:.0f}\n")
             # guest images and templates of this checkout alone, where several with different agents are tested at once
             if data_dir := os.environ.get("RUNVM_TEST_DATA_DIR"):
                 file.write(f"data_dir = {json.dumps(data_dir)}\n")

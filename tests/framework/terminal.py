@@ -13,6 +13,8 @@ import struct
 import termios
 import time
 
+from framework.process import FACTOR
+
 
 class Terminal:
     """The master side of a pty: what a person at a terminal types and sees. Owns *fd*."""
@@ -28,7 +30,7 @@ class Terminal:
 
     def expect(self, wanted: bytes, timeout: float = 20) -> bytes:
         """Read until *wanted* comes; gives all up to its end. Raises AssertionError with what came instead."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * FACTOR
         while wanted not in self.seen:
             chunk = self._read(deadline)
             assert chunk is not None, f"not within {timeout} s: {wanted!r}; the terminal shows {self.seen!r}"
@@ -40,7 +42,7 @@ class Terminal:
 
     def read_to_end(self, timeout: float = 20) -> bytes:
         """All that comes until the other side hangs up."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * FACTOR
         while chunk := self._read(deadline):
             self.seen += chunk
         assert chunk is not None, f"no hang-up within {timeout} s; the terminal showed {self.seen!r}"
@@ -79,10 +81,10 @@ class ConsoleSocket:
 
     def receive(self, timeout: float = 60) -> Terminal:
         """Wait for the runtime to connect and to send exactly one descriptor."""
-        self._listener.settimeout(timeout)
+        self._listener.settimeout(timeout * FACTOR)
         connection, _ = self._listener.accept()
         with connection:
-            connection.settimeout(timeout)
+            connection.settimeout(timeout * FACTOR)
             fds = array.array("i")
             _, ancillary, _, _ = connection.recvmsg(4096, socket.CMSG_SPACE(4 * fds.itemsize))
             for level, kind, data in ancillary:

@@ -27,13 +27,14 @@ from runvm.agent.errors import AgentError
 from runvm.agent.networks import GuestNetworks
 from runvm.agent.runtime import Runtime
 from runvm.errors import RunvmError
-from runvm.linux import files, syscalls
+from runvm.linux import clock, files, syscalls
 from runvm.linux.loop import IN, Loop
 from runvm.protocol import frames, messages, version
 from runvm.protocol.connection import Connection
 from runvm.protocol.frames import Frame
 from runvm.protocol.interfaces import NetworkError
 from runvm.protocol.messages import (
+    Clock,
     Connect,
     Create,
     Done,
@@ -181,6 +182,7 @@ class Agent:
             Freeze: at_once(lambda request: runtime.freeze(request.container, request.frozen)),
             Update: lambda request, done: runtime.update(request.container, request.resources, done),
             UseCpus: lambda request, done: processors.use(self.loop, request.vcpus, done),
+            Clock: at_once(_clock),
             Stats: at_once(lambda request: runtime.stats(request.container)),
             Remove: lambda request, done: runtime.remove(request.container, done),
             SetNetwork: at_once(lambda request: networks.set(request.network, request.interfaces)),
@@ -227,6 +229,13 @@ class Agent:
             done(AgentError(str(error)))
             raise
         done({})
+
+
+def _clock(request: Clock) -> messages.Json:
+    """Tell what the clock shows, having moved it."""
+    if request.by_ns:
+        clock.move(request.by_ns)
+    return {"clock_ns": time.time_ns()}
 
 
 def _reseed(seed: bytes) -> None:

@@ -2,8 +2,9 @@
 
 On hosts nested in another hypervisor /dev/kvm may open and run a few instructions, yet hang any kernel. So a guest is
 booted with KVM, and beside it the same guest by emulation. What is remembered is what that race shows: KVM's guest
-came up; or KVM failed while emulation did not. Where both fail, or the host is too busy for either, KVM isn't to blame,
-and the next start tries again.
+came up; or KVM failed while emulation did not: its guest hangs while the other comes up, or its hypervisor ends where
+the other's goes on. Where both fail, or the host is too busy for either, KVM isn't to blame, and the next start tries
+again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import select
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm.errors import DeadlineError, HostError, RunvmError
@@ -36,6 +37,7 @@ _FACTOR = 2.0
 """And at least this many times what the same guest needs by emulation, since a busy host is slow with both."""
 _SHORTAGES = (os.strerror(errno.ENOMEM), os.strerror(errno.ENOSPC))
 """In a VMM's messages: what the host lacked just then, which says nothing of KVM."""
+_RACERS = ("kvm", "tcg")
 _PREFIX = "prove-"
 _MEMORY_MIB = 256
 
@@ -127,42 +129,57 @@ def _race(config: Config, driver: Driver) -> Verdict:
     begin = time.monotonic()
     ended: dict[str, RunvmError | None] = {}
     due = begin + limit  # of KVM's guest, sooner once emulation's has come up
-    with _Directory(config) as directory:
+    with ExitStack() as undo:
+        directory = undo.enter_context(_Directory(config))
+        launched = {name: undo.enter_context(_Mark()) for name in _RACERS}
         running = {
-            name: Isolated(_attempt(config, driver, name, f"{directory}/{name}", limit)) for name in ("kvm", "tcg")
+            name: Isolated(_attempt(config, driver, name, f"{directory}/{name}", limit, launched[name]))
+            for name in _RACERS
         }
-        try:
-            poll = select.poll()
-            for attempt in running.values():
-                poll.register(attempt, select.POLLIN)
-            while "kvm" not in ended or ended["kvm"] is not None and "tcg" not in ended:
-                left = due - time.monotonic()
-                if left <= 0 or not poll.poll(left * 1000):
-                    break
-                for name, attempt in list(running.items()):
-                    if select.select([attempt], [], [], 0)[0]:
-                        poll.unregister(attempt)
-                        ended[name] = _result(running.pop(name))
-                if "tcg" in ended and ended["tcg"] is None:
-                    due = min(due, begin + max(LEAST_SECONDS, _FACTOR * (time.monotonic() - begin)))
-        finally:
-            for attempt in running.values():
-                attempt.kill()
+        undo.callback(_kill_all, running)
+        while "kvm" not in ended or ended["kvm"] is not None and "tcg" not in ended:
+            if "kvm" in ended and launched["tcg"].is_set() and not launched["kvm"].is_set():
+                ended["tcg"] = None  # KVM's hypervisor didn't come as far as this: no need to see the guest boot
+                break
+            awaited: list[Isolated | _Mark] = [*running.values()]
+            awaited += [mark for mark in launched.values() if not mark.is_set()]
+            ready, _, _ = select.select(awaited, [], [], max(0.0, due - time.monotonic()))
+            if not ready:
+                break
+            for name in [name for name, attempt in running.items() if attempt in ready]:
+                ended[name] = _result(running.pop(name))
+            if "tcg" in ended and ended["tcg"] is None:
+                due = min(due, begin + max(LEAST_SECONDS, _FACTOR * (time.monotonic() - begin)))
     late = DeadlineError(f"no answer of its agent within {time.monotonic() - begin:.0f} s")
     return judge(ended.get("kvm", late), ended.get("tcg", late))
 
 
-def _attempt(config: Config, driver: Driver, name: str, directory: str, timeout: float) -> Callable[[], None]:
-    return lambda: _boot(config, driver, name, directory, timeout)
+def _kill_all(running: dict[str, Isolated]) -> None:
+    for attempt in running.values():
+        attempt.kill()
 
 
-def _boot(config: Config, driver: Driver, accelerator: str, directory: str, timeout: float) -> None:
+def _attempt(
+    config: Config, driver: Driver, name: str, directory: str, timeout: float, launched: _Mark
+) -> Callable[[], None]:
+    return lambda: _boot(config, driver, name, directory, timeout, launched.set)
+
+
+def _boot(
+    config: Config,
+    driver: Driver,
+    accelerator: str,
+    directory: str,
+    timeout: float,
+    launched: Callable[[], None] = lambda: None,
+) -> None:
     deadline = time.monotonic() + timeout
     files.make_directories(directory, 0o700)
     machine = boot.machine_for(
         config, driver, image.resolve(config), vcpus=1, memory_mib=_MEMORY_MIB, accelerator=accelerator
     )
     guest = boot.start(driver, machine, directory=directory, tap=tap.scratch_tap(), deadline=deadline)
+    launched()
     try:
         guest.vm.resume(deadline=deadline)
         guest.wait_hello(deadline=deadline)
@@ -203,6 +220,32 @@ def _remember(config: Config, found: Verdict) -> None:
     with open(temporary, "w", opener=files.private) as file:
         json.dump({"boot": _boot_id(), "works": found.works, "reason": found.reason}, file)
     os.rename(temporary, memo)
+
+
+class _Mark:
+    """Set by a child process, once; the parent can wait for it by fileno(). A context manager."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
+
+    def __enter__(self) -> _Mark:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def fileno(self) -> int:
+        """Readable once it is set."""
+        return self._reader
+
+    def set(self) -> None:
+        """In the child."""
+        os.write(self._writer, b"x")
+
+    def is_set(self) -> bool:
+        """In the parent."""
+        return bool(select.select([self], [], [], 0)[0])
 
 
 class _Directory:

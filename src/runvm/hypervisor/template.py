@@ -31,6 +31,7 @@ _SERVED = "served"
 _FORMAT = 2
 """Raised when what a template holds changes in another way than its key tells."""
 _FILES = ("state", "ram")
+_PROCESSOR = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags", "vmx flags")
 
 
 class Template(NamedTuple):
@@ -49,7 +50,8 @@ def key(driver: Driver, machine: Machine) -> str:
     parts = [str(_FORMAT), __version__, driver.name, driver.version_key(), driver.hardware(machine)]
     parts += (str(part) for part in machine)
     if machine.accelerator == "kvm":
-        parts.append(_cpu_model())
+        # what KVM has for a guest is the host's kernel's to say: the guest goes on with what it found at its boot
+        parts += (os.uname().release, os.uname().version, processor(files.read("/proc/cpuinfo")))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
@@ -235,8 +237,8 @@ def _base(config: Config) -> str:
     return f"{own}/runvm/templates" if own else f"{config.state_dir}/templates"
 
 
-def _cpu_model() -> str:
-    with open("/proc/cpuinfo") as file:
-        return next((line for line in file if line.startswith("model name")), "") + next(
-            (line for line in file if line.startswith("flags")), ""
-        )
+def processor(cpuinfo: str) -> str:
+    """What of /proc/cpuinfo a guest that runs on the processor itself depends on: a template is of one model, and of
+    one microcode, since a newer one brings and takes features and registers."""
+    first = cpuinfo.partition("\n\n")[0].splitlines()
+    return "\n".join(line for line in first if line.partition("\t")[0].rstrip() in _PROCESSOR)

@@ -128,6 +128,12 @@ class UseCpus(NamedTuple):
     vcpus: int
 
 
+class Clock(NamedTuple):
+    """Move the guest's clock by so many ns. Result: {"clock_ns": what it shows then, in ns since the epoch}."""
+
+    by_ns: int
+
+
 class Stats(NamedTuple):
     """Read the container's cgroup. Result: {file name: its text}."""
 
@@ -269,7 +275,7 @@ class Status(NamedTuple):
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Stats, Remove, SetNetwork, RemoveNetwork, Connect, Resize, Hello,  # noqa: E501
+        Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Clock, Stats, Remove, SetNetwork, RemoveNetwork, Connect, Resize, Hello,  # noqa: E501
         Exited, OutOfMemory, Notified, Attach, CreateContainer, ExecProcess, DeleteContainer, Status,
     )
 }  # fmt: skip

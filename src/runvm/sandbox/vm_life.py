@@ -16,6 +16,7 @@ from runvm.log import log
 from runvm.protocol.messages import Done, Failed, Initialize
 from runvm.protocol.names import SHARE_TAG
 from runvm.sandbox import diagnosis, sysctls
+from runvm.sandbox.guest_clock import GuestClock
 from runvm.sandbox.running import RunningVm
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class VmLife:
         self._ending = False
         self._restarting = False
         self._channel = 0
+        self._clock: GuestClock | None = None
         self._adopt(start(plan))
 
     def next_channel(self) -> int:
@@ -119,6 +121,8 @@ class VmLife:
 
     def close(self) -> None:
         """End the VM and what belongs to it."""
+        if self._clock is not None:
+            self._clock.close()
         self.vm.close()
 
     def _adopt(self, started: Started) -> None:
@@ -145,6 +149,7 @@ class VmLife:
             self.fail(f"the guest can't be set up: {answer.error}")
             return
         self.initialized = True
+        self._clock = GuestClock(self._loop, self.vm.agent)
         self.creations.clear()
         if self.plan.template:
             template.note_served(self.plan.template)

@@ -101,3 +101,29 @@ def test_a_template_counts_as_good_from_its_first_use_to_a_doubt(tmp_path: Path)
     assert not template.has_served(directory)
     template.note_served(f"{directory}/gone")
     assert not template.has_served(f"{directory}/gone")
+
+
+CPUINFO = """processor\t: 0
+vendor_id\t: AuthenticAMD
+cpu family\t: 23
+model\t\t: 1
+model name\t: AMD EPYC Processor
+stepping\t: 2
+microcode\t: 0x8001230
+cpu MHz\t\t: 2595.124
+bogomips\t: 5190.24
+flags\t\t: fpu svm
+"""
+
+
+@pytest.mark.parametrize("change", ["23|25", "0x8001230|0x8001250", "svm|svm npt", "stepping\t: 2|stepping\t: 3"])
+def test_another_processor_or_microcode_is_another_template(change: str) -> None:
+    before, _, after = change.partition("|")
+    assert template.processor(CPUINFO.replace(before, after, 1)) != template.processor(CPUINFO)
+
+
+def test_what_changes_from_look_to_look_is_no_part_of_a_template() -> None:
+    """Frequency and the number of processors."""
+    more = CPUINFO.replace("2595.124", "1200.000") + "\n" + CPUINFO.replace("processor\t: 0", "processor\t: 1")
+    assert template.processor(more) == template.processor(CPUINFO)
+    assert "EPYC" in template.processor(CPUINFO)
