@@ -179,13 +179,20 @@ def _mounts(spec: Spec, place: str, shares: dict[str, Share]) -> list[dict[str, 
         }
         if mount.is_bind and not _kernels_own(mount.source):
             name = f"m{number}"
-            shares[name] = Share(mount.source, "rbind" in mount.options, mount_options.read_only(mount.options))
+            shares[name] = Share(
+                mount.source,
+                "rbind" in mount.options,
+                mount_options.read_only(mount.options),
+                submounts_too=mount_options.recursively_read_only(mount.options),
+                private=mount_options.private(mount.options),
+            )
             entry["source"] = f"{_SHARE}/{place}/{name}"
         elif mount.type == "overlay":
             # its layers are directories of the host: Podman's volumes with :O, its mounts of images
             name = f"m{number}"
             layers = [option for option in mount.options if option.partition("=")[0] in _OVERLAY]
-            shares[name] = Share(mount.source, False, False, ",".join(layers))
+            read_only = mount_options.read_only(mount.options)
+            shares[name] = Share(mount.source, False, read_only, ",".join(layers))
             options = ["bind", *(option for option in mount.options if option not in layers)]
             entry.update(type="bind", source=f"{_SHARE}/{place}/{name}", options=options)
         elif mount.type == "cgroup" and writable:
