@@ -21,13 +21,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from runvm.linux import files, syscalls
+from runvm.protocol import names
 
 if TYPE_CHECKING:
     from runvm.protocol.messages import Json
 
 _BOUND = "/run/bound"
 """Where sources within others are bound: each container's in a directory of its own."""
-_SUBMOUNTS = "submounts"
 _MOST = 1 << 20
 """Bytes of the list of them."""
 
@@ -50,8 +50,8 @@ def hold(spec: Json, share: str) -> set[str]:
             _visit(top, held)
             mount["source"] = _bind(top, inner, f"{_BOUND}/{os.path.basename(own)}/{os.path.basename(source)}")
             held.add(mount["source"])
-    if os.path.exists(f"{own}/{_SUBMOUNTS}"):
-        for path in json.loads(files.read(f"{own}/{_SUBMOUNTS}", _MOST)):
+    if os.path.exists(f"{own}/{names.SUBMOUNTS}"):
+        for path in json.loads(files.read(f"{own}/{names.SUBMOUNTS}", _MOST)):
             with suppress(OSError):  # gone meanwhile
                 os.stat(f"{share}/{path}/.")
     return held

@@ -48,6 +48,7 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
             creation.start_shim(place)
             creation.enlist(place)
         _run_hooks(plan.spec, cid, creation.started.pid)
+        creation.make_view()
         creation.await_vm()
         creation.create_in_guest(place)
         creation.release(options, terminal_master)
@@ -71,6 +72,9 @@ class _Creation:
         self._record: ContainerRecord
         self._launch: Launch
         self._report: int | None = None
+        view = plan.guest.view
+        # in the shim's mount namespace the container's own directory is covered by it
+        self._view = view._replace(at=state.directory(ctx, cid)) if view.rootfs != "/" else None
 
     def make_cgroup(self) -> None:
         """The container's cgroup on the host, or systemd's scope; what outlives us is written down before it is
@@ -129,7 +133,7 @@ class _Creation:
             title=list(spec.process.args),
             namespaces=namespaces,
             cgroup_procs=self._cgroup.procs,
-            rootfs=spec.root_path,
+            view=self._view,
             execs=execs,
             # elsewhere execs outlive it
             last=namespaces.pid_new,
@@ -163,6 +167,13 @@ class _Creation:
         placement.enlist(
             place.sandbox, self._cid, self._record.shim, kinds, self._cgroup.directories, placement.pod_of(spec)
         )
+
+    def make_view(self) -> None:
+        """The container's mounts as the host sees them, and the mount points that the guest is to find. Raises
+        HostError."""
+        if self._view is not None:
+            self._plan.guest.settle(shim.show(self.started))
+            log.debug("create: mounts made on the host")
 
     def await_vm(self) -> None:
         """Until a new VM runs. Raises RunvmError with what its supervisor says."""

@@ -62,7 +62,7 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
                 title=[str(word) for word in described.get("args", [])],
                 namespaces=shim.Namespaces(0, (), -1, False),
                 cgroup_procs=tuple(f"{directory}/cgroup.procs" for directory in record.cgroups),
-                rootfs="",
+                view=None,
                 execs=execs,
                 last=False,
                 passed=handed,

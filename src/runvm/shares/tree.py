@@ -23,12 +23,11 @@ from typing import NamedTuple
 
 from runvm.errors import HostError, words
 from runvm.linux import mounts, syscalls
+from runvm.protocol import names
 from runvm.shares import within
 
 ROOT = "rootfs"
 """The name of a container's root."""
-SUBMOUNTS = "submounts"
-"""The file beside the shares of a container that lists the mounts in them, for agent.submounts."""
 
 
 class Share(NamedTuple):
@@ -77,7 +76,7 @@ class Tree:
         flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY
         syscalls.mount("none", path, "", flags | syscalls.MS_NOSUID | syscalls.MS_NODEV)
         syscalls.mount("none", path, "", syscalls.MS_SHARED)
-        for name in ("containers", "shared"):
+        for name in (names.CONTAINERS, "shared"):
             os.mkdir(name, 0o755, dir_fd=self._own)
         self._shared: dict[_Identity, _Shared] = {}
         self._number = 0
@@ -86,7 +85,7 @@ class Tree:
         """Show the guest's tree of kernel modules, read-only. Raises HostError."""
         try:
             tree = syscalls.clone_tree(source, recursive=False)
-            self._attach(tree, "modules", Share(source, False, True, private=True))
+            self._attach(tree, names.MODULES, Share(source, False, True, private=True))
         except OSError as error:
             raise HostError(f"share {source} with the virtual machine: {words(error)}") from error
 
@@ -95,7 +94,7 @@ class Tree:
 
         Raises: HostError where a source is missing or can't be bound.
         """
-        os.mkdir(f"containers/{container}", 0o755, dir_fd=self._own)
+        os.mkdir(f"{names.CONTAINERS}/{container}", 0o755, dir_fd=self._own)
         try:
             sources = [mounts.Source(share.source, share.recursive, share.overlay) for share in shares.values()]
             trees = mounts.clone_from(pid, sources, scratch=self._scratch)
@@ -113,7 +112,7 @@ class Tree:
         """Mount *tree*, which is closed, unless it is mounted already: where, and what it is if that is new and may
         turn out to lie within another."""
         if name == ROOT or share.overlay:
-            place = f"containers/{container}/{name}"
+            place = f"{names.CONTAINERS}/{container}/{name}"
             self._attach(tree, place, share)  # nobody else's
             return place, None
         found = os.fstat(tree)
@@ -150,8 +149,8 @@ class Tree:
                 if old == shared.name:
                     places[name] = os.path.relpath(path, self.path)
         for name, place in places.items():
-            if place != f"containers/{container}/{name}":
-                os.symlink(f"../../{place}", f"containers/{container}/{name}", dir_fd=self._own)
+            if place != f"{names.CONTAINERS}/{container}/{name}":
+                os.symlink(f"../../{place}", f"{names.CONTAINERS}/{container}/{name}", dir_fd=self._own)
         self._list(container, places, table)
 
     def _list(self, container: str, places: dict[str, str], table: list[mounts.Mounted]) -> None:
@@ -159,7 +158,7 @@ class Tree:
         tops = tuple(f"{self.path}/{place}/" for place in places.values())
         below = sorted({os.path.relpath(mount.point, self.path) for mount in table if mount.point.startswith(tops)})
         if below:
-            name = f"containers/{container}/{SUBMOUNTS}"
+            name = f"{names.CONTAINERS}/{container}/{names.SUBMOUNTS}"
             with open(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644, dir_fd=self._own), "w") as file:
                 json.dump(below, file)
 
@@ -181,12 +180,12 @@ class Tree:
 
     def remove(self, container: str) -> None:
         """Take away everything of *container*; what is still busy goes when its last user does."""
-        directory = f"containers/{container}"
+        directory = f"{names.CONTAINERS}/{container}"
         try:
-            names = os.listdir(f"{self.path}/{directory}")
+            found = os.listdir(f"{self.path}/{directory}")
         except FileNotFoundError:
             return
-        for name in names:
+        for name in found:
             self._detach(f"{directory}/{name}")
         os.rmdir(directory, dir_fd=self._own)
         for identity, shared in list(self._shared.items()):

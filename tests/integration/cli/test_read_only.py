@@ -84,3 +84,20 @@ def daemon_mounts(container: Container) -> list[str]:
     pid = max((daemon, *children(daemon)))
     with open(f"/proc/{pid}/mountinfo", encoding="utf-8") as file:
         return file.read().splitlines()
+
+
+def test_a_read_only_root_is_not_written_by_the_guests_kernel(box: Box, runtime: Runtime) -> None:
+    """Nor by who joins the mount namespace that stands for the container's on the host."""
+    container = box.idle()
+    container.bundle.config["root"]["readonly"] = True
+    container.launch()
+    root = f"$(echo {SHARE}/containers/*/rootfs)"
+    said = guest(
+        runtime, container, f"mount -o remount,rw {root}; touch {root}/made; mkdir {root}/etc/made; rm {root}/bin/sh"
+    )
+    assert said.count("Read-only file system") == 3
+    argv = ["nsenter", "-t", str(container.init_pid), "-m", "/bin/sh", "-c", "touch /made"]
+    assert b"Read-only" in subprocess.run(argv, capture_output=True, timeout=30).stderr
+    assert not os.path.exists(f"{container.bundle.rootfs}/made")
+    (line,) = (line.split() for line in daemon_mounts(container) if line.split()[4].endswith("/rootfs"))
+    assert "ro" in line[5].split(",")
