@@ -9,7 +9,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from runvm.cgroup import cgroup as cgroups
-from runvm.container import plans, shim, state
+from runvm.container import environment, plans, shim, state
+from runvm.container.host_view import Made
 from runvm.container.launching import Launch
 from runvm.container.state import ContainerRecord
 from runvm.errors import HostError, words
@@ -174,6 +175,9 @@ class _Creation:
         if self._view is not None:
             self._plan.guest.settle(shim.show(self.started))
             log.debug("create: mounts made on the host")
+        else:
+            uid = self._plan.spec.process.uid
+            self._plan.guest.settle(Made({}, environment.home_of(self.started.pid, uid)))
 
     def await_vm(self) -> None:
         """Until a new VM runs. Raises RunvmError with what its supervisor says."""

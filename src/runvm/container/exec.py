@@ -7,7 +7,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from runvm.container import guest_spec, passed, shim, state, terminal
+from runvm.container import environment, guest_spec, passed, shim, state, terminal
 from runvm.container.launching import Launch
 from runvm.errors import RunvmError, StateError
 from runvm.linux import syscalls
@@ -42,6 +42,9 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
     for warning in rules.capability_warnings(options.process):
         log.warning(warning)
     described = guest_spec.with_limits(guest_spec.without_labels(options.process))
+    if not outside:
+        uid = int((described.get("user") or {}).get("uid") or 0)
+        described["env"] = environment.complete(described.get("env") or (), environment.home_of(record.pid, uid))
     wants_terminal = bool(described.get("terminal"))
     terminal.check(wants_terminal, options.console_socket, own=not options.detach)
     handed = passed.inspect(options.preserve_fds)

@@ -11,8 +11,8 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runvm.container import mount_options
-from runvm.container.host_view import Entry, Place, View
+from runvm.container import environment, mount_options
+from runvm.container.host_view import Entry, Made, View
 from runvm.errors import UnsupportedError
 from runvm.linux import limits, process
 from runvm.protocol import names
@@ -61,10 +61,12 @@ class GuestPlan(NamedTuple):
     notify: str
     view: View
 
-    def settle(self, places: dict[int, Place]) -> None:
+    def settle(self, made: Made) -> None:
         """Have the guest mount where the host has, whatever symlinks say there, and give each tmpfs the mode of the
-        directory that it covers, as runc does whatever its options say."""
-        for number, place in places.items():
+        directory that it covers, as runc does whatever its options say; complete the environment."""
+        process_object = self.spec["process"]
+        process_object["env"] = environment.complete(process_object.get("env", ()), made.home)
+        for number, place in made.places.items():
             mount = self.spec["mounts"][number]
             mount["destination"] = place.path
             if place.mode >= 0:
@@ -90,7 +92,7 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     raw["root"] = {**raw["root"], "path": f"{_SHARE}/{place}/{ROOT}", "readonly": root.read_only}
     raw["mounts"], entries = _mounts(root, place, shares)
     owner = (_hosts_id(spec.uid_mappings), _hosts_id(spec.gid_mappings))
-    view = View(root.path, "", tuple(entries), root.read_only, spec.process.cwd, owner)
+    view = View(root.path, "", tuple(entries), root.read_only, spec.process.cwd, owner, spec.process.uid)
     raw["ociVersion"] = "1.0.2"  # crun 1.8 knows 1.0 only, and by that text
     raw.pop("hooks", None)
     start_hooks = spec.raw.get("hooks", {}).get("startContainer")
@@ -101,6 +103,8 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     }
     raw["process"] = with_limits(without_labels(raw["process"]))
     linux = dict(raw.get("linux", {}))
+    if "maskedPaths" in linux:
+        linux["maskedPaths"] = list(dict.fromkeys(linux["maskedPaths"]))  # the guest's runtime fails at the second
     for key in ("mountLabel", "intelRdt", "timeOffsets"):
         linux.pop(key, None)
     if offsets := spec.raw.get("linux", {}).get("timeOffsets"):

@@ -15,6 +15,7 @@ import os
 import stat
 from typing import NamedTuple
 
+from runvm.container import environment
 from runvm.errors import HostError
 from runvm.linux import syscalls
 
@@ -39,7 +40,7 @@ class Entry(NamedTuple):
 
 class View(NamedTuple):
     """What is to be shown: the root *rootfs* and the *entries*, mounted at the directory *at*. *owner*: of mount points
-    that are made. *working_directory* is made, too."""
+    that are made. *working_directory* is made, too. *uid*: whose home is looked for."""
 
     rootfs: str
     at: str
@@ -47,6 +48,7 @@ class View(NamedTuple):
     read_only: bool
     working_directory: str
     owner: tuple[int, int]
+    uid: int
 
 
 class Place(NamedTuple):
@@ -57,9 +59,15 @@ class Place(NamedTuple):
     mode: int
 
 
-def make(view: View) -> dict[int, Place]:
-    """Mount all of it; the places of the entries by their number, where they say more than these. Raises HostError,
-    with the mount that failed."""
+class Made(NamedTuple):
+    """The *places* of the entries by their number, where they say more than these, and the home of the view's uid."""
+
+    places: dict[int, Place]
+    home: str
+
+
+def make(view: View) -> Made:
+    """Mount all of it. Raises HostError, with the mount that failed."""
     umask = os.umask(0o022)
     try:
         tree = syscalls.clone_tree(view.rootfs, recursive=True)
@@ -87,13 +95,14 @@ def make(view: View) -> dict[int, Place]:
             if place != (entry.destination, -1):
                 places[number] = place
         _make_working_directory(root, view)
+        home = environment.home_in(root, view.uid)
         for fd in (*stand_ins, *((root,) if view.read_only else ())):
             syscalls.set_attributes(fd, syscalls.ATTR_RDONLY, recursive=False)
     finally:
         for fd in (*stand_ins, root):
             os.close(fd)
         os.umask(umask)
-    return places
+    return Made(places, home)
 
 
 def _show(view: View, root: int, entry: Entry, stand_ins: list[int]) -> Place:

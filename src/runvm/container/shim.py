@@ -154,6 +154,8 @@ def _main(plan: ShimPlan, gate: object) -> None:
     process.close_above(2, (plan.connection, gate.fileno(), null, *shim.descriptors))
     for fd in range(3):
         os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
     gate.sendall(b"s")
     gate.close()
     gc.freeze()
@@ -173,10 +175,10 @@ def _await_execs(fd: int) -> None:
 def _make_view(view: host_view.View) -> bytes:
     """Make it; the answer to show()."""
     try:
-        places = host_view.make(view)
+        made = host_view.make(view)
     except RunvmError as error:
         return b"e" + str(error).encode()[:32768]
-    return b"m" + json.dumps([*places.items()]).encode()
+    return b"m" + json.dumps([[*made.places.items()], made.home]).encode()
 
 
 def _show_root(root: str, *, own_processes: bool) -> None:
@@ -193,7 +195,7 @@ def _show_root(root: str, *, own_processes: bool) -> None:
     os.chdir("/")
 
 
-def show(started: Started, *, timeout: float = 60.0) -> dict[int, host_view.Place]:
+def show(started: Started, *, timeout: float = 60.0) -> host_view.Made:
     """Have a shim that waits at its gate make its plan's view; what host_view.make() says.
 
     Raises: HostError, OSError where it has died.
@@ -205,7 +207,8 @@ def show(started: Started, *, timeout: float = 60.0) -> dict[int, host_view.Plac
         gate.sendall(b"m")
         answer = gate.recv(1 << 16)
     if answer[:1] == b"m":
-        return {number: host_view.Place(*place) for number, place in json.loads(answer[1:])}
+        places, home = json.loads(answer[1:])
+        return host_view.Made({number: host_view.Place(*place) for number, place in places}, home)
     if answer[:1] == b"e":
         raise HostError(answer[1:].decode(errors="replace"))
     raise OSError(5, "the shim ended")
