@@ -18,8 +18,8 @@ from runvm.agent.pipes import Pipes
 from runvm.agent.prepared import Prepared
 from runvm.linux import files, scheduling
 from runvm.linux.loop import Loop
-from runvm.linux.terminal import set_size
-from runvm.protocol import frames
+from runvm.linux.terminal import keep_newlines, set_size
+from runvm.protocol import frames, names
 from runvm.protocol.frames import Frame
 from runvm.protocol.messages import Exited, Json
 from runvm.protocol.streams import Sink, Source
@@ -162,7 +162,7 @@ class Processes:
         try:
             process.pid = int(files.read(pid_file))
             if console is not None:
-                self._take_terminal(process, console.listener, size)
+                self._take_terminal(process, console.listener, size, plain=bool(described.get(names.PLAIN_NEWLINES)))
             with suppress(ProcessLookupError):  # it has ended already
                 scheduling.apply(process.pid, described)
         except (OSError, ValueError, EOFError) as error:
@@ -178,6 +178,8 @@ class Processes:
         if described.get("terminal"):
             master, slave = os.openpty()
             os.set_inheritable(master, False)
+            if described.get(names.PLAIN_NEWLINES):
+                keep_newlines(master)
             self._own_terminal(process, master, size)
             child = [slave, slave, slave]
             argv.insert(2, "-c")  # the terminal becomes the controlling one
@@ -269,13 +271,15 @@ class Processes:
         if process.status is not None:
             self._finish(process)
 
-    def _take_terminal(self, process: Process, listener: socket.socket, size: tuple[int, int]) -> None:
+    def _take_terminal(self, process: Process, listener: socket.socket, size: tuple[int, int], *, plain: bool) -> None:
         listener.settimeout(5)
         peer, _ = listener.accept()
         with peer:
             _, fds, _, _ = socket.recv_fds(peer, 4096, 1)
         if not fds:
             raise EOFError("no terminal on the console socket")
+        if plain:
+            keep_newlines(fds[0])
         self._own_terminal(process, fds[0], size)
 
     def _own_terminal(self, process: Process, master: int, size: tuple[int, int]) -> None:

@@ -13,7 +13,7 @@ from runvm.errors import RunvmError, StateError
 from runvm.linux import syscalls
 from runvm.log import log
 from runvm.oci import rules
-from runvm.protocol import messages
+from runvm.protocol import messages, names
 from runvm.sandbox import registry
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
         described["env"] = environment.complete(described.get("env") or (), environment.home_of(record.pid, uid))
     wants_terminal = bool(described.get("terminal"))
     terminal.check(wants_terminal, options.console_socket, own=not options.detach)
+    if wants_terminal and not options.detach and not options.console_socket:
+        described[names.PLAIN_NEWLINES] = True  # as in plans.plan()
     handed = passed.inspect(options.preserve_fds)
     if not options.detach:
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
