@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _SHARE = f"{names.SHARE}/{names.CONTAINERS}"
 """Where the guest has the containers' part of the share (agent.init, shares.tree)."""
+_NOTIFY_SOCKET = "/run/notify/notify.sock"
+"""Where the process finds the caller's $NOTIFY_SOCKET, as under runc."""
 _OWN = ("/proc", "/sys")
 """Trees of the kernel: a bind of one shows the guest's own, never the host's."""
 _CGROUPS = "/sys/fs/cgroup"
@@ -92,7 +94,6 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     raw["root"] = {**raw["root"], "path": f"{_SHARE}/{place}/{ROOT}", "readonly": root.read_only}
     raw["mounts"], entries = _mounts(root, place, shares)
     owner = (_hosts_id(spec.uid_mappings), _hosts_id(spec.gid_mappings))
-    view = View(root.path, "", tuple(entries), root.read_only, spec.process.cwd, owner, spec.process.uid)
     raw["ociVersion"] = "1.0.2"  # crun 1.8 knows 1.0 only, and by that text
     raw.pop("hooks", None)
     start_hooks = spec.raw.get("hooks", {}).get("startContainer")
@@ -128,7 +129,9 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     linux["resources"] = resources(spec.resources)
     linux["devices"] = _devices(spec, notes)
     raw["linux"] = linux
-    return GuestPlan(raw, place, shares, notes, _notify(spec, cid, raw["mounts"]), view)
+    notify = _notify(spec, cid, raw, entries)
+    view = View(root.path, "", tuple(entries), root.read_only, spec.process.cwd, owner, spec.process.uid)
+    return GuestPlan(raw, place, shares, notes, notify, view)
 
 
 def _root(spec: Spec) -> _Root:
@@ -290,19 +293,26 @@ def _bind(root: _Root, mount: Mount) -> Entry:
     )
 
 
-def _notify(spec: Spec, cid: str, mounts: list[dict[str, Any]]) -> str:
-    """The host's socket that is bound to the process's $NOTIFY_SOCKET, as by Podman's --sdnotify=container; '' without
-    one. In *mounts* one of the guest's comes to its place (agent.notify)."""
-    path = next((entry[14:] for entry in spec.process.env if entry.startswith("NOTIFY_SOCKET=/")), "")
+def _notify(spec: Spec, cid: str, raw: dict[str, Any], seen: list[Entry]) -> str:
+    """The host's socket to which the process's $NOTIFY_SOCKET leads: the one that is bound there, as by Podman's
+    --sdnotify=container, or else the caller's own, as under runc; '' without one. In the guest's mounts one of the
+    guest's comes to its place (agent.notify)."""
+    path = next((entry[14:] for entry in spec.process.env if entry.startswith("NOTIFY_SOCKET=")), "")
     source = ""
     for mount in spec.mounts:
-        if path and mount.is_bind and f"{path}/".startswith(f"{mount.destination}/"):
+        if path.startswith("/") and mount.is_bind and f"{path}/".startswith(f"{mount.destination}/"):
             source = mount.source + path[len(mount.destination) :]
-    if not source or not os.path.exists(source) or not stat.S_ISSOCK(os.stat(source).st_mode):
+    own = not path
+    if own:
+        path, source = _NOTIFY_SOCKET, os.environ.get("NOTIFY_SOCKET", "")
+    if not source.startswith("/") or not os.path.exists(source) or not stat.S_ISSOCK(os.stat(source).st_mode):
         return ""
-    mounts.append(
+    if own:
+        raw["process"]["env"] = [*spec.process.env, f"NOTIFY_SOCKET={path}"]
+    raw["mounts"].append(
         {"destination": path, "type": "bind", "source": f"{names.NOTIFY_DIRECTORY}/{cid}", "options": ["bind"]}
     )
+    seen.append(Entry(path, "bind", "", directory=False))
     return source
 
 

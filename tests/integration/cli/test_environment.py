@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
+from framework import rootfs
+
 if TYPE_CHECKING:
-    from framework.runtime import Box, Container
+    from pathlib import Path
+
+    from framework.runtime import Box, Container, Runtime
 
 
 def variables(text: str) -> list[str]:
@@ -55,3 +60,26 @@ def running(module_box: Box) -> Container:
 def test_a_further_process_has_them_too(running: Container, flags: list[str], expected: list[str]) -> None:
     """`exec --user`; and paths that are masked twice are no error."""
     assert variables(running.exec("env", flags=flags).expect(0).text) == expected
+
+
+SAY = """
+import _socket, os
+sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+sock.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+print(os.environ["NOTIFY_SOCKET"])
+"""
+
+
+def test_the_callers_notify_socket_hears_the_container(box: Box, runtime: Runtime, tmp_path: Path) -> None:
+    """`NOTIFY_SOCKET=… run`, as a service manager calls it (sd_notify(3))."""
+    container = box("python3", "-SI", "/opt/say.py")
+    rootfs.install_python(container.bundle.rootfs)
+    container.bundle.file("/opt/say.py", SAY)
+    container.bundle.save()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(f"{tmp_path}/notify")
+        server.settimeout(runtime.timeout)
+        env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "NOTIFY_SOCKET": f"{tmp_path}/notify"}
+        result = runtime.call("run", "--bundle", container.bundle.path, container.id, env=env)
+        assert result.expect(0).text == "/run/notify/notify.sock"
+        assert b"READY=1" in server.recv(4096)
