@@ -13,11 +13,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from runvm.container import environment
 from runvm.errors import HostError
 from runvm.linux import syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _LINKS = 255
 """How many symlinks one path may have."""
@@ -96,8 +99,7 @@ def make(view: View) -> Made:
                 places[number] = place
         _make_working_directory(root, view)
         home = environment.home_in(root, view.uid)
-        for fd in (*stand_ins, *((root,) if view.read_only else ())):
-            syscalls.set_attributes(fd, syscalls.ATTR_RDONLY, recursive=False)
+        _protect((*stand_ins, root) if view.read_only else stand_ins)
     finally:
         for fd in (*stand_ins, root):
             os.close(fd)
@@ -244,6 +246,15 @@ def _make_file(current: int, name: str, owner: tuple[int, int], shown: str) -> N
 def _give(current: int, name: str, owner: tuple[int, int]) -> None:
     if owner != (0, 0):
         os.chown(name, *owner, dir_fd=current, follow_symlinks=False)
+
+
+def _protect(mounted: Sequence[int]) -> None:
+    """Make mounts read-only, now that all mount points are made."""
+    try:
+        for fd in mounted:
+            syscalls.set_attributes(fd, syscalls.ATTR_RDONLY, recursive=False)
+    except OSError as error:
+        raise HostError(f"mount the container's root read-only: {_reason(error)}") from error
 
 
 def _make_working_directory(root: int, view: View) -> None:
