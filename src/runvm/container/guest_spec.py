@@ -68,11 +68,21 @@ class GuestPlan(NamedTuple):
         directory that it covers, as runc does whatever its options say; complete the environment."""
         process_object = self.spec["process"]
         process_object["env"] = environment.complete(process_object.get("env", ()), made.home)
-        for number, place in made.places.items():
-            mount = self.spec["mounts"][number]
-            mount["destination"] = place.path
-            if place.mode >= 0:
-                mount["options"] = [*(o for o in mount["options"] if not o.startswith("mode=")), f"mode={place.mode:o}"]
+        for number, mount in enumerate(self.spec["mounts"]):
+            place = made.places.get(number)
+            if place is not None:
+                mount["destination"] = place.path
+            if mount["type"] == "tmpfs":
+                mount["options"] = _with_mode(mount["options"], place.mode if place is not None else -1)
+
+
+def _with_mode(options: list[str], covered: int) -> list[str]:
+    """A tmpfs's options with the mode that runc would give it, *covered* being that of the directory there (-1: there
+    was none)."""
+    if covered < 0 and any(option.startswith("mode=") for option in options):
+        return options
+    mode = covered if covered >= 0 else 0o1777
+    return [*(option for option in options if not option.startswith("mode=")), f"mode={mode:o}"]
 
 
 class _Root(NamedTuple):
