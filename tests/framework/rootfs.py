@@ -74,3 +74,22 @@ def install_perl(target: str) -> None:
     install(target, "perl")
     modules = "/usr/lib/x86_64-linux-gnu/perl-base"
     shutil.copytree(modules, target + modules, symlinks=True)
+
+
+def install_python(target: str) -> None:
+    """The host's Python with the few modules that `python3 -SI` and the likes of `import os, struct` load."""
+    install(target, "/usr/bin/python3")
+    library = f"/usr/lib/{os.path.basename(os.path.realpath('/usr/bin/python3'))}"
+    modules = (
+        "os", "posixpath", "genericpath", "stat", "_collections_abc", "abc", "codecs", "io", "struct", "linecache",
+        "types", "token", "tokenize", "traceback", "warnings", "ctypes", "encodings", "collections", "keyword",
+        "operator", "reprlib", "functools", "enum", "re", "copyreg", "textwrap",
+    )  # fmt: skip
+    for name in modules:
+        if os.path.isdir(f"{library}/{name}"):
+            shutil.copytree(f"{library}/{name}", f"{target}{library}/{name}", dirs_exist_ok=True)
+        else:
+            os.makedirs(target + library, exist_ok=True)
+            shutil.copy(f"{library}/{name}.py", f"{target}{library}/{name}.py")
+    if os.path.isdir(f"{library}/lib-dynload"):
+        shutil.copytree(f"{library}/lib-dynload", f"{target}{library}/lib-dynload", dirs_exist_ok=True)

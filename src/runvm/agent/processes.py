@@ -17,8 +17,8 @@ from runvm.agent.pipes import Pipes
 from runvm.agent.prepared import Prepared
 from runvm.linux import files, sockets
 from runvm.linux.loop import Loop
-from runvm.linux.terminal import set_size
-from runvm.protocol import frames
+from runvm.linux.terminal import keep_newlines, set_size
+from runvm.protocol import frames, names
 from runvm.protocol.frames import Frame
 from runvm.protocol.messages import Exited, Json
 from runvm.protocol.streams import Sink, Source
@@ -58,10 +58,13 @@ class Process:
 
 
 class _Console:
-    """The socket over which crun sends the master of a new terminal."""
+    """The socket over which crun sends the master of a new terminal, which is to have *size* (rows, columns); *plain*:
+    its lines end with LF alone."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, size: tuple[int, int], *, plain: bool) -> None:
         self.path = path
+        self.size = size
+        self.plain = plain
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sockets.bind(self.listener, path)
         self.listener.listen(1)
@@ -117,7 +120,9 @@ class Processes:
         if prepared is not None:
             self._take_pipes(process, prepared[0].pipes)
         elif described.get("terminal"):
-            console = _Console(f"{container.bundle}/console-{process.channel}")
+            console = _Console(
+                f"{container.bundle}/console-{process.channel}", size, plain=bool(described.get(names.PLAIN_NEWLINES))
+            )
             arguments = [*arguments, f"--console-socket={console.path}"]
             null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
             child = [null, null, null]
@@ -129,7 +134,7 @@ class Processes:
 
         def ended(status: int) -> None:
             if status == 0:
-                status = self._take_over(process, pid_file, console, size)
+                status = self._take_over(process, pid_file, console)
             if console is not None:
                 console.close()
             if status != 0:
@@ -149,12 +154,12 @@ class Processes:
             for fd in set(child):
                 os.close(fd)
 
-    def _take_over(self, process: Process, pid_file: str, console: _Console | None, size: tuple[int, int]) -> int:
+    def _take_over(self, process: Process, pid_file: str, console: _Console | None) -> int:
         """What crun has left behind becomes ours: its pid, its terminal. 0, or 1 with the reason in crun's log."""
         try:
             process.pid = int(files.read(pid_file))
             if console is not None:
-                self._take_terminal(process, console.listener, size)
+                self._take_terminal(process, console.listener, console.size, plain=console.plain)
         except (OSError, ValueError, EOFError) as error:
             if process.pid:
                 cgroups.kill(process.pid, signal.SIGKILL)
@@ -168,6 +173,8 @@ class Processes:
         if described.get("terminal"):
             master, slave = os.openpty()
             os.set_inheritable(master, False)
+            if described.get(names.PLAIN_NEWLINES):
+                keep_newlines(master)
             self._own_terminal(process, master, size)
             child = [slave, slave, slave]
             argv.insert(2, "-c")  # the terminal becomes the controlling one
@@ -259,13 +266,15 @@ class Processes:
         if process.status is not None:
             self._finish(process)
 
-    def _take_terminal(self, process: Process, listener: socket.socket, size: tuple[int, int]) -> None:
+    def _take_terminal(self, process: Process, listener: socket.socket, size: tuple[int, int], *, plain: bool) -> None:
         listener.settimeout(5)
         peer, _ = listener.accept()
         with peer:
             _, fds, _, _ = socket.recv_fds(peer, 4096, 1)
         if not fds:
             raise EOFError("no terminal on the console socket")
+        if plain:
+            keep_newlines(fds[0])
         self._own_terminal(process, fds[0], size)
 
     def _own_terminal(self, process: Process, master: int, size: tuple[int, int]) -> None:

@@ -4,32 +4,92 @@ virtiofs mounts each where a path first crosses into it, in the mount namespace 
 container's, the mount goes with the container's last process, and Linux 6.1 finds inodes that are still being
 released: "VFS: Busy inodes after unmount", which kernels with BUG_ON_DATA_CORRUPTION (Debian's) take for corruption.
 The process then never ends. So the agent goes there first, and leaves when the container's processes have. What several
-containers have of one source is one mount for all of them, so that they share its FIFOs, sockets and locks.
+containers have of one source is one mount for all of them, so that they share its FIFOs, sockets and locks. What is
+mounted below a source is visited as well: the first to go there through a read-only mount would make it read-only, and
+each container would have it mounted for itself.
+
+Where a source is a path within another one's mount, other containers may write there, and put a symlink in its way: it
+is opened once, by no symlink, and bound where nobody else can change the path.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from runvm.linux import syscalls
+from runvm.linux import files, syscalls
+from runvm.protocol import names
 
 if TYPE_CHECKING:
     from runvm.protocol.messages import Json
 
+_BOUND = "/run/bound"
+"""Where sources within others are bound: each container's in a directory of its own."""
+_MOST = 1 << 20
+"""Bytes of the list of them."""
+
 
 def hold(spec: Json, share: str) -> set[str]:
     """Have the file systems mounted that the root and the mounts of *spec* are on, where they are below *share*; the
-    paths for release()."""
-    sources = [spec["root"]["path"], *(mount.get("source", "") for mount in spec.get("mounts", ()))]
-    held = set()
-    for path in {os.path.realpath(source) for source in sources if source.startswith(f"{share}/")}:
-        if path.startswith(f"{share}/"):
-            with suppress(OSError):  # a file, which is nobody's mount point
-                os.stat(f"{path}/.")
-                held.add(path)
+    paths for release(). The mounts' sources are changed where they are bound elsewhere. Raises OSError."""
+    held: set[str] = set()
+    own = os.path.dirname(spec["root"]["path"])
+    _visit(spec["root"]["path"], held)
+    for mount in spec.get("mounts", ()):
+        source = mount.get("source", "")
+        if not source.startswith(f"{share}/"):
+            continue
+        place = os.path.normpath(f"{own}/{os.readlink(source)}") if os.path.islink(source) else source
+        if place.removeprefix(share).count("/") <= 2 or place == source:
+            _visit(place, held)
+        else:
+            top, inner = _split(place, share)
+            _visit(top, held)
+            mount["source"] = _bind(top, inner, f"{_BOUND}/{os.path.basename(own)}/{os.path.basename(source)}")
+            held.add(mount["source"])
+    if os.path.exists(f"{own}/{names.SUBMOUNTS}"):
+        for path in json.loads(files.read(f"{own}/{names.SUBMOUNTS}", _MOST)):
+            with suppress(OSError):  # gone meanwhile
+                os.stat(f"{share}/{path}/.")
     return held
+
+
+def _visit(path: str, held: set[str]) -> None:
+    with suppress(OSError):  # a file, which is nobody's mount point
+        os.stat(f"{path}/.")
+        held.add(path)
+
+
+def _split(place: str, share: str) -> tuple[str, str]:
+    """The mount that *place* is in, which is `shared/N` or `containers/NAME/rootfs`, and the rest of it."""
+    parts = place.removeprefix(f"{share}/").split("/")
+    depth = 2 if parts[0] == "shared" else 3
+    return "/".join((share, *parts[:depth])), "/".join(parts[depth:])
+
+
+def _bind(top: str, inner: str, target: str) -> str:
+    """Bind what is at *inner* below *top* at *target*, which it makes, and returns."""
+    directory = os.open(top, os.O_PATH | os.O_CLOEXEC)
+    try:
+        try:
+            fd = syscalls.open_beneath(directory, inner, os.O_PATH | os.O_DIRECTORY)  # enters what is mounted there
+        except NotADirectoryError:
+            fd = syscalls.open_beneath(directory, inner, os.O_PATH | os.O_NOFOLLOW)
+    finally:
+        os.close(directory)
+    try:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            os.mkdir(target)
+        else:
+            os.mknod(target)
+        syscalls.mount(f"/proc/self/fd/{fd}", target, "", syscalls.MS_BIND | syscalls.MS_REC)
+    finally:
+        os.close(fd)
+    return target
 
 
 def release(paths: set[str]) -> None:
@@ -37,3 +97,8 @@ def release(paths: set[str]) -> None:
     for path in paths:
         with suppress(OSError):
             syscalls.unmount(path, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+        if path.startswith(f"{_BOUND}/"):
+            with suppress(OSError):
+                os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
+            with suppress(OSError):  # that of another is there still
+                os.rmdir(os.path.dirname(path))

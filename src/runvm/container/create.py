@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from runvm.cgroup import cgroup as cgroups
-from runvm.container import plans, shim, state
+from runvm.container import environment, plans, shim, state
+from runvm.container.host_view import Made
 from runvm.container.launching import Launch
 from runvm.container.state import ContainerRecord
 from runvm.errors import HostError, NotRunningError, words
@@ -51,6 +52,7 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
             creation.start_shim(place)
             creation.enlist(place)
         creation.run_hooks()
+        creation.make_view()
         with _explaining(place.sandbox):
             creation.await_vm(place)
             creation.create_in_guest(place)
@@ -75,6 +77,9 @@ class _Creation:
         self._record: ContainerRecord
         self._launch: Launch
         self._report: int | None = None
+        view = plan.guest.view
+        # in the shim's mount namespace the container's own directory is covered by it
+        self._view = view._replace(at=state.directory(ctx, cid)) if view.rootfs != "/" else None
 
     def make_cgroup(self) -> None:
         """The container's cgroup on the host, or systemd's scope; what outlives us is written down before it is
@@ -133,7 +138,7 @@ class _Creation:
             title=list(spec.process.args),
             namespaces=namespaces,
             cgroup_procs=self._cgroup.procs,
-            rootfs=spec.root_path,
+            view=self._view,
             execs=execs,
             # elsewhere execs outlive it
             last=namespaces.pid_new,
@@ -171,6 +176,16 @@ class _Creation:
     def run_hooks(self) -> None:
         """Those of config.json that `create` runs."""
         _run_hooks(self._plan.spec, self._cid, self._record.shim)
+
+    def make_view(self) -> None:
+        """The container's mounts as the host sees them, and the mount points that the guest is to find. Raises
+        HostError."""
+        if self._view is not None:
+            self._plan.guest.settle(shim.show(self.started))
+            log.debug("create: mounts made on the host")
+        else:
+            uid = self._plan.spec.process.uid
+            self._plan.guest.settle(Made({}, environment.home_of(self.started.pid, uid)))
 
     def await_vm(self, place: Placement) -> None:
         """Until a new VM runs. Raises RunvmError with what its supervisor says."""

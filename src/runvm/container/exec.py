@@ -7,13 +7,13 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from runvm.container import guest_spec, passed, shim, state, terminal
+from runvm.container import environment, guest_spec, passed, shim, state, terminal
 from runvm.container.launching import Launch
 from runvm.errors import RunvmError, StateError
 from runvm.linux import syscalls
 from runvm.log import log
 from runvm.oci import rules
-from runvm.protocol import messages
+from runvm.protocol import messages, names
 from runvm.sandbox import registry
 
 if TYPE_CHECKING:
@@ -42,8 +42,13 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
     for warning in rules.capability_warnings(options.process):
         log.warning(warning)
     described = guest_spec.with_limits(guest_spec.without_labels(options.process))
+    if not outside:
+        uid = int((described.get("user") or {}).get("uid") or 0)
+        described["env"] = environment.complete(described.get("env") or (), environment.home_of(record.pid, uid))
     wants_terminal = bool(described.get("terminal"))
     terminal.check(wants_terminal, options.console_socket, own=not options.detach)
+    if wants_terminal and not options.detach and not options.console_socket:
+        described[names.PLAIN_NEWLINES] = True  # as in plans.plan()
     handed = passed.inspect(options.preserve_fds)
     if not options.detach:
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
@@ -62,7 +67,7 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
                 title=[str(word) for word in described.get("args", [])],
                 namespaces=shim.Namespaces(0, (), -1, False),
                 cgroup_procs=tuple(f"{directory}/cgroup.procs" for directory in record.cgroups),
-                rootfs="",
+                view=None,
                 execs=execs,
                 last=False,
                 passed=handed,

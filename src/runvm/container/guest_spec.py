@@ -11,17 +11,22 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runvm.container import mount_options
+from runvm.container import environment, mount_options
+from runvm.container.host_view import Entry, Made, View
 from runvm.errors import UnsupportedError
 from runvm.linux import limits, process
 from runvm.protocol import names
 from runvm.shares.tree import ROOT, Share
 
 if TYPE_CHECKING:
-    from runvm.oci.spec import Mount, Spec
+    from collections.abc import Sequence
+
+    from runvm.oci.spec import IdMapping, Mount, Spec
 
 _SHARE = f"{names.SHARE}/{names.CONTAINERS}"
 """Where the guest has the containers' part of the share (agent.init, shares.tree)."""
+_NOTIFY_SOCKET = "/run/notify/notify.sock"
+"""Where the process finds the caller's $NOTIFY_SOCKET, as under runc."""
 _OWN = ("/proc", "/sys")
 """Trees of the kernel: a bind of one shows the guest's own, never the host's."""
 _CGROUPS = "/sys/fs/cgroup"
@@ -48,24 +53,57 @@ _UNSET = {"memory": ("limit", "reservation", "swap"), "cpu": ("shares", "quota",
 
 class GuestPlan(NamedTuple):
     """What `create` sends to the supervisor: the guest's spec, the directory of the share that it names, what is shared
-    there, what was left out (for the log), the $NOTIFY_SOCKET on the host or ''."""
+    there, what was left out (for the log), the $NOTIFY_SOCKET on the host or '', and for the shim what the host is to
+    see, without the directory where."""
 
     spec: dict[str, Any]
     place: str
     shares: dict[str, Share]
     notes: list[str]
     notify: str
+    view: View
+
+    def settle(self, made: Made) -> None:
+        """Have the guest mount where the host has, whatever symlinks say there, and give each tmpfs the mode of the
+        directory that it covers, as runc does whatever its options say; complete the environment."""
+        process_object = self.spec["process"]
+        process_object["env"] = environment.complete(process_object.get("env", ()), made.home)
+        for number, mount in enumerate(self.spec["mounts"]):
+            place = made.places.get(number)
+            if place is not None:
+                mount["destination"] = place.path
+            if mount["type"] == "tmpfs":
+                mount["options"] = _with_mode(mount["options"], place.mode if place is not None else -1)
+
+
+def _with_mode(options: list[str], covered: int) -> list[str]:
+    """A tmpfs's options with the mode that runc would give it, *covered* being that of the directory there (-1: there
+    was none)."""
+    if covered < 0 and any(option.startswith("mode=") for option in options):
+        return options
+    mode = covered if covered >= 0 else 0o1777
+    return [*(option for option in options if not option.startswith("mode=")), f"mode={mode:o}"]
+
+
+class _Root(NamedTuple):
+    """A container's root on the host, whether it is read-only, and the mounts in it."""
+
+    path: str
+    read_only: bool
+    mounts: tuple[tuple[int, Mount], ...]
 
 
 def plan(spec: Spec, cid: str) -> GuestPlan:
     """Rewrite *spec* for the guest. Raises UnsupportedError, naming what a VM can't have."""
     raw = dict(spec.raw)
     notes: list[str] = []
-    shares = {ROOT: Share(spec.root_path, True, False)}
+    root = _root(spec)
+    shares = {ROOT: Share(root.path, True, root.read_only and not _makes_devices(spec))}
     # one made anew under its name must not find the old one's, which the guest remembers for a second
     place = f"{cid}.{os.urandom(4).hex()}"
-    raw["root"] = {**raw["root"], "path": f"{_SHARE}/{place}/{ROOT}"}
-    raw["mounts"] = _mounts(spec, place, shares)
+    raw["root"] = {**raw["root"], "path": f"{_SHARE}/{place}/{ROOT}", "readonly": root.read_only}
+    raw["mounts"], entries = _mounts(root, place, shares)
+    owner = (_hosts_id(spec.uid_mappings), _hosts_id(spec.gid_mappings))
     raw.pop("hooks", None)
     start_hooks = spec.raw.get("hooks", {}).get("startContainer")
     if start_hooks:
@@ -75,6 +113,8 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     }
     raw["process"] = with_limits(without_labels(raw["process"]))
     linux = dict(raw.get("linux", {}))
+    if "maskedPaths" in linux:
+        linux["maskedPaths"] = list(dict.fromkeys(linux["maskedPaths"]))  # the guest's runtime fails at the second
     for key in ("mountLabel", "intelRdt"):
         linux.pop(key, None)
     linux["cgroupsPath"] = f"/{cid}"
@@ -96,7 +136,42 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     linux["resources"] = resources(spec.resources)
     linux["devices"] = _devices(spec, notes)
     raw["linux"] = linux
-    return GuestPlan(raw, place, shares, notes, _notify(spec, cid, raw["mounts"]))
+    notify = _notify(spec, cid, raw, entries)
+    view = View(root.path, "", tuple(entries), root.read_only, spec.process.cwd, owner, spec.process.uid)
+    return GuestPlan(raw, place, shares, notes, notify, view)
+
+
+def _root(spec: Spec) -> _Root:
+    """The root, which a bind onto / replaces if it comes before all other mounts. Raises UnsupportedError for a later
+    one, which would cover those before it."""
+    mounts = tuple(enumerate(spec.mounts))
+    path, read_only = spec.root_path, spec.root_readonly
+    if mounts and _onto_root(mounts[0][1]):
+        first = mounts[0][1]
+        path, read_only = first.source, read_only or mount_options.read_only(first.options)
+        mounts = mounts[1:]
+    for number, mount in mounts:
+        if _onto_root(mount):
+            raise UnsupportedError(
+                f"mounts[{number}].destination: a mount onto / covers those before it, /proc among them",
+                do="name it first in mounts",
+            )
+    return _Root(path, read_only, mounts)
+
+
+def _onto_root(mount: Mount) -> bool:
+    return mount.is_bind and os.path.normpath(f"/{mount.destination}").lstrip("/") == ""
+
+
+def _makes_devices(spec: Spec) -> bool:
+    """Whether the guest's runtime makes nodes in the root itself, which it then must be able to write to."""
+    own = any(mount.destination.rstrip("/") == "/dev" for mount in spec.mounts)
+    return not own or any(not device.path.startswith("/dev/") for device in spec.devices)
+
+
+def _hosts_id(mappings: Sequence[IdMapping]) -> int:
+    """The host's id of the container's root."""
+    return next((mapping.host_id - mapping.container_id for mapping in mappings if mapping.container_id == 0), 0)
 
 
 def check_propagation(spec: Spec) -> None:
@@ -150,12 +225,14 @@ def resources(given: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _mounts(spec: Spec, place: str, shares: dict[str, Share]) -> list[dict[str, Any]]:
-    mounts = []
+def _mounts(root: _Root, place: str, shares: dict[str, Share]) -> tuple[list[dict[str, Any]], list[Entry]]:
+    """The guest's mounts, and for each what the host is to see of it. What they need is put in *shares*."""
+    mounts: list[dict[str, Any]] = []
+    seen: list[Entry] = []
     # Podman's --systemd on cgroup v1: systemd's own hierarchy, writable below the others that aren't. The guest has one
-    hierarchies = [mount for mount in spec.mounts if mount.is_bind and _is_hierarchy(mount)]
+    hierarchies = [mount for _, mount in root.mounts if mount.is_bind and _is_hierarchy(mount)]
     writable = any(not mount_options.read_only(mount.options) for mount in hierarchies)
-    for number, mount in enumerate(spec.mounts):
+    for number, mount in root.mounts:
         if mount in hierarchies:
             continue
         entry: dict[str, Any] = {
@@ -164,34 +241,73 @@ def _mounts(spec: Spec, place: str, shares: dict[str, Share]) -> list[dict[str, 
             "source": mount.source,
             "options": mount_options.for_guest(mount.options, f"mounts[{number}].options"),
         }
+        shown = Entry(mount.destination, mount.type, "")
         if mount.is_bind and not _kernels_own(mount.source):
-            name = f"m{number}"
-            shares[name] = Share(mount.source, "rbind" in mount.options, mount_options.read_only(mount.options))
-            entry["source"] = f"{_SHARE}/{place}/{name}"
+            shown = _bind(root, mount)
+            if shown.inside:
+                entry["source"] = f"{_SHARE}/{place}/{ROOT}{shown.source[len(root.path) :]}"
+            else:
+                name = f"m{number}"
+                shares[name] = Share(
+                    mount.source,
+                    shown.recursive,
+                    shown.read_only,
+                    submounts_too=shown.submounts_too,
+                    private=mount_options.private(mount.options),
+                )
+                entry["source"] = f"{_SHARE}/{place}/{name}"
+        elif mount.is_bind:
+            shown = shown._replace(directory=os.path.isdir(mount.source))
         elif mount.type == "overlay":
             # its layers are directories of the host: Podman's volumes with :O, its mounts of images
             name = f"m{number}"
             layers = [option for option in mount.options if option.partition("=")[0] in _OVERLAY]
-            shares[name] = Share(mount.source, False, False, ",".join(layers))
+            shares[name] = Share(mount.source, False, mount_options.read_only(mount.options), ",".join(layers))
             options = ["bind", *(option for option in mount.options if option not in layers)]
             entry.update(type="bind", source=f"{_SHARE}/{place}/{name}", options=options)
         elif mount.type == "cgroup" and writable:
             entry["options"] = [option for option in entry["options"] if option != "ro"]
         mounts.append(entry)
-    return mounts
+        seen.append(shown)
+    return mounts, seen
 
 
-def _notify(spec: Spec, cid: str, mounts: list[dict[str, Any]]) -> str:
-    """The host's socket that is bound to the process's $NOTIFY_SOCKET, as by Podman's --sdnotify=container; '' without
-    one. In *mounts* one of the guest's comes to its place (agent.notify)."""
-    path = next((entry[14:] for entry in spec.process.env if entry.startswith("NOTIFY_SOCKET=/")), "")
+def _bind(root: _Root, mount: Mount) -> Entry:
+    """A bind as the host sees it. One of something in the container's own root has a path in there, by which both the
+    host and the guest see what earlier mounts have put there."""
+    source, inside = mount.source, False
+    real, top = os.path.realpath(source), os.path.realpath(root.path)
+    if top != "/" and f"{real}/".startswith(f"{top}/"):
+        source, inside = root.path + real[len(top) :], True
+    return Entry(
+        mount.destination,
+        mount.type,
+        source,
+        "rbind" in mount.options,
+        mount_options.read_only(mount.options),
+        mount_options.recursively_read_only(mount.options),
+        inside,
+    )
+
+
+def _notify(spec: Spec, cid: str, raw: dict[str, Any], seen: list[Entry]) -> str:
+    """The host's socket to which the process's $NOTIFY_SOCKET leads: the one that is bound there, as by Podman's
+    --sdnotify=container, or else the caller's own, as under runc; '' without one. In the guest's mounts one of the
+    guest's comes to its place (agent.notify)."""
+    path = next((entry[14:] for entry in spec.process.env if entry.startswith("NOTIFY_SOCKET=")), "")
     source = ""
     for mount in spec.mounts:
-        if path and mount.is_bind and f"{path}/".startswith(f"{mount.destination}/"):
+        if path.startswith("/") and mount.is_bind and f"{path}/".startswith(f"{mount.destination}/"):
             source = mount.source + path[len(mount.destination) :]
-    if not source or not os.path.exists(source) or not stat.S_ISSOCK(os.stat(source).st_mode):
+    own = not path
+    if own:
+        path, source = _NOTIFY_SOCKET, os.environ.get("NOTIFY_SOCKET", "")
+    if not source.startswith("/") or not os.path.exists(source) or not stat.S_ISSOCK(os.stat(source).st_mode):
         return ""
-    mounts.append({"destination": path, "type": "bind", "source": names.notify_socket(cid), "options": ["bind"]})
+    if own:
+        raw["process"]["env"] = [*spec.process.env, f"NOTIFY_SOCKET={path}"]
+    raw["mounts"].append({"destination": path, "type": "bind", "source": names.notify_socket(cid), "options": ["bind"]})
+    seen.append(Entry(path, "bind", "", directory=False))
     return source
 
 

@@ -15,6 +15,7 @@ from runvm.sandbox import registry
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
+    from runvm.container.host_view import View
     from runvm.container.passed import Passed
     from runvm.container.shim import Namespaces, Started
     from runvm.sandbox.registry import Sandbox
@@ -41,7 +42,7 @@ class Launch:
         title: list[str],
         namespaces: Namespaces,
         cgroup_procs: tuple[str, ...],
-        rootfs: str,
+        view: View | None,
         execs: int,
         last: bool,
         passed: Passed,
@@ -54,7 +55,7 @@ class Launch:
                 namespaces=namespaces,
                 cgroup_procs=cgroup_procs,
                 terminal=self._slave,
-                rootfs=rootfs,
+                view=view,
                 connection=self._connection.fileno(),
                 execs=execs,
                 last=last,

@@ -37,6 +37,8 @@ _PLAIN = (
 )
 _OPPOSITE = {a: b for one, other in _PLAIN for a, b in ((one, other), (other, one))}
 _OPPOSITE |= {f"r{a}": f"r{b}" for a, b in _OPPOSITE.items()}
+_PRIVATE = frozenset(("private", "rprivate", "unbindable", "runbindable"))
+_PROPAGATION = _PRIVATE | {"slave", "rslave", "shared", "rshared"}
 _READ_ONLY = {"ro": True, "rro": True, "rw": False, "rrw": False}
 
 
@@ -70,3 +72,13 @@ def check_pods_bind(options: Sequence[str], field: str) -> None:
 def read_only(options: Sequence[str]) -> bool:
     """Whether the mount is read-only: the last option about it says."""
     return next((_READ_ONLY[option] for option in reversed(options) if option in _READ_ONLY), False)
+
+
+def recursively_read_only(options: Sequence[str]) -> bool:
+    """Whether what is mounted below is read-only as well."""
+    return next((option == "rro" for option in reversed(options) if option in ("rro", "rrw")), False)
+
+
+def private(options: Sequence[str]) -> bool:
+    """Whether what the host mounts below later is not to come: runc's mounts are slaves unless they are told so."""
+    return next((option in _PRIVATE for option in reversed(options) if option in _PROPAGATION), False)

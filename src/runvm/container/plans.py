@@ -8,6 +8,7 @@ from runvm.container import guest_spec, passed, terminal
 from runvm.errors import UnsupportedError
 from runvm.linux import process
 from runvm.log import log
+from runvm.protocol import names
 from runvm.sandbox import placement
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def plan(ctx: Context, cid: str, options: CreateOptions, *, own_terminal: bool) 
     terminal.check(spec.process.terminal, options.console_socket, own=own_terminal)
     guest = guest_spec.plan(spec, cid)
     guest.spec["process"]["env"] = [*guest.spec["process"].get("env", ()), *passed.environment(listened)]
+    if spec.process.terminal and own_terminal:
+        guest.spec["process"][names.PLAIN_NEWLINES] = True  # the caller's own terminal lays the lines out
     if guest.notes:
         log.info(f"devices of the host that are not in the virtual machine: {', '.join(guest.notes)}")
     if placement.pod_of(spec):

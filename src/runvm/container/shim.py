@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import json
 import os
 import signal
 import stat
@@ -18,8 +19,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
+from runvm.container import host_view
 from runvm.container.passed import Passed
-from runvm.errors import DeadlineError
+from runvm.errors import DeadlineError, HostError, RunvmError
 from runvm.linux import locking, process, syscalls
 from runvm.linux.loop import IN, Loop
 from runvm.linux.terminal import get_size
@@ -49,7 +51,7 @@ class Namespaces(NamedTuple):
 
 
 class ShimPlan(NamedTuple):
-    """What a shim is to be. *terminal* is a pty slave or -1; *rootfs* what its root shall show ('' = the host's),
+    """What a shim is to be. *terminal* is a pty slave or -1; *view* what its root shall show (None = the host's),
     *execs* state.execs (or -1), which a container's shim waits for at its end (*last*) and an exec's has locked,
     *passed* the descriptors beyond stdio that the process gets, *oom_score* its oom_score_adj (None = the caller's)."""
 
@@ -57,7 +59,7 @@ class ShimPlan(NamedTuple):
     namespaces: Namespaces
     cgroup_procs: tuple[str, ...]
     terminal: int
-    rootfs: str
+    view: host_view.View | None
     connection: int
     execs: int
     last: bool
@@ -135,19 +137,25 @@ def _main(plan: ShimPlan, gate: object) -> None:
         os._exit(1)
     process.close_above(2, own)
     gate.sendall(b"r")
-    if gate.recv(1) != b"g":
+    order = gate.recv(1)
+    if order == b"m" and plan.view is not None:
+        gate.sendall(_make_view(plan.view))
+        order = gate.recv(1)
+    if order != b"g":
         os._exit(LOST)  # the command gave up or was killed
     shim = Shim(plan)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     syscalls.set_name("runvm-shim")
     syscalls.set_title(plan.title)
     # from here on nothing of the host's files is there: neither /proc nor a module to import
-    if plan.rootfs and plan.namespaces.new & syscalls.CLONE_NEWNS:
-        _show_root(plan.rootfs, own_processes=plan.namespaces.pid_new or plan.namespaces.pid_join >= 0)
+    if plan.view is not None:
+        _show_root(plan.view.at, own_processes=plan.namespaces.pid_new or plan.namespaces.pid_join >= 0)
     # whatever stays open, an engine may wait for the end of (or, like containerd's own socket, must never find here)
     process.close_above(2, (plan.connection, gate.fileno(), null, *shim.descriptors))
     for fd in range(3):
         os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
     gate.sendall(b"s")
     gate.close()
     gc.freeze()
@@ -164,13 +172,20 @@ def _await_execs(fd: int) -> None:
         locking.lock(fd, deadline=time.monotonic() + _EXECS_SECONDS, timeout_message="", interval=0.002)
 
 
-def _show_root(rootfs: str, *, own_processes: bool) -> None:
-    """The container's root as this process's own, for callers that join its mount namespace: podman cp to copy files,
-    podman top, with *own_processes*, to read /proc, where it finds this process, titled as the container's."""
-    if rootfs == "/":  # it is already
-        return
-    syscalls.mount(rootfs, rootfs, "", syscalls.MS_BIND | syscalls.MS_REC)
-    os.chdir(rootfs)
+def _make_view(view: host_view.View) -> bytes:
+    """Make it; the answer to show()."""
+    try:
+        made = host_view.make(view)
+    except RunvmError as error:
+        return b"e" + str(error).encode()[:32768]
+    return b"m" + json.dumps([[*made.places.items()], made.home]).encode()
+
+
+def _show_root(root: str, *, own_processes: bool) -> None:
+    """What host_view.make() has mounted at *root* as this process's own root, for callers that join its mount
+    namespace: podman cp to copy files, podman top, with *own_processes*, to read /proc, where it finds this process,
+    titled as the container's."""
+    os.chdir(root)
     syscalls.pivot_root(".", ".")
     if own_processes:
         # while the old root is there: in a user namespace who sees no /proc can't mount one
@@ -178,6 +193,25 @@ def _show_root(rootfs: str, *, own_processes: bool) -> None:
             syscalls.mount("proc", "/proc", "proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
     syscalls.unmount(".", syscalls.MNT_DETACH)
     os.chdir("/")
+
+
+def show(started: Started, *, timeout: float = 60.0) -> host_view.Made:
+    """Have a shim that waits at its gate make its plan's view; what host_view.make() says.
+
+    Raises: HostError, OSError where it has died.
+    """
+    import socket
+
+    with socket.socket(fileno=os.dup(started.gate)) as gate:
+        gate.settimeout(timeout)
+        gate.sendall(b"m")
+        answer = gate.recv(1 << 16)
+    if answer[:1] == b"m":
+        places, home = json.loads(answer[1:])
+        return host_view.Made({number: host_view.Place(*place) for number, place in places}, home)
+    if answer[:1] == b"e":
+        raise HostError(answer[1:].decode(errors="replace"))
+    raise OSError(5, "the shim ended")
 
 
 def release(started: Started, *, timeout: float = 10.0) -> None:

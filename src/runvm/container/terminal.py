@@ -9,7 +9,7 @@ import termios
 
 from runvm.errors import HostError, UnsupportedError, words
 from runvm.linux import sockets
-from runvm.linux.terminal import set_size
+from runvm.linux.terminal import make_raw, set_size
 
 
 def check(wanted: bool, console_socket: str, *, own: bool) -> None:
@@ -62,7 +62,6 @@ class _Relay:
     def __init__(self, master: int, pid: int, tty_fd: int, passed_on: frozenset[int]) -> None:
         import select
         import signal
-        import tty
 
         self._master = master
         self._pid = pid
@@ -76,7 +75,7 @@ class _Relay:
         for fd in (0, master, self._signals, self._gone):
             self._poll.register(fd, select.POLLIN)
         if tty_fd >= 0:
-            tty.setraw(tty_fd)
+            make_raw(tty_fd)
         self._resize()
 
     def run(self) -> int:

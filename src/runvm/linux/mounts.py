@@ -59,3 +59,44 @@ def _overlay(source: Source, scratch: str) -> int:
         return clone_tree(scratch, recursive=False)
     finally:
         unmount(scratch, MNT_DETACH)
+
+
+class Mounted(NamedTuple):
+    """A line of mountinfo: the file system's device and the directory of it that is mounted, where, with which options
+    of the mount."""
+
+    device: str
+    root: str
+    point: str
+    options: frozenset[str]
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written through it."""
+        return "ro" in self.options
+
+
+def table(top: str) -> list[Mounted]:
+    """The mounts at and below the path *top*, in the mount namespace of this process, in the order in which they were
+    made (proc(5), mountinfo). One that is covered by another at the same place is left out."""
+    found: dict[str, Mounted] = {}
+    # looked for by its octal escapes, which spare the lines of others being taken apart
+    wanted = _escaped(top)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split(" ", 6)
+            if fields[4] == wanted or fields[4].startswith(f"{wanted}/"):
+                point = _unescaped(fields[4])
+                found[point] = Mounted(fields[2], _unescaped(fields[3]), point, frozenset(fields[5].split(",")))
+    return list(found.values())
+
+
+def _escaped(path: str) -> str:
+    return "".join(f"\\{ord(letter):03o}" if letter in " \t\n\\" else letter for letter in path)
+
+
+def _unescaped(text: str) -> str:
+    if "\\" not in text:
+        return text
+    first, *rest = text.split("\\")
+    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)

@@ -49,11 +49,14 @@ SECBIT_NO_SETUID_FIXUP = 4
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_MOUNT_SETATTR = 442
-_MOUNT_ATTR_NODEV = 4
 _AT_EMPTY_PATH = 0x1000
 _OPEN_TREE_CLONE = 1
 _AT_RECURSIVE = 0x8000
 _MOVE_MOUNT_F_EMPTY_PATH = 4
+_MOVE_MOUNT_T_EMPTY_PATH = 0x40
+# linux/mount.h, mount_setattr(2)
+ATTR_RDONLY = 1
+ATTR_NODEV = 4
 
 # linux/reboot.h, reboot(2)
 RB_POWER_OFF = 0x4321FEDC
@@ -61,8 +64,11 @@ RB_POWER_OFF = 0x4321FEDC
 # linux/openat2.h, openat2(2)
 _SYS_OPENAT2 = 437
 _SYS_PIVOT_ROOT = 155
-RESOLVE_IN_ROOT = 0x10
+RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -99,16 +105,23 @@ def clone_tree(path: str, *, recursive: bool) -> int:
     return _check(int(_libc.syscall(_SYS_OPEN_TREE, -100, os.fsencode(path), ctypes.c_uint(flags))), f"bind {path}")
 
 
-def forbid_devices(tree: int) -> None:
-    """Through the mounts of a *tree* of clone_tree() no device node can be opened (mount_setattr(2), Linux 5.12)."""
-    attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_NODEV, 0, 0, 0)
-    flags = ctypes.c_uint(_AT_EMPTY_PATH | _AT_RECURSIVE)
-    size = ctypes.c_size_t(ctypes.sizeof(attributes))
-    _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", flags, attributes, size), "forbid devices in a bind")
+def set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: int = 0) -> None:
+    """Give the mount of *tree* (of clone_tree()) the ATTR_* *attributes* before anybody can reach it, with *recursive*
+    the mounts below it as well; *propagation* is MS_PRIVATE or the like, or 0 for as it is: mount_setattr(2), Linux
+    5.12."""
+    given = (ctypes.c_uint64 * 4)(attributes, 0, propagation, 0)
+    flags = ctypes.c_uint(_AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0))
+    size = ctypes.c_size_t(ctypes.sizeof(given))
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", flags, given, size), "set the attributes of a bind")
 
 
-def attach_tree(tree: int, target: str) -> None:
-    """Mount what clone_tree() gave at *target*, in the mount namespace that this process is in now: move_mount(2)."""
+def attach_tree(tree: int, target: str | int) -> None:
+    """Mount what clone_tree() gave at *target*, a path or an O_PATH descriptor, in the mount namespace that this
+    process is in now: move_mount(2)."""
+    if isinstance(target, int):
+        flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
+        _check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", target, b"", flags), "bind")
+        return
     flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)
     _check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", -100, os.fsencode(target), flags), f"bind at {target}")
 
@@ -155,9 +168,20 @@ class _OpenHow(ctypes.Structure):
 def open_in_root(root_fd: int, path: str, flags: int) -> int:
     """Open *path* as a process whose root is *root_fd* would: `..` and symlinks can't leave it (openat2(2),
     RESOLVE_IN_ROOT)."""
-    how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    return _openat2(root_fd, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+
+
+def open_beneath(directory_fd: int, path: str, flags: int, *, one_mount: bool = False) -> int:
+    """Open *path* below *directory_fd* where no part of it is a symlink, nor, with *one_mount*, a mount point
+    (openat2(2), RESOLVE_BENEATH)."""
+    resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | (RESOLVE_NO_XDEV if one_mount else 0)
+    return _openat2(directory_fd, path, flags, resolve)
+
+
+def _openat2(directory_fd: int, path: str, flags: int, resolve: int) -> int:
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     return _check(
-        int(_libc.syscall(_SYS_OPENAT2, root_fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))),
+        int(_libc.syscall(_SYS_OPENAT2, directory_fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))),
         f"open {path} below the root",
     )
 

@@ -10,10 +10,14 @@ SHARE = "/run/share"
 """Where the guest mounts the shared directory."""
 CONTAINERS = "containers"
 """The directory in the share that holds one directory for each container."""
+SUBMOUNTS = "submounts"
+"""The file in a container's directory of the share that lists the mounts below its sources, in JSON."""
 MODULES = "modules"
 """The directory in the share with the guest kernel's modules."""
 TEMPLATE_WORD = "runvm.template"
 """On the kernel's command line it tells a guest that a template is going to be made of it."""
+PLAIN_NEWLINES = "io.runvm.plainNewlines"
+"""In an OCI process object with a terminal: what it prints ends its lines with LF alone, not CR LF."""
 
 
 def notify_socket(container: str) -> str:

@@ -14,20 +14,23 @@ _DEFAULTS = {
     "kernel/pid_max": "32768",
     "kernel/threads-max": "",
     "vm/max_map_count": "65530",
-    "vm/overcommit_memory": "0",
+}
+_ALWAYS = {
+    # memory that is only reserved (by a JVM, a sanitizer, a database) is counted by what the guest has at the moment,
+    # which is little and grows by need, where the host's kernel would count all of the host's
+    "vm/overcommit_memory": "1",
 }
 
 
 def sysctls() -> dict[str, str]:
     """What differs from a guest's: the path below /proc/sys → the value."""
-    found = {}
+    found = dict(_ALWAYS)
     for name, default in _DEFAULTS.items():
         try:
             with open(f"/proc/sys/{name}") as file:
                 value = file.read().strip()
         except OSError:
             continue  # a kernel without it
-        # 2, strict accounting, is about all of the host's memory: it would stop a machine that grows by need
-        if value != default and (name, value) != ("vm/overcommit_memory", "2"):
+        if value != default:
             found[name] = value
     return found

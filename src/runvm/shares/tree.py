@@ -3,33 +3,44 @@ namespace.
 
 Nothing of it shows in the host's mount table, and it goes when the supervisor goes. The tree is a shared mount, so that
 virtiofsd, in a namespace below, sees binds that come later; what it binds stay slaves of the host, so that the host's
-later mounts come through as well.
+later mounts come through as well, unless they are asked to be private.
+
+The guest is the enemy here: what it may only read is read-only on virtiofsd's mounts before these can be reached (flags
+that are changed later don't propagate), and the directory itself, with the names and links in it, is read-only always.
+Here it is changed by a descriptor of a mount that is nowhere.
 
 What several containers of the VM have of one source is one mount, below `shared`, that their names lead to by symbolic
 links: for the guest's kernel two mounts are two file systems, and a FIFO, socket or lock of one is none in the other.
+For the same reason a source within another one's is no mount of its own (shares.within).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from typing import NamedTuple
 
 from runvm.errors import HostError, words
 from runvm.linux import mounts, syscalls
+from runvm.protocol import names
+from runvm.shares import within
 
-_RESTRICTIONS = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC  # the same numbers in statvfs(3)
 ROOT = "rootfs"
 """The name of a container's root."""
 
 
 class Share(NamedTuple):
-    """A directory or file of the host that the guest gets under a name, or an overlay (its options) of such."""
+    """A directory or file of the host that the guest gets under a name, or an overlay (its options) of such.
+    *submounts_too*: what is mounted below is read-only as well; *private*: what the host mounts below later doesn't
+    come."""
 
     source: str
     recursive: bool
     read_only: bool
     overlay: str = ""
+    submounts_too: bool = False
+    private: bool = False
 
 
 class _Identity(NamedTuple):
@@ -41,12 +52,14 @@ class _Identity(NamedTuple):
     flags: int
     recursive: bool
     read_only: bool
+    submounts_too: bool
+    private: bool
 
 
 class _Shared(NamedTuple):
-    """A mount below `shared`, and the containers that use it."""
+    """A mount below `shared`, by its path in the tree, and the containers that use it."""
 
-    path: str
+    name: str
     users: set[str]
 
 
@@ -59,16 +72,20 @@ class Tree:
         for directory in (path, self._scratch):
             os.makedirs(directory, mode=0o700, exist_ok=True)
         syscalls.mount("runvm-share", path, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=755,size=16m")
+        self._own = syscalls.clone_tree(path, recursive=False)
+        flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY
+        syscalls.mount("none", path, "", flags | syscalls.MS_NOSUID | syscalls.MS_NODEV)
         syscalls.mount("none", path, "", syscalls.MS_SHARED)
-        for name in ("containers", "shared"):
-            os.mkdir(f"{path}/{name}", 0o755)
+        for name in (names.CONTAINERS, "shared"):
+            os.mkdir(name, 0o755, dir_fd=self._own)
         self._shared: dict[_Identity, _Shared] = {}
         self._number = 0
 
     def show_modules(self, source: str) -> None:
         """Show the guest's tree of kernel modules, read-only. Raises HostError."""
         try:
-            self._attach(syscalls.clone_tree(source, recursive=False), f"{self.path}/modules", read_only=True)
+            tree = syscalls.clone_tree(source, recursive=False)
+            self._attach(tree, names.MODULES, Share(source, False, True, private=True))
         except OSError as error:
             raise HostError(f"share {source} with the virtual machine: {words(error)}") from error
 
@@ -77,71 +94,113 @@ class Tree:
 
         Raises: HostError where a source is missing or can't be bound.
         """
-        os.mkdir(f"{self.path}/containers/{container}", 0o755)
+        os.mkdir(f"{names.CONTAINERS}/{container}", 0o755, dir_fd=self._own)
         try:
             sources = [mounts.Source(share.source, share.recursive, share.overlay) for share in shares.values()]
             trees = mounts.clone_from(pid, sources, scratch=self._scratch)
+            places = {}
+            new = []
             for (name, share), tree in zip(shares.items(), trees, strict=True):
-                self._show(container, name, share, tree)
+                places[name], fresh = self._show(container, name, share, tree)
+                if fresh is not None:
+                    new.append(fresh)
+            self._link(container, places, new)
         except OSError as error:
             raise HostError(f"share the container's files with the virtual machine: {words(error)}") from error
 
-    def _show(self, container: str, name: str, share: Share, tree: int) -> None:
-        """Mount *tree* under its name, or link the name to where it is mounted already; *tree* is closed."""
-        target = f"{self.path}/containers/{container}/{name}"
+    def _show(self, container: str, name: str, share: Share, tree: int) -> tuple[str, _Identity | None]:
+        """Mount *tree*, which is closed, unless it is mounted already: where, and what it is if that is new and may
+        turn out to lie within another."""
         if name == ROOT or share.overlay:
-            self._attach(tree, target, read_only=share.read_only)  # nobody else's
-            return
+            place = f"{names.CONTAINERS}/{container}/{name}"
+            self._attach(tree, place, share)  # nobody else's
+            return place, None
         found = os.fstat(tree)
         flags = os.fstatvfs(tree).f_flag
-        identity = _Identity(found.st_dev, found.st_ino, flags, share.recursive, share.read_only)
+        identity = _Identity(
+            found.st_dev, found.st_ino, flags, share.recursive, share.read_only, share.submounts_too, share.private
+        )
         shared = self._shared.get(identity)
-        if shared is None:
-            self._number += 1
-            shared = _Shared(f"{self.path}/shared/{self._number}", set())
-            self._attach(tree, shared.path, read_only=share.read_only)
-            self._shared[identity] = shared
-        else:
+        if shared is not None:
             os.close(tree)
-        shared.users.add(container)
-        os.symlink(f"../../shared/{os.path.basename(shared.path)}", target)
+            shared.users.add(container)
+            return shared.name, None
+        self._number += 1
+        shared = _Shared(f"shared/{self._number}", {container})
+        self._attach(tree, shared.name, share)
+        self._shared[identity] = shared
+        return shared.name, identity
 
-    def _attach(self, tree: int, target: str, *, read_only: bool) -> None:
-        """Mount *tree*, a descriptor of mounts.clone_from() that is closed here."""
+    def _link(self, container: str, places: dict[str, str], new: list[_Identity]) -> None:
+        """Have the names lead to their *places*, and take away the mounts of those *new* ones that others contain."""
+        table = mounts.table(self.path)
+        root = f"{self.path}/{places[ROOT]}" if ROOT in places else ""
+        hosts = {f"{self.path}/{shared.name}" for shared in self._shared.values()} | {root}
+        fresh = {f"{self.path}/{self._shared[identity].name}": identity for identity in new}
+        read_only = {place for place, identity in fresh.items() if identity.read_only}
+        found = within.places(table, set(fresh), read_only, hosts)
+        for place, (host, path) in found.items():
+            shared = self._shared.pop(fresh[place])
+            self._detach(shared.name)
+            for other in self._shared.values():
+                if f"{self.path}/{other.name}" == host:
+                    other.users.add(container)
+            for name, old in places.items():
+                if old == shared.name:
+                    places[name] = os.path.relpath(path, self.path)
+        for name, place in places.items():
+            if place != f"{names.CONTAINERS}/{container}/{name}":
+                os.symlink(f"../../{place}", f"{names.CONTAINERS}/{container}/{name}", dir_fd=self._own)
+        self._list(container, places, table)
+
+    def _list(self, container: str, places: dict[str, str], table: list[mounts.Mounted]) -> None:
+        """Write down what is mounted below the *places*, from the top."""
+        tops = tuple(f"{self.path}/{place}/" for place in places.values())
+        below = sorted({os.path.relpath(mount.point, self.path) for mount in table if mount.point.startswith(tops)})
+        if below:
+            name = f"{names.CONTAINERS}/{container}/{names.SUBMOUNTS}"
+            with open(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644, dir_fd=self._own), "w") as file:
+                json.dump(below, file)
+
+    def _attach(self, tree: int, name: str, share: Share) -> None:
+        """Mount *tree*, a descriptor of mounts.clone_from() that is closed here, at *name* in the tree."""
         try:
             if stat.S_ISDIR(os.fstat(tree).st_mode):
-                os.mkdir(target, 0o755)
+                os.mkdir(name, 0o755, dir_fd=self._own)
             else:
-                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=self._own))
             # nodes that the guest makes are devices of its own kernel: the daemon is to open none of the host's
-            syscalls.forbid_devices(tree)
-            syscalls.attach_tree(tree, target)
+            propagation = syscalls.MS_PRIVATE if share.private or share.submounts_too else 0
+            syscalls.set_attributes(tree, syscalls.ATTR_NODEV, recursive=True, propagation=propagation)
+            if share.read_only:
+                syscalls.set_attributes(tree, syscalls.ATTR_RDONLY, recursive=share.submounts_too)
+            syscalls.attach_tree(tree, f"{self.path}/{name}")
         finally:
             os.close(tree)
-        if read_only:
-            flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | syscalls.MS_NODEV
-            # in a user namespace the restrictions that a mount has can't be taken off it
-            syscalls.mount("none", target, "", flags | os.statvfs(target).f_flag & _RESTRICTIONS)
 
     def remove(self, container: str) -> None:
         """Take away everything of *container*; what is still busy goes when its last user does."""
-        directory = f"{self.path}/containers/{container}"
+        directory = f"{names.CONTAINERS}/{container}"
         try:
-            names = os.listdir(directory)
+            found = os.listdir(f"{self.path}/{directory}")
         except FileNotFoundError:
             return
-        for name in names:
+        for name in found:
             self._detach(f"{directory}/{name}")
-        os.rmdir(directory)
+        os.rmdir(directory, dir_fd=self._own)
         for identity, shared in list(self._shared.items()):
             shared.users.discard(container)
             if not shared.users:
-                self._detach(shared.path)
+                self._detach(shared.name)
                 del self._shared[identity]
 
-    def _detach(self, path: str) -> None:
+    def _detach(self, name: str) -> None:
+        path = f"{self.path}/{name}"
         try:
             syscalls.unmount(path, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
         except OSError:
             pass  # not mounted: a link, or a create that failed half-way
-        os.rmdir(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+        if os.path.isdir(path) and not os.path.islink(path):
+            os.rmdir(name, dir_fd=self._own)
+        else:
+            os.unlink(name, dir_fd=self._own)

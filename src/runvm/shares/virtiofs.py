@@ -63,7 +63,7 @@ def arguments(binary: str, directory: str, fd: int, *, rust: bool) -> list[str]:
     # the descriptors' hard limit stays: raising it needs CAP_SYS_RESOURCE, which a root in a container may lack
     return [
         binary, "-f", f"--fd={fd}", "-o", f"source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto", "-o", "xattr",  # noqa: E501
-        "-o", "announce_submounts", "--rlimit-nofile=0",
+        "-o", "posix_acl", "-o", "announce_submounts", "--rlimit-nofile=0",
     ]  # fmt: skip
 
 

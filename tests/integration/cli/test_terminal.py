@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from framework.process import reap
+from framework.process import reap, wait_until
 from framework.terminal import Session
 
 if TYPE_CHECKING:
@@ -231,3 +231,23 @@ def test_dev_console_is_the_terminal_of_a_container(box: Box) -> None:
     assert b"1000 tty\r\n" in shown
     assert container.wait() == 0
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_what_a_terminal_prints_into_a_pipe_has_plain_newlines(
+    box: Box, runtime: Runtime, sessions: list[Session]
+) -> None:
+    """`x=$(run c)` and `x=$(exec -t c …)` in the foreground read well; at the terminal itself lines are laid out."""
+    container = box.sh("printf 'one\\ntwo\\n'; exec sleep 1000")
+    container.bundle.process["terminal"] = True
+    container.bundle.save()
+    run = " ".join(runtime.argv("run", "--bundle", container.bundle.path, container.id))
+    first = Session(["sh", "-c", f"{run} | od -An -c"])
+    sessions.append(first)
+    wait_until(lambda: container.id in runtime.ids(), timeout=runtime.timeout, what="the container", interval=0.3)
+    container.wait_status("running", timeout=runtime.timeout)
+    execute = " ".join(runtime.argv("exec", "--tty", container.id))
+    second = Session(["sh", "-c", f"{execute} sh -c 'sleep 0.5; echo three; echo four' | od -An -c"])
+    sessions.append(second)
+    assert b"t   h   r   e   e  \\n   f   o   u   r  \\n" in second.terminal.expect(b"r  \\n", timeout=runtime.timeout)
+    container.kill("KILL")
+    assert b"o   n   e  \\n   t   w   o  \\n" in first.terminal.expect(b"w   o  \\n", timeout=runtime.timeout)

@@ -90,6 +90,31 @@ def test_a_containers_life(podman: Podman, tmp_path: os.PathLike[str]) -> None:
     podman.ok("rm", "life")
 
 
+def test_files_are_copied_into_and_out_of_the_volumes_of_a_running_container(
+    podman: Podman, tmp_path: os.PathLike[str]
+) -> None:
+    """podman cp joins the mount namespace of the container's pid: a named volume, a bind, one in another, a read-only
+    one, which refuses."""
+    bound = os.path.join(tmp_path, "bound")
+    os.makedirs(os.path.join(bound, "fixed"))
+    source = os.path.join(tmp_path, "file")
+    with open(source, "w", encoding="utf-8") as file:
+        file.write("copied\n")
+    mounts = ("--volume", f"{bound}:/bound", "--volume", "named:/bound/named", "--volume", f"{bound}/fixed:/fixed:ro")
+    podman.detached("--name", "full", *mounts, IMAGE, *SLEEP)
+    try:
+        for target in ("/bound/in-bind", "/bound/named/in-volume"):
+            podman.ok("cp", source, f"full:{target}")
+            assert podman.ok("exec", "full", "cat", target) == "copied"
+            podman.ok("cp", f"full:{target}", os.path.join(tmp_path, "back"))
+        assert sorted(os.listdir(bound)) == ["fixed", "in-bind", "named"]
+        assert podman.call("cp", source, "full:/fixed/file").code != 0
+        assert os.listdir(os.path.join(bound, "fixed")) == []
+    finally:
+        podman.call("rm", "--force", "--time", "0", "full")
+        podman.call("volume", "rm", "named")
+
+
 def test_top_shows_processes(podman: Podman) -> None:
     """`podman top` joins the pid's namespaces and reads /proc there: the container's command is in it."""
     podman.detached("--name", "top", IMAGE, *SLEEP)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runvm.container import guest_spec
+from runvm.container.host_view import Made, Place
 from runvm.errors import UnsupportedError
 from runvm.oci import spec
 from runvm.protocol import names
@@ -93,3 +94,59 @@ def test_real_time_is_refused() -> None:
     assert guest_spec.resources({"cpu": {"realtimeRuntime": 0, "realtimePeriod": 1000}}) == {"cpu": {}}
     with pytest.raises(UnsupportedError, match="realtimeRuntime"):
         guest_spec.resources({"cpu": {"realtimeRuntime": 1000}})
+
+
+def test_where_the_host_mounts_the_guest_mounts(tmp_path: Path) -> None:
+    """A destination without symlinks, and a tmpfs's mode: that of what it covers, else its own, else 1777."""
+    kinds = {"/a": [], "/b": ["mode=750"], "/c": ["mode=750"], "/d": ["size=1m"]}
+    mounts = [{"destination": d, "type": "tmpfs", "source": "tmpfs", "options": o} for d, o in kinds.items()]
+    plan = planned(tmp_path, mounts=mounts)
+    plan.settle(Made({1: Place("/real/b", 0o701), 3: Place("/d", 0o3777)}, "/home/x"))
+    assert [(mount["destination"], mount["options"]) for mount in plan.spec["mounts"]] == [
+        ("/a", ["mode=1777"]),
+        ("/real/b", ["mode=701"]),
+        ("/c", ["mode=750"]),
+        ("/d", ["size=1m", "mode=3777"]),
+    ]
+    assert plan.spec["process"]["env"] == ["HOME=/home/x"]
+
+
+def test_a_source_in_the_containers_own_root_is_a_path_there(tmp_path: Path) -> None:
+    """It needs no share; what leads out of the root by a symlink is none."""
+    (tmp_path / "elsewhere").mkdir()
+    mounts = [
+        {"destination": "/x", "type": "bind", "source": "rootfs/later", "options": ["bind"]},
+        {"destination": "/y", "type": "bind", "source": "link", "options": ["bind"]},
+        {"destination": "/z", "type": "bind", "source": "rootfs-too", "options": ["bind"]},
+    ]
+    (tmp_path / "link").symlink_to("rootfs/etc")
+    plan = planned(tmp_path, mounts=mounts)
+    root = f"{names.SHARE}/{names.CONTAINERS}/{plan.place}/rootfs"
+    assert [mount["source"] for mount in plan.spec["mounts"]][:2] == [f"{root}/later", f"{root}/etc"]
+    assert set(plan.shares) == {"rootfs", "m2"}
+    assert [entry.inside for entry in plan.view.entries] == [True, True, False]
+
+
+def test_a_read_only_root_is_shared_so_unless_devices_are_made_in_it(tmp_path: Path) -> None:
+    """The guest's runtime makes them below /dev where nothing is mounted there."""
+    dev = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
+    root = {"path": "rootfs", "readonly": True}
+    for name, mounts, wanted in (("with", [dev], True), ("without", [], False)):
+        (tmp_path / name).mkdir()
+        plan = planned(tmp_path / name, mounts=mounts, root=root)
+        assert plan.shares["rootfs"].read_only is wanted
+        assert plan.spec["root"]["readonly"] is True
+        assert plan.view.read_only is True
+
+
+def test_a_mount_onto_the_root_is_the_root_if_it_is_the_first(tmp_path: Path) -> None:
+    """A later one would cover those before it."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "other").mkdir()
+    over = {"destination": "/.", "type": "bind", "source": "/other", "options": ["rbind", "ro"]}
+    proc = {"destination": "/proc", "type": "proc", "source": "proc"}
+    plan = planned(tmp_path / "first", mounts=[over, proc])
+    assert plan.shares["rootfs"].source == "/other"
+    assert [mount["destination"] for mount in plan.spec["mounts"]] == ["/proc"]
+    with pytest.raises(UnsupportedError, match=r"mounts\[1\]\.destination: a mount onto /"):
+        planned(tmp_path / "other", mounts=[proc, over])

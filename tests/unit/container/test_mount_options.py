@@ -49,3 +49,18 @@ def test_features_lists_what_is_taken() -> None:
     listed = set(features(Config())["mountOptions"])
     assert listed >= mount_options.WITHOUT_EFFECT | mount_options.RECURSIVE_TIMES
     assert not listed & {"nosymfollow", "rnosymfollow", "idmap"}
+
+
+@pytest.mark.parametrize(
+    ("options", "recursively", "private"),
+    [
+        ([], False, False),
+        (["rbind", "ro", "rprivate"], False, True),
+        (["rro", "rslave"], True, False),
+        (["rro", "rrw", "private", "slave"], False, False),
+        (["ro", "rro", "shared", "unbindable"], True, True),
+    ],
+)
+def test_what_is_mounted_below_is_as_the_last_option_says(options: list[str], recursively: bool, private: bool) -> None:
+    assert mount_options.recursively_read_only(options) is recursively
+    assert mount_options.private(options) is private

@@ -1,0 +1,273 @@
+"""A container's root and mounts as the host sees them: made by its shim, in the shim's own mount namespace.
+
+Who joins that namespace (podman cp, nsenter -m) finds the container's volumes at their places. Mount points that the
+root lacks are made here, as runc makes them, before the guest's runtime looks for them: so the root may be read-only
+for the guest, and an error reads as runc's. What the guest has of its own (tmpfs, /dev, /sys) is an empty directory
+that nothing can be written to.
+
+Every path is followed as a process whose root is the container's would: the image's links lead nowhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from runvm.container import environment
+from runvm.errors import HostError
+from runvm.linux import syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_LINKS = 255
+"""How many symlinks one path may have."""
+_KERNELS = ("proc", "sysfs", "cgroup", "cgroup2")
+
+
+class Entry(NamedTuple):
+    """A mount of the config. A *source* that is '' is not shown: a tmpfs, or what only the guest has (*directory* or
+    file). One that is *inside* is a path in the container's root, with what has been mounted there before it."""
+
+    destination: str
+    type: str
+    source: str
+    recursive: bool = False
+    read_only: bool = False
+    submounts_too: bool = False
+    inside: bool = False
+    directory: bool = True
+
+
+class View(NamedTuple):
+    """What is to be shown: the root *rootfs* and the *entries*, mounted at the directory *at*. *owner*: of mount points
+    that are made. *working_directory* is made, too. *uid*: whose home is looked for."""
+
+    rootfs: str
+    at: str
+    entries: tuple[Entry, ...]
+    read_only: bool
+    working_directory: str
+    owner: tuple[int, int]
+    uid: int
+
+
+class Place(NamedTuple):
+    """Where an entry was mounted: the destination without symlinks, and for a tmpfs the mode of the directory that was
+    there before, or -1."""
+
+    path: str
+    mode: int
+
+
+class Made(NamedTuple):
+    """The *places* of the entries by their number, where they say more than these, and the home of the view's uid."""
+
+    places: dict[int, Place]
+    home: str
+
+
+def make(view: View) -> Made:
+    """Mount all of it. Raises HostError, with the mount that failed."""
+    umask = os.umask(0o022)
+    try:
+        tree = syscalls.clone_tree(view.rootfs, recursive=True)
+        syscalls.attach_tree(tree, view.at)
+        os.close(tree)
+        root = os.open(view.at, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"mount the container's root {view.rootfs}: {_reason(error)}") from error
+    places: dict[int, Place] = {}
+    stand_ins: list[int] = []
+    # what is mounted in those only the guest can see
+    kernels = tuple(f"{entry.destination}/" for entry in view.entries if entry.type in _KERNELS)
+    try:
+        for number, entry in enumerate(view.entries):
+            if entry.destination.startswith(kernels) and not entry.type.startswith("cgroup"):
+                continue
+            try:
+                place = _show(view, root, entry, stand_ins)
+            except OSError as error:
+                shown = entry.source or entry.type
+                raise HostError(
+                    "unable to start container process: error during container init: error mounting"
+                    f' "{shown}" to rootfs at "{entry.destination}": {_reason(error)}'
+                ) from error
+            if place != (entry.destination, -1):
+                places[number] = place
+        _make_working_directory(root, view)
+        home = environment.home_in(root, view.uid)
+        _protect((*stand_ins, root) if view.read_only else stand_ins)
+    finally:
+        for fd in (*stand_ins, root):
+            os.close(fd)
+        os.umask(umask)
+    return Made(places, home)
+
+
+def _show(view: View, root: int, entry: Entry, stand_ins: list[int]) -> Place:
+    """Mount one. Raises OSError."""
+    tree = -1
+    if entry.source:
+        tree = _source(view, root, entry)
+    try:
+        directory = entry.directory if tree < 0 else stat.S_ISDIR(os.fstat(tree).st_mode)
+        target, mode = _mount_point(root, view, entry.destination, directory=directory)
+        try:
+            path = os.readlink(f"/proc/self/fd/{target}").removeprefix(view.at) or "/"
+            if tree >= 0:
+                _attach(tree, target, entry)
+            elif directory:
+                # the kernel's links below /proc/self are no part of the container's paths
+                flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+                syscalls.mount("runvm", f"/proc/self/fd/{target}", "tmpfs", flags, "mode=755,size=64k")
+                stand_ins.append(syscalls.open_in_root(root, entry.destination, os.O_PATH | os.O_DIRECTORY))
+        finally:
+            os.close(target)
+    finally:
+        if tree >= 0:
+            os.close(tree)
+    return Place(path, mode if entry.type == "tmpfs" else -1)
+
+
+def _source(view: View, root: int, entry: Entry) -> int:
+    """A bind of the source, mounted nowhere yet."""
+    if not entry.inside:
+        try:
+            return syscalls.clone_tree(entry.source, recursive=entry.recursive)
+        except FileNotFoundError as error:
+            raise _because(error, f"stat {entry.source}") from error
+    path = entry.source.removeprefix(view.rootfs).lstrip("/")
+    try:
+        fd = syscalls.open_beneath(root, path, os.O_PATH) if path else os.dup(root)
+    except OSError as error:
+        raise _because(error, f"stat {entry.source}") from error
+    try:
+        return syscalls.clone_tree(f"/proc/self/fd/{fd}", recursive=entry.recursive)
+    finally:
+        os.close(fd)
+
+
+def _attach(tree: int, target: int, entry: Entry) -> None:
+    if entry.read_only:
+        syscalls.set_attributes(tree, syscalls.ATTR_RDONLY, recursive=entry.submounts_too)
+    if stat.S_ISDIR(os.fstat(tree).st_mode) != stat.S_ISDIR(os.fstat(target).st_mode):
+        # move_mount(2) says EINVAL; docker looks for this text
+        raise _because(NotADirectoryError(errno.ENOTDIR, ""), f"mount {entry.source}:{entry.destination}")
+    syscalls.attach_tree(tree, target)
+
+
+def _mount_point(root: int, view: View, path: str, *, directory: bool) -> tuple[int, int]:
+    """An O_PATH descriptor of *path*, made if it isn't there, and its mode if it was, or -1."""
+    try:
+        fd = syscalls.open_in_root(root, path, os.O_PATH)
+    except FileNotFoundError:
+        parts = _resolve(root, view, path)
+        return _make(root, view, parts, directory=directory), -1
+    except OSError as error:
+        said = "SecureJoin" if error.errno == errno.ELOOP else "open o_path procfd: open"
+        raise _because(error, f"{said} {view.rootfs}/{path.lstrip('/')}") from error
+    return fd, stat.S_IMODE(os.fstat(fd).st_mode)
+
+
+def _resolve(root: int, view: View, path: str) -> list[str]:
+    """The names that *path* leads through once its symlinks are followed, also those that lead nowhere yet."""
+    todo = path.split("/")
+    done: list[str] = []
+    links = 0
+    while todo:
+        name = todo.pop(0)
+        if name in ("", "."):
+            continue
+        if name == "..":
+            done = done[:-1]
+            continue
+        try:
+            fd = syscalls.open_in_root(root, "/".join((*done, name)), os.O_PATH | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            done.append(name)
+            continue
+        try:
+            target = os.readlink("", dir_fd=fd) if stat.S_ISLNK(os.fstat(fd).st_mode) else ""
+        finally:
+            os.close(fd)
+        if not target:
+            done.append(name)
+            continue
+        links += 1
+        if links > _LINKS:
+            raise _because(OSError(errno.ELOOP, ""), f"SecureJoin {view.rootfs}/{path.lstrip('/')}")
+        todo = [*target.split("/"), *todo]
+        if target.startswith("/"):
+            done = []
+    return done
+
+
+def _make(root: int, view: View, parts: list[str], *, directory: bool) -> int:
+    """The descriptor of the directory or file that the names *parts* lead to, made with all above it."""
+    current = os.dup(root)
+    try:
+        for number, name in enumerate(parts):
+            shown = "/".join((view.rootfs, *parts[: number + 1]))
+            if not directory and number == len(parts) - 1:
+                _make_file(current, name, view.owner, shown)
+                following = syscalls.open_beneath(current, name, os.O_PATH | os.O_NOFOLLOW)
+            else:
+                following = _enter(current, name, view.owner, shown)
+            os.close(current)
+            current = following
+        return os.dup(current)
+    finally:
+        os.close(current)
+
+
+def _enter(current: int, name: str, owner: tuple[int, int], shown: str) -> int:
+    try:
+        try:
+            return syscalls.open_beneath(current, name, os.O_PATH | os.O_DIRECTORY)
+        except FileNotFoundError:
+            os.mkdir(name, 0o755, dir_fd=current)
+            _give(current, name, owner)
+            return syscalls.open_beneath(current, name, os.O_PATH | os.O_DIRECTORY)
+    except OSError as error:
+        raise _because(error, f"mkdir {shown}") from error
+
+
+def _make_file(current: int, name: str, owner: tuple[int, int], shown: str) -> None:
+    try:
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o755, dir_fd=current))
+        _give(current, name, owner)
+    except OSError as error:
+        raise _because(error, f"open {shown}") from error
+
+
+def _give(current: int, name: str, owner: tuple[int, int]) -> None:
+    if owner != (0, 0):
+        os.chown(name, *owner, dir_fd=current, follow_symlinks=False)
+
+
+def _protect(mounted: Sequence[int]) -> None:
+    """Make mounts read-only, now that all mount points are made."""
+    try:
+        for fd in mounted:
+            syscalls.set_attributes(fd, syscalls.ATTR_RDONLY, recursive=False)
+    except OSError as error:
+        raise HostError(f"mount the container's root read-only: {_reason(error)}") from error
+
+
+def _make_working_directory(root: int, view: View) -> None:
+    """As runc, which leaves an error to the chdir(2) that follows."""
+    try:
+        os.close(_mount_point(root, view, view.working_directory, directory=True)[0])
+    except OSError:
+        pass
+
+
+def _because(error: OSError, what: str) -> OSError:
+    return OSError(error.errno, f"{what}: {os.strerror(error.errno or 0).lower()}")
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
