@@ -185,16 +185,18 @@ class Agent:
             Clock: at_once(_clock),
             Stats: at_once(lambda request: runtime.stats(request.container)),
             Remove: lambda request, done: runtime.remove(request.container, done),
-            SetNetwork: at_once(lambda request: networks.set(request.network, request.interfaces)),
+            SetNetwork: at_once(lambda request: _noted({}, networks.set(request.network, request.interfaces))),
             RemoveNetwork: at_once(lambda request: networks.remove(request.network)),
             Connect: self.connections.open,
             Resize: lambda event, done: runtime.processes.resize(event.channel, event.rows, event.columns),
         }
 
     def _create(self, request: Create, done: Answered) -> None:
-        self.networks.set(request.network, request.interfaces)
+        notes = self.networks.set(request.network, request.interfaces)
         self._mount_share()
-        self.runtime.create(request, done)
+        self.runtime.create(
+            request, lambda result: done(result if isinstance(result, AgentError) else _noted(result, notes))
+        )
 
     def _initialize(self, request: Initialize, done: Answered) -> None:
         """Become this VM and no other: random state, clock, machine-id; then the share, which was plugged in while
@@ -236,6 +238,11 @@ def _clock(request: Clock) -> messages.Json:
     if request.by_ns:
         clock.move(request.by_ns)
     return {"clock_ns": time.time_ns()}
+
+
+def _noted(result: messages.Json, notes: list[str]) -> messages.Json:
+    """The *result* of a request, and what the host's log should have of it."""
+    return {**result, "notes": notes} if notes else result
 
 
 def _reseed(seed: bytes) -> None:
