@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from runvm.protocol.messages import Json
 
 ROOT = "/sys/fs/cgroup"
+ALL = f"{ROOT}/containers"
+"""The group that every container's lies in; agent.memory watches it."""
 _SHOWN = ("cpu.stat", "memory.", "pids.", "io.stat", "cpu.max", "cpu.pressure", "hugetlb.")
 
 
 def path(container: str) -> str:
     """Where a container's group is."""
-    return f"{ROOT}/{container}"
+    return f"{ALL}/{container}"
 
 
 def pids(cgroup: str) -> list[int]:

@@ -21,9 +21,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from runvm.agent import processors
+from runvm.agent import cgroups, processors
 from runvm.agent.connections import Connections
 from runvm.agent.errors import AgentError
+from runvm.agent.memory import Memory
 from runvm.agent.networks import GuestNetworks
 from runvm.agent.runtime import Runtime
 from runvm.errors import RunvmError
@@ -52,6 +53,7 @@ from runvm.protocol.messages import (
     Stats,
     Update,
     UseCpus,
+    UseMemory,
 )
 from runvm.protocol.names import AGENT_PORT, MODULES, SHARE, TEMPLATE_WORD
 
@@ -95,6 +97,7 @@ class Agent:
         self.connection = Connection(self.loop, port, on_frame=self._frame, on_close=self._closed)
         self.networks = GuestNetworks(self.loop, self.connection.send, _say)
         self.runtime = Runtime(self.loop, self.connection.send, self._event)
+        self.memory = Memory(self.loop, self._event)
         self.connections = Connections(self.loop, self.connection.send)
         self._initializing: tuple[str, Answered] | None = None
         self._handlers = self._table()
@@ -181,6 +184,7 @@ class Agent:
             Signal: at_once(runtime.signal),
             Freeze: at_once(lambda request: runtime.freeze(request.container, request.frozen)),
             Update: lambda request, done: runtime.update(request.container, request.resources, done),
+            UseMemory: at_once(self.memory.use),
             UseCpus: lambda request, done: processors.use(self.loop, request.vcpus, done),
             Clock: at_once(_clock),
             Stats: at_once(lambda request: runtime.stats(request.container)),
@@ -313,11 +317,15 @@ def _set_up() -> None:
     for link, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         if not os.path.lexists(f"/dev/{link}"):
             os.symlink(target, f"/dev/{link}")
-    for controller in files.read("/sys/fs/cgroup/cgroup.controllers").split():
+    os.mkdir(cgroups.ALL)
+    for controller in files.read(f"{cgroups.ROOT}/cgroup.controllers").split():
         try:
-            files.write("/sys/fs/cgroup/cgroup.subtree_control", f"+{controller}")
+            for group in (cgroups.ROOT, cgroups.ALL):
+                files.write(f"{group}/cgroup.subtree_control", f"+{controller}")
         except OSError as error:
             _say(f"controller {controller}: {error.strerror}")
+    # a program may reserve as much as it likes: there is more memory than the guest knows of
+    files.write("/proc/sys/vm/overcommit_memory", "1")
     pid = os.posix_spawn("/sbin/modprobe", ["modprobe", "-a", *_MODULES], {"PATH": "/sbin"})
     os.waitpid(pid, 0)
     os.makedirs("/run/runvm", mode=0o700, exist_ok=True)

@@ -78,6 +78,7 @@ class Runtime:
             container.notify = Notify(
                 self._loop, container.name, lambda text: self._event(Notified(container.name, text))
             )
+        spec["linux"]["cgroupsPath"] = container.cgroup.removeprefix(cgroups.ROOT)
         container.submounts = submounts.hold(spec, SHARE)
         container.cpu = cgroups.hold_back(spec["linux"].get("resources", {}))
         config = json.dumps(spec)

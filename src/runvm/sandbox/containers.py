@@ -212,6 +212,10 @@ class Containers:
             self._exited(message)
         elif isinstance(message, messages.OutOfMemory):
             self._out_of_memory(message.container)
+        elif isinstance(message, messages.MemoryLow):
+            self.life.vm.growth.demand.more()
+        elif isinstance(message, messages.MemoryFree):
+            self.life.vm.growth.demand.less(message.mib)
         elif isinstance(message, messages.Notified):
             member = self.members.get(message.container)
             if member is not None and member.notifier is not None:
@@ -286,7 +290,9 @@ class Containers:
                 answer = Done({"notes": self.life.notes})
             client.creating = ""
             reply(answer)
-            if isinstance(answer, Failed):
+            if isinstance(answer, Done):
+                self.life.vm.growth.demand.arm()
+            else:
                 self._delete(member.name, lambda: None)
 
         def make() -> None:

@@ -14,7 +14,6 @@ _DEFAULTS = {
     "kernel/pid_max": "32768",
     "kernel/threads-max": "",
     "vm/max_map_count": "65530",
-    "vm/overcommit_memory": "0",
 }
 
 
@@ -27,7 +26,6 @@ def sysctls() -> dict[str, str]:
                 value = file.read().strip()
         except OSError:
             continue  # a kernel without it
-        # 2, strict accounting, is about all of the host's memory: it would stop a machine that grows by need
-        if value != default and (name, value) != ("vm/overcommit_memory", "2"):
+        if value != default:
             found[name] = value
     return found
