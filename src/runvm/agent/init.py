@@ -211,7 +211,7 @@ class Agent:
         files.write("/etc/machine-id", os.urandom(16).hex() + "\n", make=True)
         for name, value in request.sysctls.items():
             try:
-                files.write(f"/proc/sys/{name}", str(value))
+                files.write(name if name.startswith("/") else f"/proc/sys/{name}", str(value))
             except OSError as error:
                 _say(f"sysctl {name}: {error.strerror}")
         if _NR_OPEN in request.sysctls:

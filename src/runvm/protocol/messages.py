@@ -48,7 +48,7 @@ class Failed(NamedTuple):
 
 class Initialize(NamedTuple):
     """First after a boot or a restore: what makes the guest this VM and no other. Clock in ns since the epoch, entropy
-    in hex, the shares' tag, values of files below /proc/sys."""
+    in hex, the shares' tag, values of files of the kernel's, by path; one that is not absolute is below /proc/sys."""
 
     clock_ns: int
     entropy: str
