@@ -96,7 +96,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "guest_security_mirror": Setting("the mirror of Debian's security updates; empty: the one of the host's apt"),
     "guest_keyring": Setting("the keys that sign that archive; empty: debian-archive-keyring's", path=True),
-    "vcpus": Setting("virtual CPUs; 0: from the container's limit, else two or as many as the host has", high=255),
+    "vcpus": Setting("virtual CPUs; 0: from the container's limit, else as many as the host has, at most 32", high=255),
     "memory_mib": Setting(
         "the guest's memory, MiB; 0: the container's limit plus overhead_mib", low=128, high=_MOST_MIB, zero=True
     ),
