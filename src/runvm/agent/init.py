@@ -55,7 +55,7 @@ from runvm.protocol.messages import (
     UseCpus,
     UseMemory,
 )
-from runvm.protocol.names import AGENT_PORT, MODULES, SHARE, TEMPLATE_WORD
+from runvm.protocol.names import AGENT_PORT, HUGE_PAGES, MODULES, SHARE, TEMPLATE_WORD
 
 _MODULES = (
     "virtio_pci", "virtio_console", "virtio_net", "virtiofs", "overlay", "virtio_balloon", "virtio_mem", "virtio_rng",
@@ -324,6 +324,10 @@ def _set_up() -> None:
                 files.write(f"{group}/cgroup.subtree_control", f"+{controller}")
         except OSError as error:
             _say(f"controller {controller}: {error.strerror}")
+    # a page fault is dear in a virtual machine: huge pages are used, whatever the setting for all sizes, which becomes
+    # the host's, says to those who ask; unless that is never (kernel's transhuge.rst)
+    with suppress(OSError):  # Linux before 6.8
+        files.write(HUGE_PAGES, "always")
     # a program may reserve as much as it likes: there is more memory than the guest knows of
     files.write("/proc/sys/vm/overcommit_memory", "1")
     pid = os.posix_spawn("/sbin/modprobe", ["modprobe", "-a", *_MODULES], {"PATH": "/sbin"})

@@ -25,7 +25,7 @@ _SHARE = 32
 size for the kernel's account of it."""
 _NEED = 0.7
 """How much of the containers' room has to be more than cached files before more is asked for."""
-_QUIET_SECONDS = 0.1
+_QUIET_SECONDS = 0.3
 """How long nothing is looked at after the kernel has told of pressure: it may a hundred times a second."""
 _LOOK_SECONDS = 0.02
 _PLUG_SECONDS = 15.0

@@ -8,6 +8,8 @@ vm.overcommit_memory, which the agent sets: accounting is about all memory, and 
 
 from __future__ import annotations
 
+from runvm.protocol.names import HUGE_PAGES
+
 _HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage"
 # With the values that the guest's kernel (Debian's 6.12) has unless it is told otherwise; '' where they depend on the
 # memory at boot, and a virtual machine boots with little. What doesn't begin with '/' is below /proc/sys.
@@ -72,6 +74,8 @@ def sysctls() -> dict[str, str]:
             continue  # a kernel without it
         if value != default:
             found[name] = value
+    if found.get(f"{_HUGE_PAGES}/enabled") == "never":
+        found[HUGE_PAGES] = "never"
     return found
 
 
