@@ -45,6 +45,7 @@ class Config(NamedTuple):
     vcpus: int = 0
     memory_mib: int = 0
     default_memory_mib: int = 1024
+    max_memory_mib: int = 0
     overhead_mib: int = 128
     state_dir: str = "/run/runvm"
     data_dir: str = "/var/lib/runvm"
@@ -95,11 +96,19 @@ SETTINGS: dict[str, Setting] = {
     ),
     "guest_security_mirror": Setting("the mirror of Debian's security updates; empty: the one of the host's apt"),
     "guest_keyring": Setting("the keys that sign that archive; empty: debian-archive-keyring's", path=True),
-    "vcpus": Setting("virtual CPUs; 0: from the container's limit, else two or as many as the host has", high=255),
+    "vcpus": Setting("virtual CPUs; 0: from the container's limit, else as many as the host has, at most 32", high=255),
     "memory_mib": Setting(
         "the guest's memory, MiB; 0: the container's limit plus overhead_mib", low=128, high=_MOST_MIB, zero=True
     ),
-    "default_memory_mib": Setting("the guest's memory where the container has no limit, MiB", low=128, high=_MOST_MIB),
+    "default_memory_mib": Setting(
+        "the guest's memory where the container has no limit, MiB: what it begins with", low=128, high=_MOST_MIB
+    ),
+    "max_memory_mib": Setting(
+        "what such a guest may grow to as its containers need it, MiB; 0: as much as the host has",
+        low=128,
+        high=_MOST_MIB,
+        zero=True,
+    ),
     "overhead_mib": Setting("what the guest's kernel and agent get on top of the container's limit, MiB", high=65536),
     "state_dir": Setting("where containers' state lives (--root overrides it); should be a tmpfs", path=True),
     "data_dir": Setting("where guest images and templates live", path=True),

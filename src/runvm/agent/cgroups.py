@@ -7,13 +7,19 @@ import signal
 
 from runvm.linux import files
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runvm.protocol.messages import Json
+
 ROOT = "/sys/fs/cgroup"
+ALL = f"{ROOT}/containers"
+"""The group that every container's lies in; agent.memory watches it."""
 _SHOWN = ("cpu.stat", "memory.", "pids.", "io.stat", "cpu.max", "cpu.pressure", "hugetlb.")
 
 
 def path(container: str) -> str:
     """Where a container's group is."""
-    return f"{ROOT}/{container}"
+    return f"{ALL}/{container}"
 
 
 def pids(cgroup: str) -> list[int]:
@@ -51,6 +57,23 @@ def kill(pid: int, number: int) -> None:
 def freeze(cgroup: str, frozen: bool) -> None:
     """Stop every process of a cgroup, or let it go on. Raises OSError."""
     files.write(f"{cgroup}/cgroup.freeze", "1" if frozen else "0")
+
+
+def hold_back(resources: Json) -> dict[str, int]:
+    """Take quota and period out of an OCI resources object: what makes a container shall not be held up by what the
+    container may use."""
+    cpu = resources.get("cpu", {})
+    if not cpu.get("quota"):
+        return {}
+    held = {key: int(cpu[key]) for key in ("quota", "period") if cpu.get(key)}
+    resources["cpu"] = {key: value for key, value in cpu.items() if key not in held}
+    return held
+
+
+def limit_cpu(cgroup: str, held: dict[str, int]) -> None:
+    """Put what hold_back() has taken into force. Raises OSError."""
+    quota = held.get("quota", 0)
+    files.write(f"{cgroup}/cpu.max", f"{quota if quota > 0 else 'max'} {held.get('period', 100_000)}")
 
 
 def oom_kills(cgroup: str) -> int:

@@ -21,9 +21,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from runvm.agent import processors
+from runvm.agent import cgroups, processors
 from runvm.agent.connections import Connections
 from runvm.agent.errors import AgentError
+from runvm.agent.memory import Memory
 from runvm.agent.networks import GuestNetworks
 from runvm.agent.runtime import Runtime
 from runvm.errors import RunvmError
@@ -52,8 +53,9 @@ from runvm.protocol.messages import (
     Stats,
     Update,
     UseCpus,
+    UseMemory,
 )
-from runvm.protocol.names import AGENT_PORT, MODULES, SHARE, TEMPLATE_WORD
+from runvm.protocol.names import AGENT_PORT, HUGE_PAGES, MODULES, SHARE, TEMPLATE_WORD
 
 _MODULES = (
     "virtio_pci", "virtio_console", "virtio_net", "virtiofs", "overlay", "virtio_balloon", "virtio_mem", "virtio_rng",
@@ -95,6 +97,7 @@ class Agent:
         self.connection = Connection(self.loop, port, on_frame=self._frame, on_close=self._closed)
         self.networks = GuestNetworks(self.loop, self.connection.send, _say)
         self.runtime = Runtime(self.loop, self.connection.send, self._event)
+        self.memory = Memory(self.loop, self._event)
         self.connections = Connections(self.loop, self.connection.send)
         self._initializing: tuple[str, Answered] | None = None
         self._handlers = self._table()
@@ -181,20 +184,23 @@ class Agent:
             Signal: at_once(runtime.signal),
             Freeze: at_once(lambda request: runtime.freeze(request.container, request.frozen)),
             Update: lambda request, done: runtime.update(request.container, request.resources, done),
+            UseMemory: at_once(self.memory.use),
             UseCpus: lambda request, done: processors.use(self.loop, request.vcpus, done),
             Clock: at_once(_clock),
             Stats: at_once(lambda request: runtime.stats(request.container)),
             Remove: lambda request, done: runtime.remove(request.container, done),
-            SetNetwork: at_once(lambda request: networks.set(request.network, request.interfaces)),
+            SetNetwork: at_once(lambda request: _noted({}, networks.set(request.network, request.interfaces))),
             RemoveNetwork: at_once(lambda request: networks.remove(request.network)),
             Connect: self.connections.open,
             Resize: lambda event, done: runtime.processes.resize(event.channel, event.rows, event.columns),
         }
 
     def _create(self, request: Create, done: Answered) -> None:
-        self.networks.set(request.network, request.interfaces)
+        notes = self.networks.set(request.network, request.interfaces)
         self._mount_share()
-        self.runtime.create(request, done)
+        self.runtime.create(
+            request, lambda result: done(result if isinstance(result, AgentError) else _noted(result, notes))
+        )
 
     def _initialize(self, request: Initialize, done: Answered) -> None:
         """Become this VM and no other: random state, clock, machine-id; then the share, which was plugged in while
@@ -205,7 +211,7 @@ class Agent:
         files.write("/etc/machine-id", os.urandom(16).hex() + "\n", make=True)
         for name, value in request.sysctls.items():
             try:
-                files.write(f"/proc/sys/{name}", str(value))
+                files.write(name if name.startswith("/") else f"/proc/sys/{name}", str(value))
             except OSError as error:
                 _say(f"sysctl {name}: {error.strerror}")
         if _NR_OPEN in request.sysctls:
@@ -236,6 +242,11 @@ def _clock(request: Clock) -> messages.Json:
     if request.by_ns:
         clock.move(request.by_ns)
     return {"clock_ns": time.time_ns()}
+
+
+def _noted(result: messages.Json, notes: list[str]) -> messages.Json:
+    """The *result* of a request, and what the host's log should have of it."""
+    return {**result, "notes": notes} if notes else result
 
 
 def _reseed(seed: bytes) -> None:
@@ -306,11 +317,19 @@ def _set_up() -> None:
     for link, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         if not os.path.lexists(f"/dev/{link}"):
             os.symlink(target, f"/dev/{link}")
-    for controller in files.read("/sys/fs/cgroup/cgroup.controllers").split():
+    os.mkdir(cgroups.ALL)
+    for controller in files.read(f"{cgroups.ROOT}/cgroup.controllers").split():
         try:
-            files.write("/sys/fs/cgroup/cgroup.subtree_control", f"+{controller}")
+            for group in (cgroups.ROOT, cgroups.ALL):
+                files.write(f"{group}/cgroup.subtree_control", f"+{controller}")
         except OSError as error:
             _say(f"controller {controller}: {error.strerror}")
+    # a page fault is dear in a virtual machine: huge pages are used, whatever the setting for all sizes, which becomes
+    # the host's, says to those who ask; unless that is never (kernel's transhuge.rst)
+    with suppress(OSError):  # Linux before 6.8
+        files.write(HUGE_PAGES, "always")
+    # a program may reserve as much as it likes: there is more memory than the guest knows of
+    files.write("/proc/sys/vm/overcommit_memory", "1")
     pid = os.posix_spawn("/sbin/modprobe", ["modprobe", "-a", *_MODULES], {"PATH": "/sbin"})
     os.waitpid(pid, 0)
     os.makedirs("/run/runvm", mode=0o700, exist_ok=True)

@@ -10,14 +10,16 @@ import errno
 import os
 import select
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from runvm.errors import DeadlineError
-from runvm.linux import links, netlink, routing
+from runvm.linux import links, netlink, routing, rules
 from runvm.linux.links import Link
 from runvm.linux.netlink import NetlinkError, Socket
 from runvm.linux.netns import in_namespace
 from runvm.linux.routing import Address, Route
+from runvm.linux.rules import Rule
 from runvm.linux.syscalls import CLONE_NEWNET, setns, unshare
 from runvm.protocol.interfaces import (
     IPV6_SETTINGS,
@@ -361,7 +363,7 @@ def _set_loopback(namespace: _Namespace, network: Network) -> None:
 def _set_routes(namespace: _Namespace, network: Network, fresh: list[str], notes: list[str]) -> None:
     """Routes and rules; those of *fresh* interfaces are lost and all to be set."""
     sock, old = namespace.sock, namespace.network
-    if not fresh and (old.routes, old.rules) == (network.routes, network.rules):
+    if not fresh and (old.routes, *_rules(old)) == (network.routes, *_rules(network)):
         return
     found = links.links(sock)
     indexes = {link.name: link.ifindex for link in found}
@@ -375,13 +377,38 @@ def _set_routes(namespace: _Namespace, network: Network, fresh: list[str], notes
         if route.family == 10 and not ipv6:
             notes.append(f"the guest has no IPv6: the route to {route.destination or 'default'} is left out")
         elif route not in kept or not _devices(route).isdisjoint(fresh):
-            routing.add_route(sock, route, indexes)
-    for rule in old.rules:
-        if rule not in network.rules:
-            routing.delete_rule(sock, rule)
-    for rule in network.rules:
-        if rule not in old.rules and (ipv6 or rule.family != 10):
-            routing.add_rule(sock, rule)
+            with _noted(notes):
+                routing.add_route(sock, route, indexes, network.routes)
+    _set_rules(namespace, network, notes, ipv6=ipv6)
+
+
+def _set_rules(namespace: _Namespace, network: Network, notes: list[str], *, ipv6: bool) -> None:
+    """The routing rules; a new namespace has the kernel's own."""
+    sock, old = namespace.sock, namespace.network
+    gone = [rule for rule in old.rules if rule not in network.rules]
+    gone += [rule for rule in network.missing_rules if rule not in old.missing_rules]
+    new = [rule for rule in network.rules if rule not in old.rules]
+    new += [rule for rule in old.missing_rules if rule not in network.missing_rules]
+    for rule in new:
+        if ipv6 or rule.family != 10:
+            with _noted(notes):
+                rules.add_rule(sock, rule)
+    for rule in gone:
+        with _noted(notes):
+            rules.delete_rule(sock, rule)
+
+
+@contextmanager
+def _noted(notes: list[str]) -> Iterator[None]:
+    """What the guest's kernel refuses is no reason to be without all the rest."""
+    try:
+        yield
+    except NetlinkError as error:
+        notes.append(error.args[1] if len(error.args) > 1 else str(error))
+
+
+def _rules(network: Network) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
+    return network.rules, network.missing_rules
 
 
 def _devices(route: Route) -> set[str]:

@@ -38,24 +38,28 @@ class GuestNetworks:
             namespace = network.prepare(cards)
             self._spare[namespace] = _Resolver(loop, namespace, send)
 
-    def set(self, number: int, interfaces: Json) -> None:
+    def set(self, number: int, interfaces: Json) -> list[str]:
         """Make a namespace have *interfaces*; {} for one that is there changes nothing. 0 is the VM's own.
+        What couldn't be set is returned, for the host's log.
 
         Raises: OSError, DeadlineError, NetworkError.
         """
         if not number:
-            return
+            return []
         new = number not in self._resolvers
         if not (new or interfaces):
-            return
+            return []
         found = from_json(interfaces) if interfaces else Network()
         if new:
             namespace = network.make_namespace(name(number), [interface.nic for interface in found.interfaces])
             resolver = self._spare.pop(namespace, None) or _Resolver(self._loop, namespace, self._send)
             resolver.number = number
             self._resolvers[number] = resolver
-        for note in network.configure(name(number), found, deadline=time.monotonic() + _CONFIGURE_SECONDS):
+        notes = network.configure(name(number), found, deadline=time.monotonic() + _CONFIGURE_SECONDS)
+        for note in notes:
             self._say(note)
+        # the host knows its own
+        return [note for note in notes if note not in found.notes]
 
     def remove(self, number: int) -> None:
         """Let go of a namespace; its cards are free then."""

@@ -38,6 +38,8 @@ class Container:
         self.init: Process | None = None
         self.processes: dict[int, Process] = {}
         self.cgroup = cgroups.path(name)
+        self.cpu: dict[str, int] = {}
+        """The quota of CPU time that holds once its process runs (cgroups.hold_back())."""
         self.submounts: set[str] = set()
         self.oom_kills = 0
         self.notify: Notify | None = None

@@ -78,7 +78,9 @@ class Runtime:
             container.notify = Notify(
                 self._loop, container.name, lambda text: self._event(Notified(container.name, text))
             )
+        spec["linux"]["cgroupsPath"] = container.cgroup.removeprefix(cgroups.ROOT)
         container.submounts = submounts.hold(spec, SHARE)
+        container.cpu = cgroups.hold_back(spec["linux"].get("resources", {}))
         config = json.dumps(spec)
         if ready is None:
             files.write(f"{bundle}/config.json", config, make=True)
@@ -118,6 +120,7 @@ class Runtime:
         except OSError as error:
             raise AgentError(f"start container {name}: its init has gone ({error.strerror})") from None
         try:
+            _limit(container)
             os.write(fd, b"\0")
             os.unlink(fifo)
         finally:
@@ -129,6 +132,8 @@ class Runtime:
         """`crun exec`, or a process beside the agent; *done* gets {"pid"} or the error."""
         container = self._container(request.container)
         process = Process(container, request.channel)
+        if not request.outside:
+            _limit(container)  # it may not have been started yet
         if request.outside:
             self.processes.launch_outside(process, request.process, (request.rows, request.columns))
             done({"pid": process.pid})
@@ -171,6 +176,8 @@ class Runtime:
     def update(self, name: str, resources: Json, done: Callable[[Json | AgentError], None]) -> None:
         """`crun update`."""
         container = self._container(name)
+        if container.cpu:
+            container.cpu.update(cgroups.hold_back(resources))
         path = f"{container.bundle}/resources.json"
         files.write(path, json.dumps(resources), make=True)
 
@@ -269,6 +276,13 @@ class Runtime:
         if kills > container.oom_kills:
             container.oom_kills = kills
             self._event(OutOfMemory(container.name))
+
+
+def _limit(container: Container) -> None:
+    """The quota of CPU time holds from now on. Raises OSError."""
+    if container.cpu:
+        cgroups.limit_cpu(container.cgroup, container.cpu)
+        container.cpu = {}
 
 
 def _counters(name: str) -> str:

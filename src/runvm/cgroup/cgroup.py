@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from runvm.cgroup import hierarchy
-from runvm.cgroup.limits import UNLIMITED, host_limits
+from runvm.cgroup.limits import DEFAULT_SHARES, DEFAULT_WEIGHT, UNLIMITED, Limits, host_limits
 from runvm.errors import HostError, words
 
 
@@ -30,29 +30,49 @@ class Cgroup:
         return tuple(f"{directory}/cgroup.procs" for directory in self.directories)
 
     def limit(self, resources: dict[str, Any], *, overhead_mib: int) -> None:
-        """Put host_limits() around the VM's processes."""
+        """Put host_limits() around the VM's processes, but for quota and weight, which limit_cpu() is for."""
         limits = host_limits(resources, overhead_mib=overhead_mib)
-        cpu = resources.get("cpu", {})
         v2 = self._unified
         if limits.memory:
             self._write("memory", "memory.max" if v2 else "memory.limit_in_bytes", str(limits.memory))
-        if limits.quota and v2:
-            self._write("cpu", "cpu.max", f"{limits.quota} {limits.period}")
-        elif limits.quota:
-            self._write("cpu", "cpu.cfs_period_us", str(limits.period))
-            self._write("cpu", "cpu.cfs_quota_us", str(limits.quota))
-        if limits.shares and v2:
-            self._write("cpu", "cpu.weight", str(limits.weight))
-        elif limits.shares:
-            self._write("cpu", "cpu.shares", str(limits.shares))
         for key in ("cpus", "mems"):
-            if cpu.get(key):
-                self._write("cpuset", f"cpuset.{key}", str(cpu[key]), required=True)
+            if value := resources.get("cpu", {}).get(key):
+                self._write("cpuset", f"cpuset.{key}", str(value), required=True)
         if block_io := resources.get("blockIO"):
             from runvm.cgroup import blkio
 
             for line in blkio.writes(block_io, v2=v2):
                 self._write("blkio", line.file, line.text, required=line.required)
+
+    def limit_cpu(self, cpu: dict[str, Any]) -> None:
+        """Quota and weight of *cpu* (of an OCI resources object) hold from now on."""
+        limits = host_limits({"cpu": cpu}, overhead_mib=0)
+        if "quota" in cpu:
+            self._write_quota(limits.quota, limits.period)
+        if limits.shares:
+            self._write_shares(limits)
+
+    def lift_cpu(self, cpu: dict[str, Any]) -> None:
+        """What limit_cpu() does, undone: no quota, and no smaller weight than the default."""
+        limits = host_limits({"cpu": cpu}, overhead_mib=0)
+        if limits.quota:
+            self._write_quota(0, limits.period)
+        if 0 < limits.shares < DEFAULT_SHARES:
+            self._write_shares(limits._replace(shares=0))
+
+    def _write_quota(self, quota: int, period: int) -> None:
+        if self._unified:
+            self._write("cpu", "cpu.max", f"{quota or 'max'} {period}")
+        else:
+            self._write("cpu", "cpu.cfs_period_us", str(period))
+            self._write("cpu", "cpu.cfs_quota_us", str(quota or -1))
+
+    def _write_shares(self, limits: Limits) -> None:
+        """0 is what a cgroup has that nobody gave any."""
+        if self._unified:
+            self._write("cpu", "cpu.weight", str(limits.weight if limits.shares else DEFAULT_WEIGHT))
+        else:
+            self._write("cpu", "cpu.shares", str(limits.shares or DEFAULT_SHARES))
 
     def room_mib(self) -> int:
         """The least memory limit of the cgroups above, 0 for none: what a pod may take in all."""

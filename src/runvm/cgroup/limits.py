@@ -6,8 +6,18 @@ from typing import Any, NamedTuple
 
 UNLIMITED = 1 << 50
 """Memory limits beyond this many bytes mean none (engines write the largest page-aligned number)."""
+DEFAULT_SHARES = 1024
+"""cpu.shares of a cgroup that nobody gave any (kernel's sched-design-CFS.rst)."""
+DEFAULT_WEIGHT = 100
+"""cpu.weight likewise (kernel's cgroup-v2.rst)."""
 _VMM_MIB = 256
 """What the processes around the guest's RAM may take: VMM, virtiofsd, supervisor and shims."""
+
+
+_VMM_CPU_SHARE = 20
+"""They, the guest's kernel and its agent may take 1/20 of a processor, and 1/20 of the container's quota. Without it an
+emulated guest, which doesn't know of the time that the host withholds, would count that as its container's use, and
+hold the container to a fraction of its quota."""
 
 
 class Limits(NamedTuple):
@@ -25,12 +35,14 @@ class Limits(NamedTuple):
 
 
 def host_limits(resources: dict[str, Any], *, overhead_mib: int) -> Limits:
-    """By the container's own limits; memory gets *overhead_mib* (the guest's) and _VMM_MIB on top."""
+    """By the container's own limits, with what the VM itself takes on top: of memory *overhead_mib* (the guest's) and
+    _VMM_MIB, of processor time _VMM_CPU_SHARE."""
     memory = resources.get("memory", {}).get("limit") or 0
     cpu = resources.get("cpu", {})
+    quota, period = max(0, cpu.get("quota") or 0), cpu.get("period") or 100_000
     return Limits(
         memory=memory + ((overhead_mib + _VMM_MIB) << 20) if 0 < memory < UNLIMITED else 0,
-        quota=max(0, cpu.get("quota") or 0),
-        period=cpu.get("period") or 100_000,
+        quota=quota + (quota + period) // _VMM_CPU_SHARE if quota else 0,
+        period=period,
         shares=cpu.get("shares") or 0,
     )

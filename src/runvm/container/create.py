@@ -18,7 +18,7 @@ from runvm.linux import process, syscalls
 from runvm.linux.process import Identity
 from runvm.log import log
 from runvm.protocol import messages
-from runvm.sandbox import placement, registry, sizes, start_slots
+from runvm.sandbox import cpu_limits, placement, registry, sizes, start_slots
 from runvm.sandbox.members import INIT
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class _Creation:
             from runvm.cgroup import scope as scopes
 
             host = limits.host_limits(spec.resources, overhead_mib=config.overhead_mib)
-            self._scope = scopes.start(spec.cgroups_path, self._cid, host)
+            # quota and shares hold from `start` on
+            self._scope = scopes.start(spec.cgroups_path, self._cid, host._replace(quota=0, shares=0))
         planned = cgroups.Cgroup(())
         if ctx.cgroup_manager != "disabled":
             planned = cgroups.planned(self._scope.path if self._scope is not None else spec.cgroups_path, self._cid)
@@ -129,6 +130,8 @@ class _Creation:
         if place.new:
             self._held.callback(os.close, start_slots.take(self._ctx.config.state_dir))
             listener = self._held.enter_context(registry.listen(place.sandbox))
+        cpu_limits.note(place.sandbox, self._cid, self._cgroup.directories, spec.resources.get("cpu", {}))
+        self._held.enter_context(cpu_limits.lifted(place.sandbox))
         console_size = spec.process.console_size if spec.process.terminal else None
         self._launch = Launch(place.sandbox, self._cid, INIT, self._held, console_size=console_size)
         namespaces = _namespaces(spec, self._held)

@@ -14,7 +14,7 @@ from runvm.errors import ContainerNotFoundError, NotRunningError, RunvmError, St
 from runvm.linux import process, syscalls
 from runvm.log import log
 from runvm.protocol import messages
-from runvm.sandbox import placement, registry
+from runvm.sandbox import cpu_limits, placement, registry
 
 if TYPE_CHECKING:
     from runvm.container.context import Context
@@ -155,7 +155,8 @@ def _leave_sandbox(ctx: Context, record: ContainerRecord) -> bool:
         orderly, last = False, placement.other(sandbox, record.id) is None
         if supervisor is not None and process.alive(supervisor):
             try:
-                answer = registry.call(sandbox, messages.DeleteContainer(record.id), timeout=_DELETE_SECONDS)
+                with cpu_limits.lifted(sandbox):
+                    answer = registry.call(sandbox, messages.DeleteContainer(record.id), timeout=_DELETE_SECONDS)
                 orderly, last = True, answer.get("last") is True
             except NotRunningError:
                 pass
@@ -164,6 +165,7 @@ def _leave_sandbox(ctx: Context, record: ContainerRecord) -> bool:
             except RunvmError as error:
                 log.warning(f"the virtual machine is ended by force: {error}")
         placement.discharge(sandbox, record.id)
+        cpu_limits.forget(sandbox, record.id)
         if last:
             if orderly and supervisor is not None:
                 orderly = process.wait_gone(supervisor, deadline=time.monotonic() + _END_SECONDS)

@@ -14,7 +14,7 @@ from runvm.linux import syscalls
 from runvm.log import log
 from runvm.oci import rules
 from runvm.protocol import messages, names
-from runvm.sandbox import registry
+from runvm.sandbox import cpu_limits, registry
 
 if TYPE_CHECKING:
     from typing import Any
@@ -59,6 +59,9 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
     with ExitStack() as held:
         execs = -1 if outside else _lock_execs(ctx, cid, held)
         console_size = (rows, columns) if wants_terminal else None
+        held.enter_context(cpu_limits.lifted(sandbox))
+        if not outside:
+            cpu_limits.begin(sandbox, cid)  # in a container that hasn't been started yet, too
         launch = Launch(sandbox, cid, key, held, console_size=console_size)
         request = messages.ExecProcess(cid, key, described, options.cgroup, rows, columns, list(handed.ways), outside)
         # the guest begins while the shim is made; should that fail, the supervisor ends what the guest has made

@@ -8,7 +8,7 @@ from runvm.container import state
 from runvm.errors import NotRunningError, RunvmError, VersionError
 from runvm.linux import process
 from runvm.protocol import messages
-from runvm.sandbox import registry
+from runvm.sandbox import cpu_limits, registry
 
 if TYPE_CHECKING:
     from runvm.container.context import Context
@@ -23,7 +23,8 @@ def kill(ctx: Context, cid: str, signal: int, *, all: bool) -> None:
         raise NotRunningError()
     sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
     try:
-        registry.call(sandbox, messages.Signal(cid, 0, signal, all))
+        with cpu_limits.lifted(sandbox):
+            registry.call(sandbox, messages.Signal(cid, 0, signal, all))
     except VersionError:
         process.kill(record.shim, signal)  # the process that stands for it on the host passes signals on
     except RunvmError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from runvm.container import state
 from runvm.errors import StateError
 from runvm.protocol import messages
-from runvm.sandbox import registry
+from runvm.sandbox import cpu_limits, registry
 
 if TYPE_CHECKING:
     from runvm.container.context import Context
@@ -30,5 +30,7 @@ def _freeze(ctx: Context, cid: str, *, frozen: bool) -> None:
             raise StateError("container not running")
         if not frozen and record.status != "paused":
             raise StateError("container not paused")
-        registry.call(registry.locate(ctx.config.state_dir, record.sandbox), messages.Freeze(cid, frozen))
+        sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
+        with cpu_limits.lifted(sandbox):
+            registry.call(sandbox, messages.Freeze(cid, frozen))
         state.save(ctx, record._replace(paused=frozen))

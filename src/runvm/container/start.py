@@ -8,7 +8,7 @@ from runvm.container import state
 from runvm.errors import NotRunningError, StateError
 from runvm.log import log
 from runvm.protocol import messages
-from runvm.sandbox import diagnosis, registry
+from runvm.sandbox import cpu_limits, diagnosis, registry
 
 if TYPE_CHECKING:
     from runvm.container.context import Context
@@ -30,12 +30,26 @@ def start(ctx: Context, cid: str) -> None:
             raise StateError("cannot start an already running container")
         config = state.load_config(ctx, cid)
         try:
-            registry.call(sandbox, messages.Start(cid))
+            with cpu_limits.lifted(sandbox):
+                cpu_limits.begin(sandbox, cid)
+                registry.call(sandbox, messages.Start(cid))
         except NotRunningError as error:
             raise diagnosis.explained(error, sandbox) from None
         log.debug("start: container started in the guest")
         state.save(ctx, record._replace(started=True))
+        if record.scope:
+            _limit_scope(ctx, record)
     run_hooks(record, config, "poststart", "running")
+
+
+def _limit_scope(ctx: Context, record: ContainerRecord) -> None:
+    """Have systemd know of quota and shares, too, as they are by now: it sets them back at a daemon-reload else."""
+    cpu = cpu_limits.of(registry.locate(ctx.config.state_dir, record.sandbox), record.id)
+    if cpu:
+        from runvm.cgroup import scope
+        from runvm.cgroup.limits import host_limits
+
+        scope.change(record.scope, host_limits({"cpu": cpu}, overhead_mib=0))
 
 
 def run_hooks(record: ContainerRecord, config: JsonObject, kind: str, status: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from runvm.container import state
 from runvm.errors import NotRunningError, RunvmError
 from runvm.protocol import messages
-from runvm.sandbox import registry
+from runvm.sandbox import cpu_limits, registry
 
 if TYPE_CHECKING:
     from runvm.container.context import Context
@@ -25,7 +25,9 @@ def stats(ctx: Context, cid: str) -> dict[str, Any]:
     from runvm.container import vm_use
 
     sandbox = _sandbox(ctx, cid)
-    files = registry.call(sandbox, messages.Stats(cid))
+    with cpu_limits.lifted(sandbox):
+        files = registry.call(sandbox, messages.Stats(cid))
+        sums = _sums(vm_use.containers(sandbox))
     cpu, memory = _pairs(files.get("cpu.stat", "")), _pairs(files.get("memory.stat", ""))
     current = _number(files.get("memory.current", ""))
     limit = _number(files.get("memory.max", ""))
@@ -60,7 +62,7 @@ def stats(ctx: Context, cid: str) -> dict[str, Any]:
         "hugetlb": {},
         "intel_rdt": {},
         "network_interfaces": _interfaces(files.get("net/dev", "")),
-        "vm": vm_use.of_vm(sandbox, *_sums(vm_use.containers(sandbox))),
+        "vm": vm_use.of_vm(sandbox, *sums),
     }
 
 

@@ -10,7 +10,7 @@ from runvm.container import guest_spec, state
 from runvm.container.stats import memory_use
 from runvm.errors import GuestError, NotRunningError
 from runvm.protocol import messages
-from runvm.sandbox import registry
+from runvm.sandbox import cpu_limits, registry
 
 if TYPE_CHECKING:
     from runvm.container.context import Context
@@ -26,14 +26,18 @@ def update(ctx: Context, cid: str, resources: dict[str, Any]) -> None:
         guests.pop("devices", None)
         sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
         limit = guests.get("memory", {}).get("limit") or 0
-        if limit > 0:
-            _check_memory(registry.call(sandbox, messages.Stats(cid)), limit)
-        registry.call(sandbox, messages.Update(cid, guests))
+        with cpu_limits.lifted(sandbox):
+            if limit > 0:
+                _check_memory(registry.call(sandbox, messages.Stats(cid)), limit)
+            registry.call(sandbox, messages.Update(cid, guests))
+            cpu_limits.change(sandbox, cid, record.cgroups, resources.get("cpu", {}), begun=record.started)
         if record.scope:
             from runvm.cgroup import scope
 
-            scope.change(record.scope, host_limits(resources, overhead_mib=ctx.config.overhead_mib))
+            host = host_limits(resources, overhead_mib=ctx.config.overhead_mib)
+            scope.change(record.scope, host if record.started else host._replace(quota=0, shares=0))
         Cgroup(record.cgroups).limit(resources, overhead_mib=ctx.config.overhead_mib)
+        cpu_limits.settle(sandbox)
 
 
 def _check_memory(files: dict[str, str], limit: int) -> None:

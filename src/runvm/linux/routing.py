@@ -1,14 +1,14 @@
-"""Addresses, routes, neighbours and rules as typed objects: the host reads them, the guest sets them.
+"""Addresses, routes and neighbours as typed objects: the host reads them, the guest sets them.
 
 They name interfaces by name, not by index: they are also what the host tells the guest (protocol/interfaces.py).
-Sources: rtnetlink(7), linux/if_addr.h, linux/rtnetlink.h, linux/neighbour.h, linux/fib_rules.h.
+Sources: rtnetlink(7), linux/if_addr.h, linux/rtnetlink.h, linux/neighbour.h.
 """
 
 from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from socket import AF_INET, AF_INET6
 from typing import NamedTuple
 
@@ -19,16 +19,14 @@ _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _HOP = struct.Struct("=HBBi")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
-_RULE = struct.Struct("=BBBBBBBBI")
 
 _NEW_ADDRESS, _DELETE_ADDRESS, _GET_ADDRESS = 20, 21, 22
 _NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 24, 25, 26
 _NEW_NEIGHBOUR, _DELETE_NEIGHBOUR, _GET_NEIGHBOUR = 28, 29, 30
-_NEW_RULE, _DELETE_RULE, _GET_RULE = 32, 33, 34
 _ADD = netlink.F_CREATE | netlink.F_EXCLUSIVE
 _FAMILIES = (AF_INET, AF_INET6)
 
-NODAD, DADFAILED, HOMEADDRESS, NOPREFIXROUTE = 0x02, 0x08, 0x10, 0x200  # IFA_F_*
+SECONDARY, NODAD, DADFAILED, HOMEADDRESS, NOPREFIXROUTE = 0x01, 0x02, 0x08, 0x10, 0x200  # IFA_F_*
 SCOPE_LINK = 253
 UNICAST, LOCAL = 1, 2  # RTN_*
 TABLE_MAIN, TABLE_LOCAL = 254, 255
@@ -38,17 +36,12 @@ _ONLINK = 0x4  # RTNH_F_ONLINK
 _CLONED = 0x200  # RTM_F_CLONED: the kernel's cache
 _PERMANENT = 0x80  # NUD_PERMANENT
 _PROXY = 0x08  # NTF_PROXY
-_INVERT = 0x2  # FIB_RULE_INVERT
 
-# IFA_*, RTA_*, FRA_*
+# IFA_*, RTA_*
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_BROADCAST, _IFA_FLAGS, _IFA_METRIC = 1, 2, 3, 4, 8, 9
 _TO, _OUT, _GATEWAY, _METRIC, _SOURCE, _METRICS, _MULTIPATH, _TABLE, _VIA, _PREFERENCE = 1, 4, 5, 6, 7, 8, 9, 15, 18, 20
-_RULE_TO, _RULE_FROM, _RULE_IN, _RULE_PRIORITY, _RULE_MARK, _RULE_UNLESS, _RULE_TABLE = 1, 2, 3, 6, 10, 14, 15
-_RULE_MASK, _RULE_OUT, _RULE_PADDING, _RULE_PROTOCOL = 16, 17, 18, 21
-_RULE_KNOWN = frozenset((
-    _RULE_TO, _RULE_FROM, _RULE_IN, _RULE_PRIORITY, _RULE_MARK, _RULE_UNLESS, _RULE_TABLE,
-    _RULE_MASK, _RULE_OUT, _RULE_PADDING, _RULE_PROTOCOL,
-))  # fmt: skip
+_FROM, _REALMS, _ENCAPSULATION, _NEXTHOP_ID = 2, 11, 22, 30
+_CONGESTION = 16  # RTAX_CC_ALGO, the only metric that is a name
 
 
 class Address(NamedTuple):
@@ -75,7 +68,8 @@ class Hop(NamedTuple):
 
 
 class Route(NamedTuple):
-    """A route. *destination* is '' for the default; *kind* is an RTN_ number, *metrics* has (RTAX_ number, value)."""
+    """A route. *destination* is '' for the default; *kind* is an RTN_ number, *metrics* has (RTAX_ number, value),
+    *origin* is the prefix that a packet's source has to be in ('' for any)."""
 
     family: int
     destination: str
@@ -91,6 +85,8 @@ class Route(NamedTuple):
     preference: int
     metrics: tuple[tuple[int, int], ...]
     hops: tuple[Hop, ...]
+    tos: int = 0
+    origin: str = ""
 
 
 class Neighbour(NamedTuple):
@@ -100,24 +96,6 @@ class Neighbour(NamedTuple):
     address: str
     mac: str
     proxy: bool
-
-
-class Rule(NamedTuple):
-    """A policy routing rule; '' and 0: doesn't look at that. *unless_prefix* is suppress_prefixlength, -1 for none."""
-
-    family: int
-    priority: int
-    action: int
-    table: int
-    invert: bool
-    source: str
-    destination: str
-    tos: int
-    input: str
-    output: str
-    mark: int
-    mask: int
-    unless_prefix: int
 
 
 # --- reading
@@ -148,20 +126,23 @@ def addresses(sock: Socket) -> list[tuple[int, Address]]:
     return found
 
 
-def routes(sock: Socket, names: Mapping[int, str]) -> list[Route]:
-    """The routes of all tables; *names* gives the interfaces' names by index. Raises NetlinkError."""
+def routes(sock: Socket, names: Mapping[int, str], notes: list[str] | None = None) -> list[Route]:
+    """The routes of all tables; *names* gives the interfaces' names by index. *notes* gets what a Route can't say of
+    one. Raises NetlinkError."""
     found = []
     for message in sock.query(_GET_ROUTE, F_DUMP, _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0), "read the routes"):
-        family, prefix, _, _, table, protocol, scope, kind, flags = unpack(_ROUTE, message)
+        family, prefix, from_prefix, tos, table, protocol, scope, kind, flags = unpack(_ROUTE, message)
         if family not in _FAMILIES or flags & _CLONED:
             continue
         values = netlink.attributes(message.body, _ROUTE.size)
         metrics = {
-            key: value for key, value in netlink.attributes(values.get(_METRICS, b"")).items() if len(value) == 4
+            key: value
+            for key, value in netlink.attributes(values.get(_METRICS, b"")).items()
+            if len(value) == 4 and key != _CONGESTION
         }
-        found.append(Route(
+        route = Route(
             family=family,
-            destination=_prefix_text(family, values.get(_TO), prefix),
+            destination=prefix_text(family, values.get(_TO), prefix),
             gateway=_gateway_text(family, values),
             device=names.get(netlink.read_number(values, _OUT), ""),
             source=ip_text(family, values[_SOURCE]) if _SOURCE in values else "",
@@ -174,8 +155,28 @@ def routes(sock: Socket, names: Mapping[int, str]) -> list[Route]:
             preference=(values.get(_PREFERENCE) or b"\0")[0],
             metrics=tuple((key, netlink.read_number(metrics, key)) for key in sorted(metrics)),
             hops=_hops(family, values.get(_MULTIPATH, b""), names),
-        ))  # fmt: skip
+            tos=tos,
+            origin=prefix_text(family, values.get(_FROM), from_prefix),
+        )
+        lacking = _lacking(route, values)
+        if not lacking:
+            found.append(route)
+        elif notes is not None:
+            notes.append(f"route {shown(route)} is not handed over: it has {lacking}")
     return found
+
+
+def _lacking(route: Route, values: dict[int, bytes]) -> str:
+    """What a route has that a Route can't say; '' for nothing."""
+    if _ENCAPSULATION in values:
+        return "an encapsulation"
+    if _REALMS in values:
+        return "realms"
+    if _CONGESTION in netlink.attributes(values.get(_METRICS, b"")):
+        return "a congestion control of its own"
+    if _NEXTHOP_ID in values and route.kind == UNICAST and not (route.device or route.hops):
+        return "a nexthop object alone"
+    return ""
 
 
 def _hops(family: int, data: bytes, names: Mapping[int, str]) -> tuple[Hop, ...]:
@@ -206,47 +207,20 @@ def neighbours(sock: Socket) -> list[tuple[int, Neighbour]]:
     return found
 
 
-def rules(sock: Socket) -> list[Rule]:
-    """The policy routing rules, the kernel's own too, but what looks at more than Rule can say. Raises NetlinkError."""
-    found = []
-    for message in sock.query(_GET_RULE, F_DUMP, _RULE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0), "read the routing rules"):
-        family, to_prefix, from_prefix, tos, table, _, _, action, flags = unpack(_RULE, message)
-        values = netlink.attributes(message.body, _RULE.size)
-        if family not in _FAMILIES or values.keys() - _RULE_KNOWN:
-            continue  # by user or port, say: without that it would catch more than it should
-        unless = netlink.read_number(values, _RULE_UNLESS, 0xFFFFFFFF)
-        found.append(Rule(
-            family=family,
-            priority=netlink.read_number(values, _RULE_PRIORITY),
-            action=action,
-            table=netlink.read_number(values, _RULE_TABLE, table),
-            invert=bool(flags & _INVERT),
-            source=_prefix_text(family, values.get(_RULE_FROM), from_prefix),
-            destination=_prefix_text(family, values.get(_RULE_TO), to_prefix),
-            tos=tos,
-            input=netlink.read_text(values, _RULE_IN),
-            output=netlink.read_text(values, _RULE_OUT),
-            mark=netlink.read_number(values, _RULE_MARK),
-            mask=netlink.read_number(values, _RULE_MASK),
-            unless_prefix=-1 if unless == 0xFFFFFFFF else unless,
-        ))  # fmt: skip
-    return found
-
-
 # --- changing
 
 
 def add_address(sock: Socket, ifindex: int, address: Address) -> None:
     """Give an interface an address; that it has it already is no error. Raises NetlinkError."""
     body = _address_body(ifindex, address)
-    _unless(errno.EEXIST, sock, _NEW_ADDRESS, _ADD, body, f"add address {address.address}/{address.prefix}")
+    unless(errno.EEXIST, sock, _NEW_ADDRESS, _ADD, body, f"add address {address.address}/{address.prefix}")
 
 
 def delete_address(sock: Socket, ifindex: int, address: Address) -> None:
     """Take an address away; that it has gone already is no error. Raises NetlinkError."""
     # a label would have to be right, and an interface's new name changes it
     body = _address_body(ifindex, address._replace(label=""))
-    _unless(errno.EADDRNOTAVAIL, sock, _DELETE_ADDRESS, 0, body, f"delete address {address.address}/{address.prefix}")
+    unless(errno.EADDRNOTAVAIL, sock, _DELETE_ADDRESS, 0, body, f"delete address {address.address}/{address.prefix}")
 
 
 def _address_body(ifindex: int, address: Address) -> bytes:
@@ -265,24 +239,74 @@ def _address_body(ifindex: int, address: Address) -> bytes:
     return body
 
 
-def add_route(sock: Socket, route: Route, indexes: Mapping[str, int]) -> None:
-    """Add a route; that it is there already is no error. *indexes*: the interfaces' by name. Raises NetlinkError."""
-    _unless(errno.EEXIST, sock, _NEW_ROUTE, _ADD, _route_body(route, indexes), f"add route {_shown(route)}")
+def add_route(sock: Socket, route: Route, indexes: Mapping[str, int], wanted: Collection[Route] = ()) -> None:
+    """Add a route; that it is there already is no error. *indexes*: the interfaces' by name, *wanted* all the routes
+    that are to be there: one of them stays beside it, what the kernel has made for an address gives way to it.
+
+    Raises NetlinkError, with EEXIST where another route is in its place.
+    """
+    operation = f"add route {shown(route)}"
+    try:
+        _add_reachable(sock, route, indexes, _ADD, operation)
+    except NetlinkError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        there = [
+            other for other in routes(sock, {index: name for name, index in indexes.items()}) if _same(other, route)
+        ]
+        if any(route in (other, other._replace(onlink=False)) for other in there):
+            return
+        if any(other in wanted for other in there):
+            _add_reachable(sock, route, indexes, netlink.F_CREATE | netlink.F_APPEND, operation)
+        elif any(other.protocol == PROTOCOL_KERNEL for other in there):
+            _add_reachable(sock, route, indexes, netlink.F_CREATE | netlink.F_REPLACE, operation)
+        else:
+            raise
+
+
+def _add_reachable(sock: Socket, route: Route, indexes: Mapping[str, int], flags: int, operation: str) -> None:
+    """Add a route. A gateway that no route leads to any more was reachable when the host's was added: the guest takes
+    it for one on the link."""
+    try:
+        sock.request(_NEW_ROUTE, flags, _route_body(route, indexes), operation)
+    except NetlinkError as error:
+        if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL) or route.onlink:
+            raise
+        if not (route.gateway and route.device or route.hops):
+            raise
+        hops = tuple(hop._replace(onlink=bool(hop.gateway)) for hop in route.hops)
+        linked = route._replace(onlink=not hops, hops=hops)
+        try:
+            sock.request(_NEW_ROUTE, flags, _route_body(linked, indexes), operation)
+        except NetlinkError:
+            raise error from None
+
+
+def _same(one: Route, other: Route) -> bool:
+    """Whether the kernel has place for one of them only."""
+    keys = [
+        (route.family, route.destination, route.origin, route.table, route.tos, route.metric) for route in (one, other)
+    ]
+    return keys[0] == keys[1]
 
 
 def delete_route(sock: Socket, route: Route, indexes: Mapping[str, int]) -> None:
     """Delete a route; that it has gone already is no error. Raises NetlinkError."""
-    _unless(errno.ESRCH, sock, _DELETE_ROUTE, 0, _route_body(route, indexes), f"delete route {_shown(route)}")
+    unless(errno.ESRCH, sock, _DELETE_ROUTE, 0, _route_body(route, indexes), f"delete route {shown(route)}")
 
 
 def _route_body(route: Route, indexes: Mapping[str, int]) -> bytes:
     family = route.family
-    destination, prefix = _prefix_bytes(family, route.destination)
+    destination, prefix = prefix_bytes(family, route.destination)
+    origin, from_prefix = prefix_bytes(family, route.origin)
     flags = _ONLINK if route.onlink else 0
-    body = _ROUTE.pack(family, prefix, 0, 0, _short(route.table), route.protocol, route.scope, route.kind, flags)
+    table = short(route.table)
+    body = _ROUTE.pack(family, prefix, from_prefix, route.tos, table, route.protocol, route.scope, route.kind, flags)
     body += number(_TABLE, route.table)
     if destination:
         body += attribute(_TO, destination)
+    if origin:
+        body += attribute(_FROM, origin)
     body += _gateway(family, route.gateway)
     if route.device:
         body += number(_OUT, _index(indexes, route.device))
@@ -313,7 +337,7 @@ def set_neighbour(sock: Socket, ifindex: int, neighbour: Neighbour) -> None:
 def delete_neighbour(sock: Socket, ifindex: int, neighbour: Neighbour) -> None:
     """Delete an entry; that it has gone already is no error. Raises NetlinkError."""
     body = _neighbour_body(ifindex, neighbour)
-    _unless(errno.ENOENT, sock, _DELETE_NEIGHBOUR, 0, body, f"delete neighbour {neighbour.address}")
+    unless(errno.ENOENT, sock, _DELETE_NEIGHBOUR, 0, body, f"delete neighbour {neighbour.address}")
 
 
 def _neighbour_body(ifindex: int, neighbour: Neighbour) -> bytes:
@@ -322,41 +346,11 @@ def _neighbour_body(ifindex: int, neighbour: Neighbour) -> bytes:
     return body + (attribute(2, netlink.mac_bytes(neighbour.mac)) if neighbour.mac else b"")
 
 
-def add_rule(sock: Socket, rule: Rule) -> None:
-    """Add a rule; that it is there already is no error. Raises NetlinkError."""
-    _unless(errno.EEXIST, sock, _NEW_RULE, _ADD, _rule_body(rule), f"add routing rule {rule.priority}")
-
-
-def delete_rule(sock: Socket, rule: Rule) -> None:
-    """Delete a rule; that it has gone already is no error. Raises NetlinkError."""
-    _unless(errno.ENOENT, sock, _DELETE_RULE, 0, _rule_body(rule), f"delete routing rule {rule.priority}")
-
-
-def _rule_body(rule: Rule) -> bytes:
-    source, from_prefix = _prefix_bytes(rule.family, rule.source)
-    destination, to_prefix = _prefix_bytes(rule.family, rule.destination)
-    flags = _INVERT if rule.invert else 0
-    body = _RULE.pack(rule.family, to_prefix, from_prefix, rule.tos, _short(rule.table), 0, 0, rule.action, flags)
-    body += number(_RULE_PRIORITY, rule.priority) + number(_RULE_TABLE, rule.table)
-    if source:
-        body += attribute(_RULE_FROM, source)
-    if destination:
-        body += attribute(_RULE_TO, destination)
-    if rule.input:
-        body += netlink.text(_RULE_IN, rule.input)
-    if rule.output:
-        body += netlink.text(_RULE_OUT, rule.output)
-    if rule.mark or rule.mask:
-        body += number(_RULE_MARK, rule.mark) + number(_RULE_MASK, rule.mask)
-    if rule.unless_prefix >= 0:
-        body += number(_RULE_UNLESS, rule.unless_prefix)
-    return body
-
-
 # --- pieces
 
 
-def _unless(harmless: int, sock: Socket, kind: int, flags: int, body: bytes, operation: str) -> None:
+def unless(harmless: int, sock: Socket, kind: int, flags: int, body: bytes, operation: str) -> None:
+    """Carry out a change; that it fails with the *harmless* errno is no error. Raises NetlinkError."""
     try:
         sock.request(kind, flags, body, operation)
     except NetlinkError as error:
@@ -364,7 +358,7 @@ def _unless(harmless: int, sock: Socket, kind: int, flags: int, body: bytes, ope
             raise
 
 
-def _short(table: int) -> int:
+def short(table: int) -> int:
     """The header's byte for a table: RT_TABLE_COMPAT where an attribute alone can say it."""
     return table if table <= 255 else 252
 
@@ -375,13 +369,15 @@ def _index(indexes: Mapping[str, int], device: str) -> int:
     return indexes[device]
 
 
-def _prefix_text(family: int, data: bytes | None, prefix: int) -> str:
+def prefix_text(family: int, data: bytes | None, prefix: int) -> str:
+    """A network as people write it; '' for all."""
     if data is None:
         return "" if not prefix else f"{'0.0.0.0' if family == AF_INET else '::'}/{prefix}"
     return f"{ip_text(family, data)}/{prefix}"
 
 
-def _prefix_bytes(family: int, destination: str) -> tuple[bytes, int]:
+def prefix_bytes(family: int, destination: str) -> tuple[bytes, int]:
+    """What prefix_text() wrote. Raises NetlinkError."""
     if not destination:
         return b"", 0
     address, _, prefix = destination.partition("/")
@@ -405,6 +401,7 @@ def _gateway(family: int, gateway: str) -> bytes:
     return attribute(_GATEWAY, raw) if other == family else attribute(_VIA, struct.pack("=H", other) + raw)
 
 
-def _shown(route: Route) -> str:
-    shown = route.destination or "default"
-    return shown + (f" via {route.gateway}" if route.gateway else "") + (f" dev {route.device}" if route.device else "")
+def shown(route: Route) -> str:
+    """As people write it."""
+    words = route.destination or "default"
+    return words + (f" via {route.gateway}" if route.gateway else "") + (f" dev {route.device}" if route.device else "")

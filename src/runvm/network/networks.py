@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _PROXY_SECONDS = 0.1
 """How long after a container has come its namespace gets a loopback proxy: not while its start is waited for."""
+_MAX_NOTES, _MAX_NOTE = 64, 256
 _QUIET_SECONDS = 0.03
 """How long a namespace is left alone after a change: engines make several at once."""
 
@@ -198,6 +199,8 @@ class HostNetworks:
             self._free += gone
             if isinstance(answer, Failed):
                 log.error(f"a change of a container's network failed in the guest: {answer.error}")
+            else:
+                log_notes(answer)
 
         self._guest.ask(SetNetwork(namespace.number, to_json(namespace.network)), plugged)
 
@@ -273,6 +276,14 @@ class HostNetworks:
             in_namespace(namespace.fd, lambda: tap.unwire_all(namespace.ports))
         except OSError as error:
             log.debug(f"a network namespace can't be left as it was: {error}")
+
+
+def log_notes(answer: Done) -> None:
+    """What the guest couldn't set up, by its answer; as it may be anything, so many lines of printable text."""
+    notes = answer.result.get("notes")
+    for note in notes[:_MAX_NOTES] if isinstance(notes, list) else ():
+        text = "".join(character if character.isprintable() else "?" for character in str(note)[:_MAX_NOTE])
+        log.warning(f"network in the guest: {text}")
 
 
 def _report(nic: _Nic, error: RunvmError | None) -> None:

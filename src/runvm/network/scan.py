@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from socket import AF_INET6, inet_ntop
 
-from runvm.linux import links, netlink, routing
+from runvm.linux import links, netlink, routing, rules
 from runvm.linux.links import Link
-from runvm.linux.routing import Address, Route, Rule
-from runvm.protocol.interfaces import IPV4_SETTINGS, IPV6_SETTINGS, NAMESPACE_SETTINGS, Interface, Network
+from runvm.linux.routing import Address, Route
+from runvm.network.prefixes import Prefixes
+from runvm.protocol.interfaces import (
+    IPV4_SETTINGS,
+    IPV6_SETTINGS,
+    KERNEL_RULES,
+    NAMESPACE_SETTINGS,
+    Interface,
+    Network,
+)
 
 TAP_PREFIX = "rvtap"
 """The taps that runvm makes are named rvtap0, rvtap1 …; they aren't the container's."""
 
-_KERNEL_RULES = ((0, 255), (32766, 254), (32767, 253))  # (priority, table) of a new namespace's
 _KEPT_FLAGS = routing.NOPREFIXROUTE | routing.HOMEADDRESS
 _LOOPBACK = ("127.0.0.1", "::1")
 _DISABLE_IPV6 = 26  # DEVCONF_DISABLE_IPV6
@@ -30,20 +38,22 @@ def scan() -> Network:
     with netlink.Socket() as sock:
         found = links.links(sock)
         names = {link.ifindex: link.name for link in found}
+        # before the addresses: one that comes meanwhile seems to lack its route, until the next scan
+        notes: list[str] = []
+        routes = routing.routes(sock, names, notes)
         addresses: dict[int, list[Address]] = {}
         for ifindex, address in routing.addresses(sock):
             addresses.setdefault(ifindex, []).append(address)
         neighbours: dict[int, list[routing.Neighbour]] = {}
         for ifindex, neighbour in routing.neighbours(sock):
             neighbours.setdefault(ifindex, []).append(neighbour)
-        routes = routing.routes(sock, names)
-        rules = routing.rules(sock)
-    notes = []
+        policies = rules.rules(sock, notes)
+    prefixes = Prefixes(routes)
     interfaces = []
     loopback: tuple[Address, ...] = ()
     kept = set()
     for link in found:
-        own = _settled(link, addresses.get(link.ifindex, []))
+        own = _settled(link, prefixes.marked(link, addresses.get(link.ifindex, [])))
         if link.hardware == links.LOOPBACK:
             loopback = tuple(address for address in own if address.address not in _LOOPBACK)
             kept.add(link.name)
@@ -57,11 +67,16 @@ def scan() -> Network:
         interfaces.append(_interface(link, own, tuple(neighbours.get(link.ifindex, ()))))
     return Network(
         interfaces=tuple(interfaces),
-        routes=tuple(route for route in routes if _wanted(route, kept)),
-        rules=tuple(rule for rule in rules if not _made_by_kernel(rule)),
+        routes=tuple(_handed_over(prefixes.others(), kept, names, notes)),
+        rules=tuple(rule for rule in policies if rule not in KERNEL_RULES),
         loopback=loopback,
         settings=_settings(),
         notes=tuple(notes),
+        missing_rules=tuple(
+            rule
+            for rule in KERNEL_RULES
+            if rule not in policies and any(other.family == rule.family for other in policies)
+        ),
     )
 
 
@@ -126,16 +141,16 @@ def _link_local(mac: str) -> str:
     return inet_ntop(AF_INET6, b"\xfe\x80" + bytes(6) + bytes([raw[0] ^ 2]) + raw[1:3] + b"\xff\xfe" + raw[3:])
 
 
-def _wanted(route: Route, kept: set[str]) -> bool:
-    """Whether the guest must be told of a route: those that its kernel makes for addresses are no use."""
-    if route.protocol == routing.PROTOCOL_KERNEL or route.kind in (3, 4, 5):  # broadcast, anycast, multicast
-        return False
-    devices = {hop.device for hop in route.hops} | ({route.device} if route.device else set())
-    return devices <= kept
-
-
-def _made_by_kernel(rule: Rule) -> bool:
-    return (rule.priority, rule.table) in _KERNEL_RULES and not rule.source and not rule.destination
+def _handed_over(routes: list[Route], kept: set[str], names: dict[int, str], notes: list[str]) -> Iterator[Route]:
+    """The routes of *routes* that lead by interfaces which the guest has."""
+    for route in routes:
+        devices = {hop.device for hop in route.hops} | ({route.device} if route.device else set())
+        if devices <= kept:
+            yield route
+        elif not any(device.startswith(TAP_PREFIX) for device in devices):
+            lacking = ", ".join(sorted(device or "another" for device in devices - kept))
+            if route.protocol != routing.PROTOCOL_KERNEL:
+                notes.append(f"route {routing.shown(route)} is not handed over: its interface {lacking} isn't")
 
 
 def _settings() -> tuple[tuple[str, str], ...]:

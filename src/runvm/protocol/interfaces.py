@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-from runvm.linux.routing import Address, Neighbour, Route, Rule
+from runvm.linux.routing import Address, Neighbour, Route
+from runvm.linux.rules import Rule
 
 MAX_ITEMS = 4096
 _MAX_TEXT = 256
@@ -53,6 +54,12 @@ IPV6_SETTINGS = {
 }
 """DEVCONF_* (linux/ipv6.h) copied with an interface, and their files."""
 
+KERNEL_RULES = tuple(
+    Rule(family, priority, 1, table, False, "", "", 0, "", "", 0, 0, -1)
+    for family, priority, table in ((2, 0, 255), (2, 32766, 254), (2, 32767, 253), (10, 0, 255), (10, 32766, 254))
+)
+"""What a new namespace has."""
+
 _BYTES = frozenset({"prefix", "scope", "kind", "protocol", "preference", "tos", "action", "address_mode"})
 
 
@@ -83,7 +90,8 @@ class Interface(NamedTuple):
 class Network(NamedTuple):
     """A network namespace: interfaces, and what isn't of one of them. *notes* say what couldn't be taken over.
 
-    *loopback* are the addresses of lo beyond 127.0.0.1 and ::1, *settings* (one of NAMESPACE_SETTINGS, value).
+    *loopback* are the addresses of lo beyond 127.0.0.1 and ::1, *settings* (one of NAMESPACE_SETTINGS, value),
+    *missing_rules* those of the kernel's own rules (KERNEL_RULES) that aren't there.
     """
 
     interfaces: tuple[Interface, ...] = ()
@@ -92,6 +100,7 @@ class Network(NamedTuple):
     loopback: tuple[Address, ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    missing_rules: tuple[Rule, ...] = ()
 
 
 class Changes(NamedTuple):

@@ -48,7 +48,7 @@ class Failed(NamedTuple):
 
 class Initialize(NamedTuple):
     """First after a boot or a restore: what makes the guest this VM and no other. Clock in ns since the epoch, entropy
-    in hex, the shares' tag, values of files below /proc/sys."""
+    in hex, the shares' tag, values of files of the kernel's, by path; one that is not absolute is below /proc/sys."""
 
     clock_ns: int
     entropy: str
@@ -134,6 +134,14 @@ class Clock(NamedTuple):
     by_ns: int
 
 
+class UseMemory(NamedTuple):
+    """The VM has *mib* of memory, the last of which is just being plugged in: have the containers use it, and tell by
+    MemoryLow when they need more, unless it is *final*. Result: {}."""
+
+    mib: int
+    final: bool
+
+
 class Stats(NamedTuple):
     """Read the container's cgroup. Result: {file name: its text}."""
 
@@ -198,6 +206,16 @@ class OutOfMemory(NamedTuple):
     """An event: the guest's kernel killed a process of this container for its memory limit."""
 
     container: str
+
+
+class MemoryLow(NamedTuple):
+    """An event: the containers need more memory than there is; UseMemory answers it."""
+
+
+class MemoryFree(NamedTuple):
+    """An event: *mib* of the memory have been free for some time; UseMemory answers it."""
+
+    mib: int
 
 
 class Notified(NamedTuple):
@@ -275,12 +293,13 @@ class Status(NamedTuple):
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Clock, Stats, Remove, SetNetwork, RemoveNetwork, Connect, Resize, Hello,  # noqa: E501
-        Exited, OutOfMemory, Notified, Attach, CreateContainer, ExecProcess, DeleteContainer, Status,
+        Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Clock, UseMemory, Stats, Remove, SetNetwork, RemoveNetwork, Connect, Resize, Hello,  # noqa: E501
+        Exited, OutOfMemory, MemoryLow, MemoryFree, Notified,
+        Attach, CreateContainer, ExecProcess, DeleteContainer, Status,
     )
 }  # fmt: skip
 
-FROM_GUEST = frozenset({"Done", "Failed", "Hello", "Exited", "OutOfMemory", "Notified"})
+FROM_GUEST = frozenset({"Done", "Failed", "Hello", "Exited", "OutOfMemory", "MemoryLow", "MemoryFree", "Notified"})
 """The only messages that the supervisor takes from a guest."""
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"))

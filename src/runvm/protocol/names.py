@@ -23,3 +23,7 @@ PLAIN_NEWLINES = "io.runvm.plainNewlines"
 def notify_socket(container: str) -> str:
     """Where the guest has the $NOTIFY_SOCKET of *container*: its id, which may be long, is a directory's name."""
     return f"/run/runvm/notify/{container}/socket"
+
+
+HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/enabled"
+"""In the guest: whether it uses huge pages of that size. A guest does by itself."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from runvm.errors import ContainerExistsError, RunvmError, VmmError
 from runvm.log import log
+from runvm.network import networks
 from runvm.protocol import messages
 from runvm.protocol.frames import CREDIT_KIND, DNS, MESSAGE, STDIN, Frame
 from runvm.protocol.messages import Attach, CreateContainer, Done, ExecProcess, Exited, Failed, Signal
@@ -187,12 +188,12 @@ class Containers:
 
     def guest_frame(self, frame: Frame) -> None:
         """A stream's frame, a DNS query, or one of a forwarded connection."""
-        networks, agent = self.life.vm.networks, self.life.vm.agent
+        vm_networks, agent = self.life.vm.networks, self.life.vm.agent
         if frame.kind == DNS:
-            networks.query(frame)
+            vm_networks.query(frame)
             return
         task = self._tasks.get(frame.channel)
-        if task is None and networks.relay(frame):
+        if task is None and vm_networks.relay(frame):
             return
         if task is None or task.shim is None:
             if frame.kind != CREDIT_KIND and frame.payload:
@@ -200,12 +201,21 @@ class Containers:
             return
         task.shim.send(frame.kind, 0, frame.payload)
 
+    def is_init(self, channel: int) -> bool:
+        """Whether it is a container's own process that has the *channel*."""
+        task = self._tasks.get(channel)
+        return task is not None and task.key == INIT
+
     def guest_event(self, message: Any) -> None:
         """A process has ended, or a container has something to say."""
         if isinstance(message, Exited):
             self._exited(message)
         elif isinstance(message, messages.OutOfMemory):
             self._out_of_memory(message.container)
+        elif isinstance(message, messages.MemoryLow):
+            self.life.vm.growth.demand.more()
+        elif isinstance(message, messages.MemoryFree):
+            self.life.vm.growth.demand.less(message.mib)
         elif isinstance(message, messages.Notified):
             member = self.members.get(message.container)
             if member is not None and member.notifier is not None:
@@ -276,10 +286,13 @@ class Containers:
             if isinstance(answer, Done):
                 member.created = True
                 task.running = True
+                networks.log_notes(answer)
                 answer = Done({"notes": self.life.notes})
             client.creating = ""
             reply(answer)
-            if isinstance(answer, Failed):
+            if isinstance(answer, Done):
+                self.life.vm.growth.demand.arm()
+            else:
                 self._delete(member.name, lambda: None)
 
         def make() -> None:

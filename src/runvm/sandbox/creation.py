@@ -13,7 +13,7 @@ from runvm.sandbox.vm_life import BUSY_SECONDS
 from runvm.shares.tree import Share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
     from runvm.errors import RunvmError
     from runvm.protocol.messages import CreateContainer
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def make_in_guest(
-    life: VmLife, tree: Tree, members: Iterable[Member], request: CreateContainer, task: Task, created: Reply
+    life: VmLife, tree: Tree, members: Collection[Member], request: CreateContainer, task: Task, created: Reply
 ) -> None:
     """Have the guest of *life* make the container that *request* describes, one of *members*, whose init is *task*;
     *created* gets the guest's answer. Raises RunvmError, OSError."""

@@ -1,5 +1,5 @@
-"""A VM's growth while it runs: memory and virtual CPUs, as its containers' limits ask. They never shrink, but what is
-free of the memory goes back to the host."""
+"""A VM's growth while it runs: memory and virtual CPUs, as its containers' limits ask, and memory without a limit as it
+is needed (demand). Virtual CPUs are never taken away."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from runvm.errors import RunvmError, UnsupportedError
 from runvm.sandbox import sizes
+from runvm.sandbox.demand import Demand
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection
 
     from runvm.config import Config
-    from runvm.hypervisor.driver import Capabilities, Machine, Vm
+    from runvm.hypervisor.driver import Answered, Capabilities, Machine, Vm
+    from runvm.linux.loop import Loop
+    from runvm.sandbox.guest_link import GuestLink
     from runvm.sandbox.members import Member
 
     Done = Callable[[RunvmError | None, bool], None]
@@ -22,23 +25,35 @@ if TYPE_CHECKING:
 class Growth:
     """Of one VM, *machine* at its start."""
 
-    def __init__(self, config: Config, machine: Machine, max_mib: int, vm: Vm, capabilities: Capabilities) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        config: Config,
+        machine: Machine,
+        max_mib: int,
+        vm: Vm,
+        agent: GuestLink,
+        capabilities: Capabilities,
+    ) -> None:
         self._config = config
         self._machine = machine
         self._max_mib = max_mib
         self._vm = vm
         self._capabilities = capabilities
         self._grown_mib = 0
+        self._members: Collection[Member] = ()
+        self.demand = Demand(loop, agent, resize=self._resize, total=self._total_mib, most=self._most_mib)
         self.vcpus = machine.vcpus
 
-    def fit(self, members: Iterable[Member], limits: dict[str, Any], done: Done) -> None:
+    def fit(self, members: Collection[Member], limits: dict[str, Any], done: Done) -> None:
         """Give the VM the memory that its containers may use, and the virtual CPUs that the *limits* of one of them
         call for (an OCI resources object, in which the host's CPUs are made the guest's).
 
         *done* gets an error or None, and whether CPUs were plugged in, which the guest has to take into use. Raises
         UnsupportedError for more CPUs than it can have.
         """
-        mib = self._wanted_mib(members)
+        self._members = members
+        mib = self._wanted_mib()
         vcpus = self._wanted_vcpus(limits)
         plugged = vcpus > self.vcpus
         steps: list[Callable[[Callable[[RunvmError | None], None]], None]] = []
@@ -57,17 +72,38 @@ class Growth:
 
         proceed(None)
 
-    def _wanted_mib(self, members: Iterable[Member]) -> int:
+    def _wanted_mib(self) -> int:
         """Beyond what it started with, in MiB."""
         if not self._capabilities.hotplug_memory:
             return 0
-        members = list(members)
-        limits = [member.limit_mib for member in members]
-        pod = [member.pod_mib for member in members if member.pod_mib]
+        limits = [member.limit_mib for member in self._members]
+        pod = self._pod_mib()
         if pod:
-            limits = [max(pod[0], sum(limits))]  # the pod's is the sum of its containers' to come
-        wanted = sizes.memory_mib(self._config, limits, self._max_mib)
-        return min(wanted - self._machine.memory_mib, self._machine.growth_mib)
+            limits = [max(pod, sum(limits))]  # the pod's is the sum of its containers' to come
+        wanted = sizes.memory_mib(self._config, limits, self._max_mib) + self.demand.extra_mib
+        return max(0, min(wanted - self._machine.memory_mib, self._machine.growth_mib))
+
+    def _pod_mib(self) -> int:
+        return next((member.pod_mib for member in self._members if member.pod_mib), 0)
+
+    def _total_mib(self) -> int:
+        """What the VM has, or is about to have."""
+        return self._machine.memory_mib + max(self._grown_mib, self._wanted_mib())
+
+    def _most_mib(self) -> int:
+        """What it may come to have by need; 0 where its containers' limits say how much that is."""
+        config = self._config
+        if not self._capabilities.hotplug_memory or config.memory_mib or self._pod_mib():
+            return 0
+        if all(member.limit_mib for member in self._members):
+            return 0
+        most = self._machine.memory_mib + self._machine.growth_mib
+        return min(most, config.max_memory_mib or most, self._max_mib or most)
+
+    def _resize(self, answered: Answered) -> None:
+        """As large as it should be by now, which may be less than it is."""
+        self._grown_mib = self._wanted_mib()
+        self._vm.grow(self._grown_mib, answered)
 
     def _wanted_vcpus(self, limits: dict[str, Any]) -> int:
         cpu = limits.get("cpu", {})

@@ -57,7 +57,9 @@ class RunningVm:
         )
         self.guest.vm.attach(loop)
         self.networks.attach(loop, self.guest.vm, self.agent, next_channel)
-        self.growth = Growth(plan.config, plan.machine, plan.max_mib, self.guest.vm, plan.driver.capabilities)
+        self.growth = Growth(
+            loop, plan.config, plan.machine, plan.max_mib, self.guest.vm, self.agent, plan.driver.capabilities
+        )
         self._watch_child(self.guest.vm.pid, "the VMM")
         self._watch_child(self.daemon.pid, "virtiofsd")
         loop.watch(self.guest.console.fileno(), IN, self._console)

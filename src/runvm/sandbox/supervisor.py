@@ -9,12 +9,14 @@ Containers (what they are about), VmLife (the VM).
 from __future__ import annotations
 
 import gc
+import signal
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runvm.linux.loop import Loop
 from runvm.log import log
 from runvm.protocol import messages
+from runvm.sandbox import cpu_limits
 from runvm.sandbox.clients import Clients
 from runvm.sandbox.containers import Containers
 from runvm.sandbox.vm_life import VmLife
@@ -22,12 +24,15 @@ from runvm.sandbox.vm_life import VmLife
 if TYPE_CHECKING:
     import socket
 
+    from runvm.sandbox.clients import Client, Reply
     from runvm.sandbox.plan import VmPlan
     from runvm.sandbox.vm_life import Start
     from runvm.shares.tree import Tree
 
 _FIRST_SECONDS = 60.0
 """How long a VM waits for its first container."""
+_END_SECONDS = 5.0
+"""How long the limits of CPU time don't hold for the end of a container: what is left to do is the agent's and ours."""
 
 
 class Supervisor:
@@ -36,11 +41,12 @@ class Supervisor:
     def __init__(self, plan: VmPlan, listener: socket.socket, share: Tree, start: Start) -> None:
         self.loop = Loop(on_error=_report)
         self.containers = Containers(self.loop, share)
+        self._cpu = cpu_limits.Keeper(self.loop, plan.sandbox)
         self.life = VmLife(
             self.loop,
             plan,
             start,
-            on_event=self.containers.guest_event,
+            on_event=self._guest_event,
             on_frame=self.containers.guest_frame,
             on_restart=self.containers.before_restart,
         )
@@ -54,14 +60,14 @@ class Supervisor:
                 messages.ExecProcess: self.containers.exec,
                 messages.DeleteContainer: self.containers.delete,
                 messages.Start: self.containers.start,
-                messages.Signal: self.containers.signal,
+                messages.Signal: self._signal,
                 messages.Update: self.containers.update,
                 messages.Freeze: self.containers.pass_on,
                 messages.Stats: self.containers.pass_on,
                 messages.Status: self.containers.status,
             },
             on_frame=self.containers.shim_frame,
-            on_gone=self.containers.client_gone,
+            on_gone=self._client_gone,
         )
 
     def run(self) -> None:
@@ -73,6 +79,20 @@ class Supervisor:
             self.loop.run()
         finally:
             self.close()
+
+    def _guest_event(self, message: Any) -> None:
+        if isinstance(message, messages.Exited) and self.containers.is_init(message.channel):
+            self._cpu.lift(_END_SECONDS)
+        self.containers.guest_event(message)
+
+    def _signal(self, client: Client, request: messages.Signal, reply: Reply) -> None:
+        if request.number == signal.SIGKILL:
+            self._cpu.lift(_END_SECONDS)
+        self.containers.signal(client, request, reply)
+
+    def _client_gone(self, client: Client) -> None:
+        self.containers.client_gone(client)
+        self._cpu.settle()
 
     def close(self) -> None:
         """End the VM and what belongs to it."""

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 # Of the host's kernel, not of a namespace (as kernel.pid_max is since Linux 6.14)
 SETTINGS = (
     *("fs/aio-max-nr", "fs/file-max", "fs/inotify/max_user_instances", "fs/inotify/max_user_watches", "fs/nr_open"),
-    *("kernel/threads-max", "vm/max_map_count"),
+    *("kernel/threads-max", "vm/max_map_count", "vm/swappiness", "fs/epoll/max_user_watches", "fs/protected_symlinks"),
+    *("kernel/perf_event_paranoid", "user/max_user_namespaces", "user/max_net_namespaces", "kernel/io_uring_disabled"),
+    "../../sys/kernel/mm/transparent_hugepage/enabled",
 )
 
 

@@ -67,7 +67,7 @@ def test_a_bad_mac_is_refused(mac: str) -> None:
 @pytest.mark.parametrize("destination", ["10.0.0.0", "10.0.0.0/33", "10.0.0/8", "10.0.0.0/-1", "fd00::/64", "/8"])
 def test_a_bad_destination_is_refused(destination: str) -> None:
     with pytest.raises(NetlinkError):
-        routing._prefix_bytes(2, destination)
+        routing.prefix_bytes(2, destination)
 
 
 @root
@@ -86,7 +86,7 @@ def test_an_error_names_the_operation_and_what_the_kernel_says(box: Namespace) -
         with pytest.raises(NetlinkError, match=r"look for interface nosuch0: No such device") as caught:
             links.link(sock, "nosuch0")
         assert caught.value.errno == errno.ENODEV
-        bad = Route(2, "10.0.0.0/8", "10.255.255.254", "lo", "", 0, 0, 1, 9999, 4, False, 0, (), ())
+        bad = Route(2, "10.0.0.0/8", "10.255.255.254", "lo", "", 0, 0, 99, 9999, 4, False, 0, (), ())
         with pytest.raises(NetlinkError, match=r"add route 10\.0\.0\.0/8 via 10\.255\.255\.254 dev lo: .* \(.+\)"):
             routing.add_route(sock, bad, {"lo": 1})
         with pytest.raises(NetlinkError, match="no interface 'eth9'"):

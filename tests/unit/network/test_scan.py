@@ -109,7 +109,8 @@ def test_ptp_routes_neighbours_and_rules(box: Namespace) -> None:
     assert [(hop.gateway, hop.weight) for hop in hops] == [("172.17.0.5", 2), ("172.17.0.6", 1)]
     assert (routes[254, "10.8.0.0/16"].kind, routes[254, "10.8.0.0/16"].metric) == (6, 9)
     assert routes[1000, ""].source == "172.17.0.2"
-    (rule,) = network.rules  # the other one looks at users, which has no place here
+    rule, users = network.rules
+    assert (users.priority, users.extra) == (501, ((20, "0100000005000000"),))
     assert (rule.priority, rule.table, rule.source, rule.mark, rule.mask) == (500, 1000, "172.17.0.2/32", 0x10, 0xF0)
     neighbours = {(n.address, n.mac, n.proxy) for n in only(network).neighbours}
     assert neighbours == {("169.254.1.1", "ee:ee:ee:ee:ee:ee", False), ("10.5.0.9", "", True)}

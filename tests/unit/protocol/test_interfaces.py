@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from runvm.linux.routing import Address, Hop, Neighbour, Route, Rule
+from runvm.linux.routing import Address, Hop, Neighbour, Route
+from runvm.linux.rules import Rule
 from runvm.protocol.interfaces import (
     Interface,
     Network,

@@ -78,3 +78,11 @@ def test_a_pods_vm_is_sized_by_what_cri_says_of_the_pod() -> None:
 def test_how_many_processors_limits_call_for(cpu: dict[str, Any], wanted: int) -> None:
     """The quota, rounded up, and the cpuset, whichever is less; never more than the host has."""
     assert sizes.wanted_vcpus(cpu, 4) == wanted
+
+
+def test_without_a_limit_there_are_as_many_cpus_as_the_host_has() -> None:
+    """Up to 32, which each take some of a guest's memory."""
+    for host, expected in ((1, 1), (6, 6), (32, 32), (96, 32)):
+        assert sizes.vcpus(Config(), {}, available=host) == expected
+    assert sizes.vcpus(Config(vcpus=3), {}, available=64) == 3
+    assert sizes.vcpus(Config(), {"cpu": {"quota": 150000, "period": 100000}}, available=64) == 2

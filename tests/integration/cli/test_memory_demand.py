@@ -1,0 +1,73 @@
+"""Memory without a limit: the virtual machine starts small and grows as its containers need it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from framework.process import wait_until
+
+if TYPE_CHECKING:
+    from framework.runtime import Box, Container, Runtime
+
+pytestmark = pytest.mark.only("runvm", "the machine that grows is the virtual one")
+MIB = 1 << 20
+TAKE = "dd if=/dev/zero of=/dev/null bs={}M count=1 2>&1 | grep -c records"
+"""busybox's dd fills so much memory at once."""
+
+
+def total(container: Container) -> int:
+    """The memory that the container sees, MiB."""
+    return int(container.sh("awk '/MemTotal/ {print $2}' /proc/meminfo")) // 1024
+
+
+def test_a_container_without_a_limit_takes_what_it_needs(box: Box) -> None:
+    """More than twice of what its machine began with, at once, and then some; nothing is killed."""
+    container = box.idle().launch()
+    assert 800 < total(container) <= 1024
+    assert container.sh(TAKE.format(2000)) == "2"
+    assert total(container) > 2000
+    assert container.sh(TAKE.format(1900) + f" & {TAKE.format(1900)}; wait").split() == ["2", "2"]
+
+
+def test_it_ends_at_the_setting(box: Box, runtime: Runtime) -> None:
+    """max_memory_mib: what needs more is killed, and the container goes on."""
+    with open(runtime.config_file, encoding="utf-8") as file:
+        before = file.read()
+    with open(runtime.config_file, "a", encoding="utf-8") as file:
+        file.write("max_memory_mib = 1536\n")
+    try:
+        container = box.idle().launch()
+    finally:
+        with open(runtime.config_file, "w", encoding="utf-8") as file:
+            file.write(before)
+    assert container.sh(TAKE.format(1200)) == "2"
+    assert container.sh(f"{TAKE.format(1900)}; true") == "0"
+    assert 1300 < total(container) <= 1536
+    assert container.status == "running"
+
+
+def test_memory_may_be_reserved_beyond_what_there_is(box: Box) -> None:
+    """As on a host of that size: what is reserved and not used isn't counted."""
+    container = box.sh("cat /proc/sys/vm/overcommit_memory")
+    assert container.run().stdout == b"1\n"
+
+
+@pytest.mark.slow
+def test_what_is_free_for_some_time_is_taken_back(box: Box) -> None:
+    """A machine that has grown for a moment's sake gets smaller again."""
+    container = box.idle().launch()
+    assert container.sh(TAKE.format(1900)) == "2"
+    grown = total(container)
+    wait_until(lambda: total(container) <= grown - 512, timeout=180, what="memory to be taken back", interval=5)
+    assert container.sh(TAKE.format(1900)) == "2"
+
+
+def test_a_container_with_a_limit_gets_no_more(box: Box) -> None:
+    """Its machine's size is its limit's, and its limit holds."""
+    container = box.sh(f"{TAKE.format(600)}; awk '/MemTotal/ {{print $2}}' /proc/meminfo")
+    container.bundle.resources["memory"] = {"limit": 300 * MIB}
+    records, size = container.run().stdout.split()
+    assert records == b"0"
+    assert int(size) // 1024 < 640
