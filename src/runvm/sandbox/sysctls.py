@@ -61,16 +61,11 @@ _DEFAULTS = {
     f"{_HUGE_PAGES}/enabled": "always",
     f"{_HUGE_PAGES}/shmem_enabled": "never",
 }
-_ALWAYS = {
-    # memory that is only reserved (by a JVM, a sanitizer, a database) is counted by what the guest has at the moment,
-    # which is little and grows by need, where the host's kernel would count all of the host's
-    "vm/overcommit_memory": "1",
-}
 
 
 def sysctls() -> dict[str, str]:
     """What differs from a guest's: the path → the value."""
-    found = dict(_ALWAYS)
+    found = {}
     for name, default in _DEFAULTS.items():
         try:
             with open(name if name.startswith("/") else f"/proc/sys/{name}") as file:
