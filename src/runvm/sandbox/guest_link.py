@@ -71,7 +71,7 @@ class GuestLink:
         def late() -> None:
             waiting = self._requests.pop(number, None)
             if waiting is not None:
-                reason = f"timed out after {timeout:.0f} s waiting for the guest to answer {name}"
+                reason = f"timed out waiting for the guest to answer {name}"
                 waiting(Failed("\n".join([reason, self._diagnosis()]).strip()))
 
         timer = self._loop.call_later(timeout, late)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from runvm.sandbox.vm_life import Start
     from runvm.shares.tree import Tree
 
+_MAX_REPORTS = 100
 _FIRST_SECONDS = 60.0
 """How long a VM waits for its first container."""
 _END_SECONDS = 5.0
@@ -39,7 +40,7 @@ class Supervisor:
     """The event loop of one VM, which *start* starts: now, and again without a template if that proves broken."""
 
     def __init__(self, plan: VmPlan, listener: socket.socket, share: Tree, start: Start) -> None:
-        self.loop = Loop(on_error=_report)
+        self.loop = Loop(on_error=_Reports())
         self.containers = Containers(self.loop, share)
         self._cpu = cpu_limits.Keeper(self.loop, plan.sandbox)
         self.life = VmLife(
@@ -102,8 +103,16 @@ class Supervisor:
             undo.callback(self.life.close)
 
 
-def _report(error: Exception) -> None:
-    """A fault of ours in one of the loop's callbacks: the containers go on."""
-    import traceback
+class _Reports:
+    """Tells of faults of ours in the loop's callbacks, after which the containers go on. Not of all: should a guest
+    find one, it may cause it as often as it likes."""
 
-    log.error(f"internal error: {type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+    def __init__(self) -> None:
+        self._left = _MAX_REPORTS
+
+    def __call__(self, error: Exception) -> None:
+        if self._left:
+            import traceback
+
+            self._left -= 1
+            log.error(f"internal error: {type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
