@@ -64,7 +64,6 @@ def test_a_guest_boots_where_no_template_is_wanted(box: Box) -> None:
     assert container.sh("echo up") == "up"
 
 
-@pytest.mark.short
 def test_starts_from_a_template_are_shorter_than_boots(box: Box, runtime: Runtime) -> None:
     """The template that the first start has left is used: made once, and it spares a boot."""
     took = {}

@@ -82,7 +82,7 @@ def verdict(config: Config, driver: Driver) -> Verdict:
         if known is not None:
             return known
         progress("finding out whether KVM works here, once per host boot")
-        found = _race(config, driver)
+        found = race(config, driver)
         if found.certain:
             _remember(config, found)
         log.debug(f"KVM {'works' if found.works else 'is not used'} {found.reason}")
@@ -123,7 +123,7 @@ def sweep(config: Config) -> None:
                     _remove_unlocked(f"{config.state_dir}/{name}")
 
 
-def _race(config: Config, driver: Driver) -> Verdict:
+def race(config: Config, driver: Driver) -> Verdict:
     """Boot with KVM and by emulation side by side until it is clear what KVM is good for."""
     limit = float(config.boot_timeout_s)
     begin = time.monotonic()
