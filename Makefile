@@ -3,6 +3,9 @@ PYTHON ?= /usr/bin/python3
 PREFIX ?= /usr/local
 DESTDIR ?=
 TESTFLAGS ?=
+# qemu or uml (User Mode Linux): what the tests' virtual machines run on
+HYPERVISOR ?=
+export HYPERVISOR
 FLAGS ?=
 
 SBINDIR = $(PREFIX)/sbin
@@ -18,7 +21,7 @@ BIN = $(VENV)/bin
 RUN = PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 $(PYTHON)
 
 .DELETE_ON_ERROR:
-.PHONY: all docs help deps test-deps image demo test test-kvm bench bench-check unit lint format install uninstall deb wheel clean FORCE
+.PHONY: all docs help deps test-deps image kernel demo test test-kvm bench bench-check unit lint format install uninstall deb wheel clean FORCE
 
 all: build/package/.done build/runvm build/runvm.8 build/runvm.bash build/runvm@.service  ## build: bytecode, manual page, completion
 
@@ -95,6 +98,11 @@ test-deps: deps  ## install the packages that the tests need besides
 
 image:  ## build the guest image, if it isn't built
 	$(RUN) -m runvm image build
+
+DATA_DIR ?= /var/lib/runvm
+
+kernel:  ## build the guest's kernel for User Mode Linux from the distribution's sources, if it isn't built; minutes
+	packaging/kernel/build $(DATA_DIR)
 
 demo:  ## on a bare Debian 12, as root: install all, run a container in a VM, say what happened
 	packaging/demo $(PREFIX)

@@ -12,7 +12,7 @@ import pytest
 
 from framework import elsewhere, kvm_host, process, rootfs
 from framework.host import Host, remove_cgroups
-from framework.runtime import Box, Runtime
+from framework.runtime import HYPERVISOR, Box, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.pluginmanager.register(elsewhere.Elsewhere(everything=bool(config.getoption("--kvm-host"))))
     config.addinivalue_line("markers", "only(runtime, why): what is so by design of one runtime; skipped on others")
+    config.addinivalue_line("markers", "capability(name, why): what a hypervisor needs for it; skipped on one without")
     config.addinivalue_line("markers", "differs(runtime, why): what this runtime does otherwise; skipped on it")
 
 
@@ -61,12 +62,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(getattr(pytest.mark, engine))
         if os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
-        for mark in item.iter_markers("only"):
-            if mark.args[0] != name:
-                item.add_marker(pytest.mark.skip(reason=f"{mark.args[0]} only: {mark.args[1]}"))
-        for mark in item.iter_markers("differs"):
-            if mark.args[0] == name:
-                item.add_marker(pytest.mark.skip(reason=f"{name} differs: {mark.args[1]}"))
+        skip_where_it_differs(item, name)
+
+
+def skip_where_it_differs(item: pytest.Item, name: str) -> None:
+    """What is another runtime's, or needs what the hypervisor lacks."""
+    for mark in item.iter_markers("only"):
+        if mark.args[0] != name:
+            item.add_marker(pytest.mark.skip(reason=f"{mark.args[0]} only: {mark.args[1]}"))
+    for mark in item.iter_markers("capability"):
+        if not has_capability(mark.args[0]):
+            reason = f"hypervisor {HYPERVISOR} has no {mark.args[0]}: {mark.args[1]}"
+            item.add_marker(pytest.mark.skip(reason=reason))
+    for mark in item.iter_markers("differs"):
+        if mark.args[0] == name:
+            item.add_marker(pytest.mark.skip(reason=f"{name} differs: {mark.args[1]}"))
 
 
 def mark_for_kvm(item: pytest.Item) -> None:
@@ -82,6 +92,15 @@ def scale_timeout(item: pytest.Item) -> None:
     mark = item.get_closest_marker("timeout")
     seconds = float(mark.args[0] if mark is not None else item.config.getini("timeout"))
     item.add_marker(pytest.mark.timeout(seconds * process.FACTOR), append=False)
+
+
+def has_capability(name: str) -> bool:
+    """Whether the hypervisor that the tests run with has it (hypervisor.driver.Capabilities)."""
+    from runvm.config import Config
+    from runvm.hypervisor import drivers
+
+    config = Config(hypervisor=HYPERVISOR) if HYPERVISOR else Config()
+    return bool(getattr(drivers.load(config).capabilities, name))
 
 
 def runtime_name(config: pytest.Config) -> str:

@@ -51,6 +51,7 @@ class Config(NamedTuple):
     data_dir: str = "/var/lib/runvm"
     template: bool = True
     host_network: str = "refuse"
+    container_hypervisors: str = ""
     boot_timeout_s: int = 60
     debug_console: bool = False
     log_file: str = ""
@@ -72,7 +73,10 @@ class Setting(NamedTuple):
 _MOST_MIB = 16 * 1024 * 1024
 
 SETTINGS: dict[str, Setting] = {
-    "hypervisor": Setting("the driver that runs the virtual machines; a package can add one"),
+    "hypervisor": Setting(
+        "the driver that runs the virtual machines: qemu, uml (User Mode Linux), auto (QEMU where KVM works, else uml"
+        " where that works, else qemu), or one that a package adds"
+    ),
     "accelerator": Setting(
         "kvm, tcg (emulation), or auto: KVM where a guest really boots with it, else emulation",
         choices=("auto", "kvm", "tcg"),
@@ -116,6 +120,9 @@ SETTINGS: dict[str, Setting] = {
     "host_network": Setting(
         "a container that asks for the host's network: refuse it, or give it the virtual machine's own",
         choices=("refuse", "vm"),
+    ),
+    "container_hypervisors": Setting(
+        "hypervisors that a container may choose by the annotation io.runvm.hypervisor, separated by commas"
     ),
     "boot_timeout_s": Setting("how long a guest may take to boot to its agent's answer, seconds", low=1, high=3600),
     "debug_console": Setting(
@@ -188,7 +195,11 @@ def _merge(file: str, annotations: Mapping[str, str]) -> dict[str, tuple[Value, 
     for name, text in annotations.items():
         if name.startswith(ANNOTATION_PREFIX):
             key = name.removeprefix(ANNOTATION_PREFIX)
-            merged[key] = (_from_annotation(key, text, name), f"annotation {name}")
+            if key == "hypervisor":
+                _check_choosable(text, str(merged.get("container_hypervisors", ("", ""))[0]), name)
+                merged[key] = (text, f"annotation {name}")
+            else:
+                merged[key] = (_from_annotation(key, text, name), f"annotation {name}")
     return {**_defaults(), **merged} if merged else merged
 
 
@@ -282,6 +293,15 @@ def _from_annotation(key: str, text: str, name: str) -> Value:
     elif text.isascii() and text.isdigit() and len(text) < 20:
         raw = int(text)
     return _checked(key, raw, f"annotation {name}")
+
+
+def _check_choosable(text: str, allowed: str, name: str) -> None:
+    """Raise ConfigError unless a container may choose the hypervisor *text*; *allowed* is container_hypervisors."""
+    if text not in allowed.replace(",", " ").split():
+        raise ConfigError(
+            f"annotation {name}: a container may not choose the hypervisor {text}",
+            do=f"containers may choose {allowed}" if allowed else f"set container_hypervisors in {DEFAULT_FILE}",
+        )
 
 
 def _unknown(key: str, where: str, keys: tuple[str, ...]) -> NoReturn:

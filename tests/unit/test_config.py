@@ -191,3 +191,13 @@ def test_plain_lines_mean_what_tomllib_says(text: str) -> None:
     plain = config._plain(text)
     if plain is not None:
         assert plain == tomllib.loads(text)
+
+
+def test_a_container_chooses_a_hypervisor_where_the_host_allows_it(file: Path) -> None:
+    chosen = {"io.runvm.hypervisor": "uml"}
+    file.write_text('container_hypervisors = "qemu, uml"')
+    assert config.load(file=str(file), annotations=chosen).hypervisor == "uml"
+    for text in ('container_hypervisors = "qemu"', ""):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="a container may not choose the hypervisor uml"):
+            config.load(file=str(file), annotations=chosen)

@@ -55,7 +55,7 @@ from runvm.protocol.messages import (
     UseCpus,
     UseMemory,
 )
-from runvm.protocol.names import AGENT_PORT, HUGE_PAGES, MODULES, SHARE, TEMPLATE_WORD
+from runvm.protocol.names import AGENT_LINE, AGENT_PORT, HUGE_PAGES, MODULES, SHARE, TEMPLATE_WORD
 
 _MODULES = (
     "virtio_pci", "virtio_console", "virtio_net", "virtiofs", "overlay", "virtio_balloon", "virtio_mem", "virtio_rng",
@@ -330,8 +330,9 @@ def _set_up() -> None:
         files.write(HUGE_PAGES, "always")
     # a program may reserve as much as it likes: there is more memory than the guest knows of
     files.write("/proc/sys/vm/overcommit_memory", "1")
-    pid = os.posix_spawn("/sbin/modprobe", ["modprobe", "-a", *_MODULES], {"PATH": "/sbin"})
-    os.waitpid(pid, 0)
+    if os.path.isdir(f"/lib/modules/{os.uname().release}"):  # else all is built in
+        pid = os.posix_spawn("/sbin/modprobe", ["modprobe", "-a", *_MODULES], {"PATH": "/sbin"})
+        os.waitpid(pid, 0)
     os.makedirs("/run/runvm", mode=0o700, exist_ok=True)
     os.makedirs("/run/crun", mode=0o700, exist_ok=True)
     os.makedirs(SHARE, exist_ok=True)
@@ -356,7 +357,11 @@ def _clear_memory() -> None:
 
 
 def _open_port() -> int:
-    """The virtio-serial port that leads to the supervisor (kernel's virtio_console: /sys/class/virtio-ports/*/name)."""
+    """The line to the supervisor: the terminal that the kernel's command line names, else the virtio-serial port
+    (kernel's virtio_console: /sys/class/virtio-ports/*/name)."""
+    for word in files.read("/proc/cmdline").split():
+        if word.startswith(AGENT_LINE):
+            return _open_line(word.removeprefix(AGENT_LINE))
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
@@ -368,6 +373,15 @@ def _open_port() -> int:
                 return os.open(f"/dev/{port}", os.O_RDWR | os.O_CLOEXEC)
         time.sleep(0.01)
     raise AgentError(f"no virtio-serial port named {AGENT_PORT}")
+
+
+def _open_line(path: str) -> int:
+    """A serial line as a channel for bytes as they are."""
+    import tty
+
+    fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    tty.setraw(fd)
+    return fd
 
 
 def main() -> None:

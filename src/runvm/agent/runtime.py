@@ -139,7 +139,11 @@ class Runtime:
             done({"pid": process.pid})
             return
         base = f"{container.bundle}/exec-{request.channel}"
-        files.write(f"{base}.json", json.dumps(request.process), make=True)
+        described = request.process
+        if request.rows and request.columns:
+            # set by crun before the process runs, which may well be before we have its terminal
+            described = {**described, "consoleSize": {"height": request.rows, "width": request.columns}}
+        files.write(f"{base}.json", json.dumps(described), make=True)
         options = ["exec", "--detach", f"--process={base}.json", f"--pid-file={base}.pid"]
         if request.cgroup:
             options.append(f"--cgroup={request.cgroup}")

@@ -64,12 +64,22 @@ def images_directory(config: Config) -> str:
     return os.path.join(config.data_dir, "images")
 
 
-def resolve(config: Config) -> Image:
+def resolve(config: Config, kernel_format: str = "bzImage") -> Image:
     """The image that *config* asks for: by name or path, else the one built last; its own files replace an image's.
+
+    *kernel_format* is what the hypervisor boots (see Capabilities): 'bzImage', or 'uml', which isn't part of an image
+    but built apart.
 
     Raises: HostError (no image has been built, or by another version of runvm), ConfigError (a file or an image that
     *config* names isn't there).
     """
+    found = _resolve(config)
+    if kernel_format == "uml" and not config.kernel:
+        return _with_uml_kernel(config, found)
+    return found
+
+
+def _resolve(config: Config) -> Image:
     if config.kernel and config.initramfs:
         return _with_own_files(config, Image("", "", "", "", "", "", "", ""))
     image = _read(_locate(config))
@@ -82,13 +92,24 @@ def resolve(config: Config) -> Image:
     return image
 
 
-def take(config: Config) -> tuple[Image, int]:
-    """The image that *config* names, and a descriptor that keeps `image prune` from removing it while it is open (-1
-    where all files are the user's own). Raises as resolve() does."""
+def _with_uml_kernel(config: Config, image: Image) -> Image:
+    """*image* with the kernel for User Mode Linux, which needs no modules. Raises HostError where there is none."""
+    import hashlib
+
+    from runvm.guest import uml_kernel
+
+    kernel = uml_kernel.find(config)
+    key = hashlib.sha256(f"{image.key} {kernel.key}".encode()).hexdigest()
+    return image._replace(kernel=kernel.path, modules="", kernel_version=kernel.release, key=key)
+
+
+def take(config: Config, kernel_format: str = "bzImage") -> tuple[Image, int]:
+    """The image that *config* names, its kernel in that format, and a descriptor that keeps `image prune` from removing
+    it while it is open (-1 where all files are the user's own). Raises as resolve() does."""
     import fcntl
 
     while True:
-        image = resolve(config)
+        image = resolve(config, kernel_format)
         if not image.directory:
             return image, -1
         try:

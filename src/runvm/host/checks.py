@@ -44,7 +44,9 @@ def check_hypervisor(config: Config) -> Check:
     """What the driver of the configured hypervisor finds."""
     from runvm.hypervisor import drivers
 
-    findings = drivers.load(config).check()
+    # with "auto", what comes into question besides is looked at later, by a boot
+    driver = drivers.built_in("qemu", config) if config.hypervisor == drivers.AUTO else drivers.load(config)
+    findings = driver.check()
     bad = next((finding for finding in findings if not finding.ok), None)
     if bad is not None:
         return Check(bad.name, False, bad.found, bad.fix)
@@ -68,9 +70,12 @@ def check_virtiofsd(config: Config) -> Check:
 def check_image(config: Config) -> Check:
     """A guest image: kernel and initramfs."""
     from runvm.guest import image
+    from runvm.hypervisor import drivers
 
     try:
-        found = image.resolve(config)
+        auto = config.hypervisor == drivers.AUTO
+        kernel_format = "bzImage" if auto else drivers.load(config).capabilities.kernel_format
+        found = image.resolve(config, kernel_format)
     except RunvmError as error:
         return Check("guest image", False, error.message, "runvm image build")
     for path in (found.kernel, found.initramfs):
@@ -208,6 +213,20 @@ def check_disk(config: Config) -> Check:
     return Check("disk", free >= needed, found, fix)
 
 
+def check_choice(config: Config) -> Check:
+    """Which hypervisor a container gets, and why."""
+    from runvm.guest import uml_kernel
+    from runvm.hypervisor import drivers
+
+    if config.hypervisor != drivers.AUTO:
+        return Check("hypervisor", True, f"{config.hypervisor}, as configured", needed=False)
+    chosen = drivers.choice(config)
+    found = f"{chosen.name}: {chosen.reason}"
+    if chosen.name == "qemu" and not chosen.reason.startswith(("KVM works", "accelerator")):
+        return Check("hypervisor", False, f"{found}; containers run emulated, slower", uml_kernel.FIX, needed=False)
+    return Check("hypervisor", True, found, needed=False)
+
+
 def check_kvm(config: Config) -> Check:
     """Whether a guest really boots with KVM, found out once per host boot; only told, for emulation serves without."""
     from runvm.hypervisor import drivers, proof
@@ -260,7 +279,7 @@ FIRST: tuple[Callable[[Config], Check], ...] = (
     check_disk,
 )
 # these boot a guest: only where all of FIRST is well
-THEN: tuple[Callable[[Config], Check], ...] = (check_kvm, check_boot)
+THEN: tuple[Callable[[Config], Check], ...] = (check_choice, check_kvm, check_boot)
 
 _VIRTIOFSD_IN_QEMU = (("debian", "11"), ("debian", "12"), ("ubuntu", "22.04"))
 

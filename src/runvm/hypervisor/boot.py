@@ -124,12 +124,13 @@ def machine_for(
     if config.debug_console:
         extra += " ignore_loglevel"
     cmdline = f"{driver.kernel_args}{extra} {_AGENT} {config.kernel_args}".strip()
+    vcpus = min(vcpus, driver.capabilities.max_vcpus)
     return Machine(
         accelerator,
         vcpus,
-        _max_vcpus(vcpus),
+        _max_vcpus(vcpus) if driver.capabilities.hotplug_cpu else vcpus,
         memory_mib,
-        _growth_mib(),
+        _growth_mib() if driver.capabilities.hotplug_memory else 0,
         guest.kernel,
         guest.initramfs,
         guest.key,
@@ -147,9 +148,18 @@ def _growth_mib() -> int:
     return max(1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30) << 10
 
 
-def start(driver: Driver, machine: Machine, *, directory: str, tap: int, template: str = "", deadline: float) -> Guest:
+def start(
+    driver: Driver,
+    machine: Machine,
+    *,
+    directory: str,
+    tap: int,
+    nics: tuple[int, ...] = (),
+    template: str = "",
+    deadline: float,
+) -> Guest:
     """Launch a paused VM whose files are in *directory* (the caller's mount namespace is its own): a template's
-    clone, or one that will boot."""
+    clone, or one that will boot. *tap*, *nics*: see Endpoints."""
     root = f"{directory}/jail"
     jail.prepare(root)
     memory = os.open(f"{root}/ram", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -177,7 +187,7 @@ def start(driver: Driver, machine: Machine, *, directory: str, tap: int, templat
                 ram.copy_sparse(f"{template}/ram", memory)
 
             copier = process.fork(copy)  # the VMM starts meanwhile
-        endpoints = Endpoints(agent_vmm.fileno(), console_vmm.fileno(), tap)
+        endpoints = Endpoints(agent_vmm.fileno(), console_vmm.fileno(), tap, nics=nics)
         try:
             vm = driver.launch(machine, endpoints, jail=root, state=state, ram_ready=ram_ready, deadline=deadline)
         except VmmError as error:

@@ -30,6 +30,9 @@ class Capabilities(NamedTuple):
     protocol.names.AGENT_PORT) or 'tty' (a serial line, in raw mode).
     *kernel_format*: which of an image's kernels it boots: 'bzImage' or 'uml'.
     *accelerators*: what can run the guest's instructions, the fastest first.
+    *max_vcpus*: how many virtual CPUs a VM can have.
+    *nic_transport*: what the host's end of a network interface (NIC) is: 'tap' (a tap's descriptor), or 'packet' (a
+    packet socket, one for each NIC that the VM can come to have, made before it).
     """
 
     snapshot: bool
@@ -40,6 +43,8 @@ class Capabilities(NamedTuple):
     agent_transport: str
     kernel_format: str
     accelerators: tuple[str, ...]
+    max_vcpus: int = 255
+    nic_transport: str = "tap"
 
 
 class Finding(NamedTuple):
@@ -68,13 +73,15 @@ class Machine(NamedTuple):
 
 
 class Endpoints(NamedTuple):
-    """Descriptors handed to the VMM at its launch: the agent's line, the console, the tap of the first NIC, and for a
-    driver without hotplug_share the connection to the file system daemon (-1: none)."""
+    """Descriptors handed to the VMM at its launch: the agent's line, the console, the tap of the first NIC (-1 where
+    NICs are packet sockets, which are *nics*), and for a driver without hotplug_share the connection to the file system
+    daemon (-1: none)."""
 
     agent: int
     console: int
     tap: int
     share: int = -1
+    nics: tuple[int, ...] = ()
 
 
 class Vm(Protocol):
@@ -97,7 +104,7 @@ class Vm(Protocol):
 
     def plug_nic(self, index: int, tap: int, mac: str, answered: Answered) -> None:
         """Plug a further NIC in; *index* from 1, *tap* a tap's descriptor, which may be closed when this returns.
-        Raises VmmError where the VM can have no more."""
+        Raises VmmError where the VM can have no more. Not called where NICs are packet sockets."""
 
     def grow(self, mib: int, answered: Answered) -> None:
         """Have *mib* of the machine's growth_mib; the guest takes it as it can."""

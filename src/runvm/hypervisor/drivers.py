@@ -11,21 +11,24 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
     from runvm.config import Config
+    from runvm.hypervisor.choice import Choice
     from runvm.hypervisor.driver import Driver
 
 GROUP = "runvm.hypervisors"
 """The group of entry points by which a package adds drivers: name = module:class."""
-BUILT_IN = {"qemu": ("runvm.hypervisor.qemu.driver", "Qemu")}
+AUTO = "auto"
+"""As `hypervisor`: the fastest of those that are built in and work here."""
+BUILT_IN = {"qemu": ("runvm.hypervisor.qemu.driver", "Qemu"), "uml": ("runvm.hypervisor.uml.driver", "Uml")}
 
 
 def load(config: Config) -> Driver:
     """The driver called `hypervisor` in *config*. Raises ConfigError for one that isn't there or can't be imported."""
     name = config.hypervisor
-    driver: Driver
+    if name == AUTO:
+        name = choice(config).name
     if name in BUILT_IN:
-        module, kind = BUILT_IN[name]
-        driver = getattr(__import__(module, fromlist=[kind]), kind)(config)
-        return driver
+        return built_in(name, config)
+    driver: Driver
     found = _entry_point(name)
     if found is None:
         raise ConfigError(
@@ -37,6 +40,20 @@ def load(config: Config) -> Driver:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"hypervisor '{name}' can't be loaded from {found.value}: {error}") from error
     return driver
+
+
+def built_in(name: str, config: Config) -> Driver:
+    """One of BUILT_IN."""
+    module, kind = BUILT_IN[name]
+    driver: Driver = getattr(__import__(module, fromlist=[kind]), kind)(config)
+    return driver
+
+
+def choice(config: Config) -> Choice:
+    """What 'auto' means here, found out now if need be. Raises DeadlineError, OSError."""
+    from runvm.hypervisor import choice
+
+    return choice.choose(config, built_in("qemu", config), built_in("uml", config))
 
 
 def _entry_point(name: str) -> EntryPoint | None:

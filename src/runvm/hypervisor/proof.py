@@ -17,7 +17,7 @@ import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from runvm.errors import DeadlineError, HostError, RunvmError
+from runvm.errors import ConfigError, DeadlineError, HostError, RunvmError
 from runvm.guest import image
 from runvm.hypervisor import boot
 from runvm.hypervisor.isolated import Isolated
@@ -52,9 +52,14 @@ class Verdict(NamedTuple):
 
 def accelerator(config: Config, driver: Driver) -> str:
     """The accelerator that *config* names, or with 'auto' the fastest of the driver's that works here."""
+    offered = driver.capabilities.accelerators
     if config.accelerator != "auto":
+        if config.accelerator not in offered:
+            raise ConfigError(
+                f"hypervisor '{driver.name}' has no accelerator '{config.accelerator}'", do='set accelerator = "auto"'
+            )
         return config.accelerator
-    fastest = driver.capabilities.accelerators[0]
+    fastest = offered[0]
     return fastest if fastest != "kvm" or verdict(config, driver).works else driver.capabilities.accelerators[-1]
 
 
@@ -175,10 +180,10 @@ def _boot(
 ) -> None:
     deadline = time.monotonic() + timeout
     files.make_directories(directory, 0o700)
-    machine = boot.machine_for(
-        config, driver, image.resolve(config), vcpus=1, memory_mib=_MEMORY_MIB, accelerator=accelerator
-    )
-    guest = boot.start(driver, machine, directory=directory, tap=tap.scratch_tap(), deadline=deadline)
+    found = image.resolve(config, driver.capabilities.kernel_format)
+    machine = boot.machine_for(config, driver, found, vcpus=1, memory_mib=_MEMORY_MIB, accelerator=accelerator)
+    first = tap.scratch_tap() if driver.capabilities.nic_transport == "tap" else -1
+    guest = boot.start(driver, machine, directory=directory, tap=first, deadline=deadline)
     launched()
     try:
         guest.vm.resume(deadline=deadline)

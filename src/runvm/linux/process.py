@@ -185,6 +185,26 @@ def fork(child: Callable[[], None]) -> int:
     return pid
 
 
+def fork_in_pid_namespace(child: Callable[[], None]) -> int:
+    """As fork(), and the new process is the first one of a PID namespace of its own: with it end all the processes that
+    it has made (pid_namespaces(7)). Raises OSError.
+
+    unshare(2) would need a way back, which there is none for a process in a user namespace.
+    """
+    import ctypes
+
+    python = ctypes.pythonapi
+    python.PyOS_BeforeFork()
+    pid = syscalls.clone(syscalls.CLONE_NEWPID | signal.SIGCHLD)
+    if not pid:
+        python.PyOS_AfterFork_Child()
+        _run_and_exit(child)
+    python.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(-pid, f"make a process in a PID namespace: {os.strerror(-pid)}")
+    return pid
+
+
 def _run_and_exit(child: Callable[[], None]) -> NoReturn:
     code = 1
     try:

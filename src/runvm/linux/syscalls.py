@@ -45,6 +45,9 @@ SECBIT_NOROOT = 1
 SECBIT_NOROOT_LOCKED = 2
 SECBIT_NO_SETUID_FIXUP = 4
 
+# sys/personality.h, personality(2)
+ADDR_NO_RANDOMIZE = 0x0040000
+
 # linux/mount.h, open_tree(2), move_mount(2)
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
@@ -65,6 +68,7 @@ RB_POWER_OFF = 0x4321FEDC
 _SYS_OPENAT2 = 437
 _SYS_PIVOT_ROOT = 155
 RESOLVE_NO_XDEV = 0x01
+_SYS_CLONE = 56
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
@@ -131,6 +135,15 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
+def clone(flags: int) -> int:
+    """clone(2) as fork(2) with *flags*: 0 in the child; in the parent its pid, or the error's number times -1.
+
+    The interpreter isn't told, see process.fork_in_pid_namespace().
+    """
+    pid = int(ctypes.PyDLL(None, use_errno=True).syscall(_SYS_CLONE, ctypes.c_ulong(flags), 0, 0, 0, 0))
+    return pid if pid >= 0 else -ctypes.get_errno()
+
+
 def setns(fd: int, flags: int = 0) -> None:
     """setns(2)."""
     _check(_libc.setns(fd, flags), "setns")
@@ -144,6 +157,11 @@ def pivot_root(new: str, old: str) -> None:
 def prctl(option: int, value: int) -> None:
     """prctl(2) with one argument."""
     _check(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), f"prctl {option}")
+
+
+def set_personality(flags: int) -> None:
+    """personality(2)."""
+    _check(_libc.personality(ctypes.c_ulong(flags)), "personality")
 
 
 def set_name(name: str) -> None:

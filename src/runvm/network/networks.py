@@ -28,11 +28,16 @@ if TYPE_CHECKING:
     from runvm.errors import RunvmError
     from runvm.linux.process import Identity
     from runvm.network.agent_line import AgentLine
+    from runvm.network.packet import Ports
     from runvm.protocol.frames import Frame
 
 _PROXY_SECONDS = 0.1
 """How long after a container has come its namespace gets a loopback proxy: not while its start is waited for."""
 _MAX_NOTES, _MAX_NOTE = 64, 256
+MAX_NICS = 8
+"""Of a VM whose NICs are packet sockets."""
+MAX_SOCKET_MTU = 1500
+"""What such a NIC takes at most."""
 _QUIET_SECONDS = 0.03
 """How long a namespace is left alone after a change: engines make several at once."""
 
@@ -81,11 +86,17 @@ class _HostNamespace:
 class HostNetworks:
     """All of them, by inode. first_tap() comes before the VM, attach() with it, then all the rest.
 
-    What the namespaces had is kept in *directory*, should this process be killed (network.ports).
+    What the namespaces had is kept in *directory*, should this process be killed (network.ports). *sockets*: the VM's
+    NICs are packet sockets, all made now.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *, sockets: bool = False) -> None:
         self._directory = directory
+        self._ports: Ports | None = None
+        if sockets:
+            from runvm.network.packet import Ports
+
+            self._ports = Ports(MAX_NICS)
         self._namespaces: dict[int, _HostNamespace] = {}
         self._free: list[_Nic] = []
         self._made = 0  # namespaces
@@ -95,8 +106,17 @@ class HostNetworks:
         self._guest: AgentLine
         self._forwards: Forwards
 
+    @property
+    def sockets(self) -> tuple[int, ...]:
+        """The descriptors of the NICs that are packet sockets."""
+        return self._ports.descriptors if self._ports is not None else ()
+
     def first_tap(self, namespace: int) -> int:
-        """The tap of the NIC that the VM has from its start, in the namespace of the first container."""
+        """The tap of the NIC that the VM has from its start, in the namespace of the first container; -1 where NICs are
+        packet sockets, and nothing is made before it is wanted."""
+        if self._ports is not None:
+            self._nic_count = 0
+            return -1
         self._free.append(_Nic(0, os.dup(namespace)))
         return in_namespace(namespace, lambda: tap.create_tap(self._free[0].tap))
 
@@ -159,6 +179,8 @@ class HostNetworks:
             os.close(nic.home)
         self._namespaces.clear()
         self._free.clear()
+        if self._ports is not None:
+            self._ports.close()
 
     def query(self, frame: Frame) -> None:
         """A DNS query from the guest."""
@@ -207,6 +229,9 @@ class HostNetworks:
     def _take(self, namespace: _HostNamespace) -> list[_Nic]:
         """Scan the namespace and wire each new interface to a tap; the NICs that have lost theirs."""
         found = in_namespace(namespace.fd, scan.scan)
+        if self._ports is not None:
+            fitting = [item._replace(mtu=min(item.mtu, MAX_SOCKET_MTU)) for item in found.interfaces]
+            found = found._replace(interfaces=tuple(fitting))
         for note in found.notes:
             if note not in namespace.network.notes:
                 log.warning(note)
@@ -237,17 +262,30 @@ class HostNetworks:
                 raise
             return nic
         nic = _Nic(self._nic_count, os.dup(namespace.fd))
+        try:
+            if self._ports is not None:
+                self._connect(self._ports, namespace, interface, nic)
+            else:
+                self._plug(namespace, interface, nic)
+        except BaseException:
+            os.close(nic.home)
+            raise
+        self._nic_count += 1
+        return nic
+
+    def _plug(self, namespace: _HostNamespace, interface: Interface, nic: _Nic) -> None:
+        """Have the VM take a new NIC, with a tap."""
         fd = in_namespace(namespace.fd, lambda: tap.create_tap(nic.tap))
         try:
             self._wire(namespace, interface, nic)
             self._vm.plug_nic(nic.number, fd, nic.mac, lambda error: _report(nic, error))
-        except BaseException:
-            os.close(nic.home)
-            raise
         finally:
             os.close(fd)
-        self._nic_count += 1
-        return nic
+
+    def _connect(self, ports: Ports, namespace: _HostNamespace, interface: Interface, nic: _Nic) -> None:
+        """Give a NIC that the VM has had from its start an end in the namespace."""
+        in_namespace(namespace.fd, lambda: ports.connect(nic.number, nic.tap))
+        self._wire(namespace, interface, nic)
 
     def _wire(self, namespace: _HostNamespace, interface: Interface, nic: _Nic) -> None:
         in_namespace(namespace.fd, lambda: tap.wire(interface.name, nic.tap, resolver=True))

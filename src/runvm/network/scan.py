@@ -30,7 +30,7 @@ _MODE_EUI64 = 0  # IN6_ADDR_GEN_MODE_EUI64
 
 def is_tap(link: Link) -> bool:
     """Whether that is a tap of ours."""
-    return link.kind == "tun" and link.name.startswith(TAP_PREFIX)
+    return link.kind in ("tun", "veth") and link.name.startswith(TAP_PREFIX)
 
 
 def scan() -> Network:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 AGENT_PORT = "runvm.agent"
 """The name of the virtio-serial port that leads from the guest's agent to the supervisor."""
+AGENT_LINE = "runvm.agent="
+"""On the kernel's command line it names the serial line to the supervisor, where there is no virtio-serial port."""
 SHARE_TAG = "runvm"
 """The virtiofs tag of the VM's one shared directory."""
 SHARE = "/run/share"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any
 
-from runvm.errors import ContainerExistsError, RunvmError, VmmError
+from runvm.errors import ContainerExistsError, RunvmError, UnsupportedError, VmmError
 from runvm.log import log
 from runvm.network import networks
 from runvm.protocol import messages
@@ -108,6 +108,7 @@ class Containers:
         """Other limits: the VM grows as they ask, then the guest enforces them."""
         member = self._member(request.container)
         growth, agent = self.life.vm.growth, self.life.vm.agent
+        before = member.limit_mib
         if request.resources.get("memory", {}).get("limit"):
             member.limit_mib = sizes.limit_mib(request.resources)
 
@@ -125,7 +126,11 @@ class Containers:
             else:
                 agent.ask(request, reply)
 
-        growth.fit(self.members.values(), request.resources, resized)
+        try:
+            growth.fit(self.members.values(), request.resources, resized)
+        except UnsupportedError:
+            member.limit_mib = before
+            raise
 
     def delete(self, client: Client, request: messages.DeleteContainer, reply: Reply) -> None:
         """Forget a container; the answer tells whether the VM ends with it."""

@@ -50,9 +50,11 @@ class Growth:
         call for (an OCI resources object, in which the host's CPUs are made the guest's).
 
         *done* gets an error or None, and whether CPUs were plugged in, which the guest has to take into use. Raises
-        UnsupportedError for more CPUs than it can have.
+        UnsupportedError for more CPUs or memory than it can have.
         """
         self._members = members
+        if not self._capabilities.hotplug_memory:
+            self._check_fixed(max((member.limit_mib for member in members), default=0))
         mib = self._wanted_mib()
         vcpus = self._wanted_vcpus(limits)
         plugged = vcpus > self.vcpus
@@ -105,6 +107,15 @@ class Growth:
         self._grown_mib = self._wanted_mib()
         self._vm.grow(self._grown_mib, answered)
 
+    def _check_fixed(self, limit_mib: int) -> None:
+        """Raise UnsupportedError where a limit is above the memory of a VM that can't grow."""
+        if limit_mib > self._machine.memory_mib and not self._config.memory_mib:
+            raise UnsupportedError(
+                f"the virtual machine has {self._machine.memory_mib} MiB of memory and can't grow, and {limit_mib} MiB"
+                " are asked for",
+                do="set the limit when the virtual machine's first container is created",
+            )
+
     def _wanted_vcpus(self, limits: dict[str, Any]) -> int:
         cpu = limits.get("cpu", {})
         # not those that this process may use: its cgroup is the container's, whose limits are just being changed
@@ -117,7 +128,9 @@ class Growth:
                 f"the virtual machine can have {self._machine.max_vcpus} CPUs at most, and {wanted} are asked for",
                 do="set the limit when the container is created",
             )
-        if cpu.get("cpus"):
+        if self._capabilities.max_vcpus == 1 and cpu.get("cpus"):
+            limits["cpu"] = {key: value for key, value in cpu.items() if key not in ("cpus", "mems")}  # of the only one
+        elif cpu.get("cpus"):
             count = min(sizes.count_cpus(str(cpu["cpus"])), max(wanted, self.vcpus))
             limits["cpu"] = {**cpu, "cpus": f"0-{count - 1}"}
         return max(wanted, self.vcpus)

@@ -53,17 +53,18 @@ def start(
     Raises: RunvmError, OSError.
     """
     chosen = drivers.load(config)
-    guest, held = image.take(config)
+    guest, held = image.take(config, chosen.capabilities.kernel_format)
     namespace = -1
     try:
         max_mib = sizes.max_mib(cgroup.room_mib())
         limits = sizes.of_vm(spec.annotations, spec.resources)
+        size = sizes.base_mib if chosen.capabilities.hotplug_memory else sizes.fixed_mib
         machine = boot.machine_for(
             config,
             chosen,
             guest,
             vcpus=sizes.vcpus(config, limits),
-            memory_mib=sizes.base_mib(config, limits, max_mib),
+            memory_mib=size(config, limits, max_mib),
             accelerator=proof.accelerator(config, chosen),
         )
         directory = ""
@@ -91,7 +92,7 @@ def build_template(config: Config) -> template.Template:
     chosen = drivers.load(config)
     if not chosen.capabilities.snapshot:
         raise UnsupportedError(f"hypervisor '{chosen.name}' makes no templates: its virtual machines boot")
-    guest, held = image.take(config)
+    guest, held = image.take(config, chosen.capabilities.kernel_format)
     try:
         machine = boot.machine_for(
             config,
@@ -193,11 +194,16 @@ def _start(plan: VmPlan, share: tree.Tree) -> Started:
     """Everything of a VM, running. Raises RunvmError, OSError."""
     daemon = virtiofs.serve(plan.config, share.path, log=f"{plan.sandbox.directory}/virtiofsd.log")
     log.debug("supervisor: virtiofsd forked")
-    networks = HostNetworks(plan.sandbox.directory)
-    first = networks.first_tap(plan.namespace) if plan.namespace >= 0 else tap.scratch_tap()
+    sockets = plan.driver.capabilities.nic_transport == "packet"
+    # a container in the virtual machine's own network sees all of its NICs: one that can have none has none then
+    networks = HostNetworks(plan.sandbox.directory, sockets=sockets and plan.namespace >= 0)
+    if plan.namespace >= 0:
+        first = networks.first_tap(plan.namespace)
+    else:
+        first = -1 if sockets else tap.scratch_tap()
     log.debug("supervisor: tap made")
     try:
-        guest, note = _start_guest(plan, first, daemon.socket)
+        guest, note = _start_guest(plan, first, networks.sockets, daemon.socket)
     except RunvmError as error:
         ended = daemon.ended()
         console = error.details if isinstance(error, DeadlineError | GuestError) else ""
@@ -207,12 +213,13 @@ def _start(plan: VmPlan, share: tree.Tree) -> Started:
         error.details = last
         raise
     finally:
-        os.close(first)
+        if first >= 0:
+            os.close(first)
     registry.record(plan.sandbox, {"supervisor": os.getpid(), "vmm": guest.vm.pid, "virtiofsd": daemon.pid})
     return Started(guest, daemon, networks, note)
 
 
-def _start_guest(plan: VmPlan, tap: int, share: socket.socket) -> tuple[boot.Guest, str]:
+def _start_guest(plan: VmPlan, tap: int, nics: tuple[int, ...], share: socket.socket) -> tuple[boot.Guest, str]:
     """Start the VM from its template, or boot it where there is none or it fails; then plug the share in and let
     it run. With it comes what the user should know."""
     deadline = time.monotonic() + plan.config.boot_timeout_s
@@ -232,7 +239,7 @@ def _start_guest(plan: VmPlan, tap: int, share: socket.socket) -> tuple[boot.Gue
                 syscalls.unmount(f"{directory}/jail", syscalls.MNT_DETACH)
     cold = guest is None
     if guest is None:
-        guest = boot.start(plan.driver, plan.machine, directory=directory, tap=tap, deadline=deadline)
+        guest = boot.start(plan.driver, plan.machine, directory=directory, tap=tap, nics=nics, deadline=deadline)
     log.debug("supervisor: VMM up and paused")
     guest.vm.plug_share(share, SHARE_TAG, deadline=deadline)
     log.debug("supervisor: share plugged in")

@@ -84,6 +84,14 @@ def base_mib(config: Config, limits: dict[str, Any], max_mib: int = 0) -> int:
     return min(usual, config.memory_mib or config.default_memory_mib, max_mib or usual)
 
 
+def fixed_mib(config: Config, limits: dict[str, Any], max_mib: int = 0) -> int:
+    """The RAM in MiB of a VM that can't grow: for a container with those *limits*, but never less than for one without;
+    *max_mib* of max_mib()."""
+    wanted = memory_mib(config, [limit_mib(limits)], max_mib)
+    least = 0 if config.memory_mib else config.default_memory_mib
+    return max(wanted, min(least, max_mib or least))
+
+
 def limit_mib(resources: dict[str, Any]) -> int:
     """A container's memory limit in MiB, rounded up; 0 = none."""
     limit = resources.get("memory", {}).get("limit") or 0

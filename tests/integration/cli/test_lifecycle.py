@@ -553,6 +553,7 @@ def container_title(container: Container) -> bool:
     return process.command_line(container.init_pid) == " ".join(container.bundle.process["args"])
 
 
+@pytest.mark.capability("snapshot", "a template has the crun that waits")
 def test_the_first_container_is_made_by_the_crun_that_waited_for_it(box: Box, runtime: Runtime) -> None:
     """The template holds a `crun create` that waits for its config.json; a start by it must be no other than any."""
     container = box.idle()

@@ -86,3 +86,12 @@ def test_without_a_limit_there_are_as_many_cpus_as_the_host_has() -> None:
         assert sizes.vcpus(Config(), {}, available=host) == expected
     assert sizes.vcpus(Config(vcpus=3), {}, available=64) == 3
     assert sizes.vcpus(Config(), {"cpu": {"quota": 150000, "period": 100000}}, available=64) == 2
+
+
+def test_a_machine_that_cant_grow_has_the_whole_limit_and_never_less_than_one_without() -> None:
+    limit = {"memory": {"limit": 3 << 30}}
+    assert sizes.fixed_mib(Config(), limit) == 3072 + 128
+    assert sizes.fixed_mib(Config(), {}) == 1024
+    assert sizes.fixed_mib(Config(), {"memory": {"limit": 64 << 20}}) == 1024
+    assert sizes.fixed_mib(Config(), limit, 2048) == 2048
+    assert sizes.fixed_mib(Config(memory_mib=512), limit) == 512

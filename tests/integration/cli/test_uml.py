@@ -1,0 +1,140 @@
+"""User Mode Linux: how it is confined, what a guest that has taken it over may ask of the host, what it can't do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from framework import host, process
+from framework.injected import injected
+from framework.network import NetNamespace, address, veth
+from framework.runtime import HYPERVISOR
+
+if TYPE_CHECKING:
+    from framework.runtime import Box
+
+pytestmark = pytest.mark.skipif(HYPERVISOR != "uml", reason="of User Mode Linux: HYPERVISOR=uml")
+
+_DENIED: dict[str, tuple[int | bytes, ...]] = {
+    "bpf": (321, 0, 0, 0),
+    "mount": (165, b"none\0", b"/memory\0", b"tmpfs\0", 0, 0),
+    "unshare a user namespace": (272, 0x10000000),
+    "clone into a user namespace": (56, 0x10000000 | 17, 0, 0, 0, 0),
+    "clone3": (435, 0, 0),
+    "setns": (308, 0, 0),
+    "keyctl": (250, 0, 0),
+    "add_key": (248, b"user\0", b"x\0", b"x", 1, -3),
+    "open_by_handle_at": (304, 0, 0, 0),
+    "process_vm_readv": (310, 1, 0, 0, 0, 0, 0),
+    "io_uring_setup": (425, 1, 0),
+    "perf_event_open": (298, 0, 0, -1, -1, 0),
+    "userfaultfd": (323, 0),
+    "bind": (49, 0, 0, 0),
+    "listen": (50, 0, 1),
+    "accept": (43, 0, 0, 0),
+    "chroot": (161, b"/\0"),
+    "seccomp": (317, 1, 0, 0),
+    "setuid": (105, 0),
+    "mknod": (133, b"/memory/x\0", 0o20666, 0x101),
+    "execveat": (322, -100, b"/bin/sh\0", 0, 0, 0),
+    "symlink": (88, b"/\0", b"/memory/x\0"),
+    "syslog": (103, 2, 0, 0),
+    "memfd_create": (319, b"x\0", 0),
+}
+_ENDED: dict[str, tuple[int | bytes, ...]] = {
+    "execve": (59, b"/bin/sh\0", 0, 0),
+    "socket": (41, 2, 1, 0),
+    "socketpair": (53, 1, 1, 0, 0),
+    "connect": (42, 0, 0, 0),
+    "prctl": (157, 38, 0, 0, 0, 0),
+    "unlink": (87, b"/linux\0"),
+}
+
+
+def test_it_is_confined(box: Box) -> None:
+    """A user of its own without capabilities, a filter, namespaces, a root with little in it; for the guest's kernel
+    and for its programs alike, which are processes that the kernel traces."""
+    container = box.sleeper()
+    vmm = host.processes_of(container)["vmm"]
+    programs = process.descendants(vmm)
+    assert programs
+    for pid in (vmm, *programs):
+        status = status_of(pid)
+        assert int(status["Uid"].split()[0]) >= 0x72760000
+        assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+        for kind in ("mnt", "net", "ipc", "uts", "pid"):
+            assert host.namespace(pid, kind) != host.namespace("self", kind)
+    with open(f"/proc/{vmm}/net/dev", encoding="ascii") as file:
+        assert [line.split(":")[0].strip() for line in file if ":" in line] == ["lo"]
+    root = f"/proc/{vmm}/root"
+    files = [os.path.join(folder, name).removeprefix(root) for folder, _, names in os.walk(root) for name in names]
+    known = re.compile(
+        r"/.*/(linux|initramfs|ld-linux-x86-64\.so\.2|libc\.so\.6)|/dev/(null|zero|urandom)|/proc/cpuinfo"
+        r"|/ram|/more|/share|/memory/vm/pid|/bin|/sbin|/lib"
+    )
+    assert [path for path in files if not known.fullmatch(path)] == []
+    kinds = re.compile(
+        r"/dev/(null|zero|urandom)|socket:.*|anon_inode:.*|pipe:.*|/memory/#.*|/memory/vm_file.*|/dev/.*"
+    )
+    assert [path for path in process.open_files(vmm) if not kinds.fullmatch(path)] == []
+
+
+def status_of(pid: int) -> dict[str, str]:
+    """The fields of /proc/PID/status."""
+    with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+        pairs = (line.split(":", 1) for line in file)
+        return {key: value.strip() for key, value in pairs}
+
+
+def test_a_guest_that_has_taken_it_over_is_denied_all_but_little(box: Box) -> None:
+    """Each call is made by User Mode Linux itself, as its guest's kernel could: EPERM, or ENOSYS for what only a start
+    needs. The guest goes on after it."""
+    container = box.sleeper()
+    vmm = host.processes_of(container)["vmm"]
+    with injected(vmm) as kernel:
+        denied = {name: kernel.call(*call) for name, call in _DENIED.items()}
+        ended = {name: kernel.call(*call) for name, call in _ENDED.items()}
+        opened = {path: kernel.call(2, path, 0) for path in (b"/etc/passwd\0", b"/proc/1/mem\0", b"/usr/bin/env\0")}
+        killed = kernel.call(62, os.getpid(), 9)
+    assert {name for name, result in denied.items() if result != -errno.EPERM} == set()
+    assert {name for name, result in ended.items() if result != -errno.ENOSYS} == set()
+    assert set(opened.values()) == {-errno.ENOENT}
+    assert killed == -errno.ESRCH, "the host's processes aren't in its PID namespace"
+    assert container.sh("echo still here") == "still here"
+
+
+def test_what_it_cant_do_is_refused_clearly(box: Box) -> None:
+    """Memory beyond what the VM started with; and the limit stays as it was."""
+    container = box.idle()
+    container.bundle.linux.setdefault("resources", {})["memory"] = {"limit": 256 << 20}
+    container.launch()
+    assert container.sh("nproc") == "1"
+    result = container.runtime.call("update", "--memory", str(8 << 30), container.id)
+    assert result.code != 0
+    assert "can't grow" in result.error
+    assert container.sh("echo on") == "on"
+
+
+def test_an_interface_that_is_taken_down_comes_up_again(box: Box) -> None:
+    """The NIC's socket outlives `ip link set down`, and packets pass again."""
+    near, far = NetNamespace(f"rvt{os.getpid()}-unear"), NetNamespace(f"rvt{os.getpid()}-ufar")
+    try:
+        veth(near, far, name="eth0", far_name="far0")
+        address(near, "eth0", "10.79.0.2/24")
+        address(far, "far0", "10.79.0.1/24")
+        container = box.idle()
+        container.bundle.namespace("network", near.path)
+        for held in container.bundle.process["capabilities"].values():
+            held += ["CAP_NET_ADMIN", "CAP_NET_RAW"]
+        container.launch()
+        container.sh("ping -c 1 -W 10 10.79.0.1")
+        container.sh("ip link set eth0 down; ip link set eth0 up; ping -c 1 -W 10 10.79.0.1")
+        container.delete("--force")
+    finally:
+        near.close()
+        far.close()
