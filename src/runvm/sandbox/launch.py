@@ -67,6 +67,7 @@ def start(
             memory_mib=size(config, limits, max_mib),
             accelerator=proof.accelerator(config, chosen),
         )
+        log.debug(f"create: hypervisor {chosen.name}, accelerator {machine.accelerator}")
         directory = ""
         if config.template and chosen.capabilities.snapshot:
             try:

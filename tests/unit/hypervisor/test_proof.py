@@ -86,7 +86,7 @@ def races(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("without /dev/kvm there is nothing to prove")
     made = Races(tmp_path, request.param)
-    monkeypatch.setattr(proof, "_race", made.race)
+    monkeypatch.setattr(proof, "race", made.race)
     return made
 
 
