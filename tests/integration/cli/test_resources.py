@@ -247,6 +247,7 @@ def test_systemd_cgroup_without_systemd_is_a_clear_error(box: Box, runtime: Runt
     assert container.id not in runtime.ids()
 
 
+@pytest.mark.capability("hotplug_memory", "its memory is fixed at its start")
 @pytest.mark.only("runvm", "the machine that grows is the virtual one")
 def test_the_virtual_machine_grows_to_its_limits(box: Box, runtime: Runtime) -> None:
     """Beyond what it started with: a container without a limit, and after an update one with a larger."""
