@@ -16,6 +16,7 @@ from runvm.protocol import messages
 from runvm.protocol.frames import CREDIT_KIND, DNS, MESSAGE, STDIN, Frame
 from runvm.protocol.messages import Attach, CreateContainer, Done, ExecProcess, Exited, Failed, Signal
 from runvm.sandbox import sizes
+from runvm.sandbox.checkpoints import Checkpoints
 from runvm.sandbox.creation import make_in_guest
 from runvm.sandbox.members import INIT, Member, Task
 from runvm.sandbox.vm_life import Creation
@@ -50,6 +51,7 @@ class Containers:
         self._tasks: dict[int, Task] = {}
         self._waiting: dict[tuple[str, str], Callable[[], None]] = {}
         self._kills: Display | None = None
+        self.checkpoints = Checkpoints(loop, self)
 
     # --- requests
 
@@ -75,11 +77,11 @@ class Containers:
     def create(self, client: Client, request: CreateContainer, reply: Reply) -> None:
         """Make the container in the guest, once its shim has attached."""
         client.creating = request.container
-        self._when_attached(request.container, INIT, lambda task: self._create(client, request, task, reply), reply)
+        self.when_attached(request.container, INIT, lambda task: self._create(client, request, task, reply), reply)
 
     def exec(self, client: Client, request: ExecProcess, reply: Reply) -> None:
         """A further process, once its shim has attached."""
-        self._when_attached(request.container, request.key, lambda task: self._exec(request, task, reply), reply)
+        self.when_attached(request.container, request.key, lambda task: self._exec(request, task, reply), reply)
 
     def start(self, client: Client, request: messages.Start, reply: Reply) -> None:
         """Let a created container's process run."""
@@ -107,10 +109,16 @@ class Containers:
     def update(self, client: Client, request: messages.Update, reply: Reply) -> None:
         """Other limits: the VM grows as they ask, then the guest enforces them."""
         member = self._member(request.container)
+        member.updated = True
+        self.limit(member, request.resources, reply)
+
+    def limit(self, member: Member, resources: messages.Json, reply: Reply) -> None:
+        """Have the guest enforce *resources*, once the VM is large enough. Raises UnsupportedError."""
         growth, agent = self.life.vm.growth, self.life.vm.agent
+        request = messages.Update(member.name, resources)
         before = member.limit_mib
-        if request.resources.get("memory", {}).get("limit"):
-            member.limit_mib = sizes.limit_mib(request.resources)
+        if resources.get("memory", {}).get("limit"):
+            member.limit_mib = sizes.limit_mib(resources)
 
         def resized(error: RunvmError | None, plugged: bool) -> None:
             if error is not None:
@@ -153,6 +161,10 @@ class Containers:
             )
         )
 
+    def layout(self, place: str) -> dict[str, str]:
+        """See Tree.layout."""
+        return self._tree.layout(place)
+
     # --- shims
 
     def shim_frame(self, task: Task, frame: Frame) -> None:
@@ -164,11 +176,14 @@ class Containers:
         _, request = messages.decode(frame.payload)
         if isinstance(request, messages.Resize):
             self.life.vm.agent.tell(messages.Resize(task.channel, request.rows, request.columns))
+        elif isinstance(request, Done):
+            self.checkpoints.shim_answered(task)
         elif isinstance(request, Signal):
             self.life.vm.agent.ask(Signal(task.member.name, task.channel, request.number, False), _ignore)
 
     def client_gone(self, client: Client) -> None:
         """A command or a shim has ended."""
+        self.checkpoints.client_gone(client)
         task = client.task
         if task is not None:
             task.shim = None
@@ -194,6 +209,8 @@ class Containers:
     def guest_frame(self, frame: Frame) -> None:
         """A stream's frame, a DNS query, or one of a forwarded connection."""
         vm_networks, agent = self.life.vm.networks, self.life.vm.agent
+        if self.checkpoints.awaited and frame.kind == CREDIT_KIND:
+            return  # for what another shim has sent
         if frame.kind == DNS:
             vm_networks.query(frame)
             return
@@ -256,7 +273,7 @@ class Containers:
 
     # --- creating
 
-    def _when_attached(self, container: str, key: str, action: Callable[[Task], None], reply: Reply) -> None:
+    def when_attached(self, container: str, key: str, action: Callable[[Task], None], reply: Reply) -> None:
         """Run *action* now, or when the shim's own connection, which comes by another socket, has been taken."""
 
         def run() -> None:
@@ -286,6 +303,7 @@ class Containers:
         member.cgroups = tuple(request.cgroups)
         member.limit_mib = request.limit_mib
         member.pod_mib = request.pod_mib
+        member.passed = bool(request.passed)
 
         def created(answer: Done | Failed) -> None:
             if isinstance(answer, Done):
