@@ -70,9 +70,10 @@ class Stopped(NamedTuple):
 class Checkpointing:
     """Of the VM whose containers *keeper* has; one checkpoint at a time."""
 
-    def __init__(self, loop: Loop, keeper: Keeper) -> None:
+    def __init__(self, loop: Loop, keeper: Keeper, layout: Callable[[str], dict[str, str]]) -> None:
         self._loop = loop
         self._keeper = keeper
+        self._layout = layout
         self._under_way: _Checkpoint | None = None
 
     def begin(self, client: Client, request: messages.Checkpoint, reply: Reply) -> None:
@@ -80,7 +81,7 @@ class Checkpointing:
         if self._under_way is not None:
             raise RunvmError("another checkpoint of the container is being taken")
         member = self._checked(request.container)
-        self._under_way = _Checkpoint(self._loop, self._keeper, member, client, reply, self._forget)
+        self._under_way = _Checkpoint(self._loop, self._keeper, self._layout, member, client, reply, self._forget)
         self._under_way.end_execs()
 
     def end(self, client: Client, request: messages.EndCheckpoint, reply: Reply) -> None:
@@ -126,6 +127,7 @@ class _Checkpoint:
         self,
         loop: Loop,
         keeper: Keeper,
+        layout: Callable[[str], dict[str, str]],
         member: Member,
         client: Client,
         reply: Reply,
@@ -134,6 +136,7 @@ class _Checkpoint:
         self.client = client
         self._loop = loop
         self._keeper = keeper
+        self._layout = layout
         self._vm = keeper.life.vm
         self._member = member
         self._init = member.tasks[INIT]
@@ -226,7 +229,7 @@ class _Checkpoint:
             channel=channel,
             network=self._vm.networks.number_of(self._member.name),
             place=self._member.place,
-            layout=self._keeper.layout(self._member.place),
+            layout=self._layout(self._member.place),
             input=base64.b64encode(b"".join(held)).decode(),
             input_ended=b"" in held,
             updated=self._member.updated,

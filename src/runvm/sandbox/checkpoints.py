@@ -8,6 +8,8 @@ from runvm.errors import RunvmError
 from runvm.sandbox.members import INIT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from runvm.linux.loop import Loop
     from runvm.protocol.messages import Checkpoint, EndCheckpoint, RestoreContainer
     from runvm.sandbox.checkpointing import Checkpointing
@@ -19,9 +21,11 @@ if TYPE_CHECKING:
 class Checkpoints:
     """Of the VM whose containers *keeper* has."""
 
-    def __init__(self, loop: Loop, keeper: Keeper) -> None:
+    def __init__(self, loop: Loop, keeper: Keeper, layout: Callable[[str], dict[str, str]]) -> None:
+        """*layout* is that of the share's Tree."""
         self._loop = loop
         self._keeper = keeper
+        self._layout = layout
         self._checkpointing: Checkpointing | None = None
         self.awaited = False
         """The guest comes from a checkpoint, and hasn't said yet that it knows."""
@@ -31,7 +35,7 @@ class Checkpoints:
         if self._checkpointing is None:
             from runvm.sandbox.checkpointing import Checkpointing
 
-            self._checkpointing = Checkpointing(self._loop, self._keeper)
+            self._checkpointing = Checkpointing(self._loop, self._keeper, self._layout)
         self._checkpointing.begin(client, request, reply)
 
     def end(self, client: Client, request: EndCheckpoint, reply: Reply) -> None:

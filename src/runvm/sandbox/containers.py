@@ -51,7 +51,7 @@ class Containers:
         self._tasks: dict[int, Task] = {}
         self._waiting: dict[tuple[str, str], Callable[[], None]] = {}
         self._kills: Display | None = None
-        self.checkpoints = Checkpoints(loop, self)
+        self.checkpoints = Checkpoints(loop, self, tree.layout)
 
     # --- requests
 
@@ -160,10 +160,6 @@ class Containers:
                 }
             )
         )
-
-    def layout(self, place: str) -> dict[str, str]:
-        """See Tree.layout."""
-        return self._tree.layout(place)
 
     # --- shims
 

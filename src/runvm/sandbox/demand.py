@@ -44,8 +44,8 @@ def surplus_mib(extra_mib: int, free_mib: int) -> int:
 
 
 class Demand:
-    """Of one VM. *extra_mib* is what it has got by need, *told* whether the guest watches. *resize* makes the VM as large as that asks for, *total* says
-    how large it is, *most* how large it may be (0: it doesn't grow by need)."""
+    """Of one VM. *extra_mib* is what it has got by need, *told* whether the guest watches. *resize* makes the VM as
+    large as that asks for, *total* says how large it is, *most* how large it may be (0: it doesn't grow by need)."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Demand:
         self._next = 0.0
 
     def resume(self, extra_mib: int, *, told: bool) -> None:
-        """The guest comes from a checkpoint, where it had got *extra_mib* by need, and may have been *told* to watch."""
+        """The guest comes from a checkpoint, where it has got *extra_mib* and may have been *told* to watch."""
         self.extra_mib = extra_mib
         self.told = told
 

@@ -46,8 +46,8 @@ class Growth:
         self.vcpus = machine.vcpus
 
     def resume(self, members: Collection[Member], grown_mib: int, extra_mib: int, *, watched: bool) -> None:
-        """The VM comes from a checkpoint: it has grown by *grown_mib*, *extra_mib* of those by need, for which the guest
-        may have been told to watch."""
+        """The VM comes from a checkpoint: it has grown by *grown_mib*, *extra_mib* of those by need, for which the
+        guest may have been told to watch."""
         self._members = members
         self.grown_mib = grown_mib
         self.demand.resume(extra_mib, told=watched)

@@ -19,9 +19,6 @@ class Keeper(Protocol):
     members: dict[str, Member]
     life: VmLife
 
-    def layout(self, place: str) -> dict[str, str]:
-        """See Tree.layout."""
-
     def limit(self, member: Member, resources: Json, reply: Reply) -> None:
         """Have the guest enforce *resources*, once the VM is large enough."""
 

@@ -21,7 +21,22 @@ if TYPE_CHECKING:
 
 MACHINE = Machine("tcg", 2, 2, 8, 16, "/vmlinuz", "/initramfs", "key", "quiet")
 STOPPED = Stopped(
-    1, "/s", "/r", "/m", MACHINE._asdict(), 0, 0, False, 1, 1, "c1.0a", {"rootfs": ""}, "aGVsbG8=", False, False, 0
+    pid=1,
+    state="/s",
+    ram="/r",
+    more="/m",
+    machine=MACHINE._asdict(),
+    grown_mib=0,
+    extra_mib=0,
+    watched=False,
+    channel=1,
+    network=1,
+    place="c1.0a",
+    layout={"rootfs": ""},
+    input="aGVsbG8=",
+    input_ended=False,
+    updated=False,
+    execs=0,
 )
 MANIFEST = image.Manifest(
     format=image.FORMAT,
