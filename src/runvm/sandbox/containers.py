@@ -298,8 +298,7 @@ class Containers:
         member.place = request.place
         member.cgroups = tuple(request.cgroups)
         member.limit_mib = request.limit_mib
-        member.pod_mib = request.pod_mib
-        member.passed = bool(request.passed)
+        member.pod_mib, member.passed = request.pod_mib, bool(request.passed)
 
         def created(answer: Done | Failed) -> None:
             if isinstance(answer, Done):
