@@ -79,7 +79,8 @@ class Checkpoints:
         self._connections.close()
         self._networks.set(request.network, request.interfaces)
         if request.hostname and container.init is not None:
-            _set_hostname(container.init.pid, request.hostname)
+            with suppress(FileNotFoundError):  # it has ended, and that is all that is left to tell of it
+                _set_hostname(container.init.pid, request.hostname)
         self._runtime.processes.attach_again()
         self._go_on(container, frozen=False)
 
