@@ -33,8 +33,8 @@ class Capabilities(NamedTuple):
     *max_vcpus*: how many virtual CPUs a VM can have.
     *nic_transport*: what the host's end of a network interface (NIC) is: 'tap' (a tap's descriptor), or 'packet' (a
     packet socket, one for each NIC that the VM can come to have, made before it).
-    *checkpoint*: a VM that runs can be saved with its share: Vm.freeze(), save(), thaw(), and launch() with *share* among
-    the endpoints. Whether the versions on this host can is Driver.checkpoint_lacks()'s to say.
+    *checkpoint*: a VM that runs can be saved with its share: Vm.freeze(), save(), thaw(), and launch() with *share*
+    among the endpoints. Whether the versions on this host can is Driver.checkpoint_lacks()'s to say.
     """
 
     snapshot: bool
@@ -77,8 +77,8 @@ class Machine(NamedTuple):
 
 class Endpoints(NamedTuple):
     """Descriptors handed to the VMM at its launch: the agent's line, the console, the tap of the first NIC (-1 where
-    NICs are packet sockets, which are *nics*), and for a driver without hotplug_share, or for a VM from a checkpoint, the
-    connection to the file system daemon (-1: none)."""
+    NICs are packet sockets, which are *nics*), and for a driver without hotplug_share, or for a VM from a checkpoint,
+    the connection to the file system daemon (-1: none)."""
 
     agent: int
     console: int
