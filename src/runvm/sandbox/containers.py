@@ -9,13 +9,13 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any
 
-from runvm.errors import ContainerExistsError, RunvmError, UnsupportedError, VmmError
+from runvm.errors import ContainerExistsError, RunvmError, VmmError
 from runvm.log import log
 from runvm.network import networks
 from runvm.protocol import messages
 from runvm.protocol.frames import CREDIT_KIND, DNS, MESSAGE, STDIN, Frame
 from runvm.protocol.messages import Attach, CreateContainer, Done, ExecProcess, Exited, Failed, Signal
-from runvm.sandbox import sizes
+from runvm.sandbox import limits
 from runvm.sandbox.checkpoints import Checkpoints
 from runvm.sandbox.creation import make_in_guest
 from runvm.sandbox.members import INIT, Member, Task
@@ -110,35 +110,7 @@ class Containers:
         """Other limits: the VM grows as they ask, then the guest enforces them."""
         member = self._member(request.container)
         member.updated = True
-        self.limit(member, request.resources, reply)
-
-    def limit(self, member: Member, resources: messages.Json, reply: Reply) -> None:
-        """Have the guest enforce *resources*, once the VM is large enough. Raises UnsupportedError."""
-        growth, agent = self.life.vm.growth, self.life.vm.agent
-        request = messages.Update(member.name, resources)
-        before = member.limit_mib
-        if resources.get("memory", {}).get("limit"):
-            member.limit_mib = sizes.limit_mib(resources)
-
-        def resized(error: RunvmError | None, plugged: bool) -> None:
-            if error is not None:
-                reply(Failed(str(error)))
-            elif plugged:
-                agent.ask(messages.UseCpus(growth.vcpus), used)
-            else:
-                agent.ask(request, reply)
-
-        def used(answer: Done | Failed) -> None:
-            if isinstance(answer, Failed):
-                reply(answer)
-            else:
-                agent.ask(request, reply)
-
-        try:
-            growth.fit(self.members.values(), request.resources, resized)
-        except UnsupportedError:
-            member.limit_mib = before
-            raise
+        limits.enforce(self.life.vm, self.members.values(), member, request.resources, reply)
 
     def delete(self, client: Client, request: messages.DeleteContainer, reply: Reply) -> None:
         """Forget a container; the answer tells whether the VM ends with it."""

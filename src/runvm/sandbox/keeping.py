@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runvm.protocol.messages import Json
     from runvm.sandbox.clients import Reply
     from runvm.sandbox.members import Member, Task
     from runvm.sandbox.vm_life import VmLife
@@ -18,9 +17,6 @@ class Keeper(Protocol):
 
     members: dict[str, Member]
     life: VmLife
-
-    def limit(self, member: Member, resources: Json, reply: Reply) -> None:
-        """Have the guest enforce *resources*, once the VM is large enough."""
 
     def when_attached(self, container: str, key: str, action: Callable[[Task], None], reply: Reply) -> None:
         """Run *action* now, or when the shim has attached."""

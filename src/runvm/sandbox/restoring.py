@@ -14,7 +14,7 @@ from runvm.log import log
 from runvm.protocol import messages
 from runvm.protocol.frames import CHUNK, STDIN
 from runvm.protocol.messages import Done, Failed, RestoreContainer
-from runvm.sandbox import creation
+from runvm.sandbox import creation, limits
 
 if TYPE_CHECKING:
     import socket
@@ -101,7 +101,7 @@ def attach(
             reply(Done({}))
             return
         try:
-            keeper.limit(member, request.resources, reply)
+            limits.enforce(vm, keeper.members.values(), member, request.resources, reply)
         except RunvmError as error:
             reply(Failed(str(error)))
 
