@@ -95,6 +95,10 @@ class HookError(RunvmError):
     """A hook of config.json failed or ran out of time."""
 
 
+class CheckpointError(RunvmError):
+    """A checkpoint's image is damaged, or doesn't fit this host or the bundle."""
+
+
 class HostError(RunvmError):
     """The host lacks something: a program, a device, a permission; `do` names the command that fixes it."""
 

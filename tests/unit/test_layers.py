@@ -15,6 +15,7 @@ LAYERS = (
     ("cli",),
     ("container", "host"),
     ("sandbox",),
+    ("checkpoint",),
     ("hypervisor",),
     ("network", "shares", "cgroup", "guest", "agent"),
     ("oci",),

@@ -37,6 +37,10 @@ class Connections:
         """Take a frame of the host's; False where it is of no connection."""
         return self._relay.frame(frame)
 
+    def close(self) -> None:
+        """End all of them: the host that asked for them has gone."""
+        self._relay.close()
+
     def _try(self, request: Connect, netns: int, turn: int, done: Callable[[Json | AgentError], None]) -> None:
         """Connect to the *turn*-th of the addresses, then to the next; *netns* is closed in the end."""
         addresses = ((socket.AF_INET, request.address),) if request.address else _LOOPBACKS

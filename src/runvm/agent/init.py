@@ -8,20 +8,19 @@ an identity: no host name, no random state that outlives the reseeding, no clock
 from __future__ import annotations
 
 import errno
-import fcntl
 import gc
 import mmap
 import os
 import resource
 import signal
-import struct
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from runvm.agent import cgroups, processors
+from runvm.agent import cgroups, identity, processors
+from runvm.agent.checkpoints import Checkpoints
 from runvm.agent.connections import Connections
 from runvm.agent.errors import AgentError
 from runvm.agent.memory import Memory
@@ -44,13 +43,16 @@ from runvm.protocol.messages import (
     Freeze,
     Hello,
     Initialize,
+    Quiesce,
     Remove,
     RemoveNetwork,
     Resize,
+    Restored,
     SetNetwork,
     Signal,
     Start,
     Stats,
+    Unquiesce,
     Update,
     UseCpus,
     UseMemory,
@@ -80,9 +82,6 @@ _NR_OPEN = "fs/nr_open"
 _KEPT_FREE = 16 << 20
 """Bytes that the kernel may need while all the other free memory is taken for a moment."""
 _RESERVE = "/proc/sys/vm/min_free_kbytes"
-# linux/random.h
-_RNDADDENTROPY = 0x40085203
-_RNDRESEEDCRNG = 0x5207
 
 
 Answered = Callable[[messages.Json | AgentError], None]
@@ -99,6 +98,7 @@ class Agent:
         self.runtime = Runtime(self.loop, self.connection.send, self._event)
         self.memory = Memory(self.loop, self._event)
         self.connections = Connections(self.loop, self.connection.send)
+        self.checkpoints = Checkpoints(self.loop, port, self.runtime, self.networks, self.connections)
         self._initializing: tuple[str, Answered] | None = None
         self._handlers = self._table()
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -191,6 +191,7 @@ class Agent:
             Remove: lambda request, done: runtime.remove(request.container, done),
             SetNetwork: at_once(lambda request: _noted({}, networks.set(request.network, request.interfaces))),
             RemoveNetwork: at_once(lambda request: networks.remove(request.network)),
+            **dict.fromkeys((Quiesce, Unquiesce, Restored), at_once(self.checkpoints.serve)),
             Connect: self.connections.open,
             Resize: lambda event, done: runtime.processes.resize(event.channel, event.rows, event.columns),
         }
@@ -206,9 +207,7 @@ class Agent:
         """Become this VM and no other: random state, clock, machine-id; then the share, which was plugged in while
         paused. As the kernel may still be busy with that, a Create that has come already has its network set up first.
         """
-        _reseed(bytes.fromhex(request.entropy))
-        time.clock_settime_ns(time.CLOCK_REALTIME, request.clock_ns)
-        files.write("/etc/machine-id", os.urandom(16).hex() + "\n", make=True)
+        identity.become(request.clock_ns, bytes.fromhex(request.entropy))
         for name, value in request.sysctls.items():
             try:
                 files.write(name if name.startswith("/") else f"/proc/sys/{name}", str(value))
@@ -247,17 +246,6 @@ def _clock(request: Clock) -> messages.Json:
 def _noted(result: messages.Json, notes: list[str]) -> messages.Json:
     """The *result* of a request, and what the host's log should have of it."""
     return {**result, "notes": notes} if notes else result
-
-
-def _reseed(seed: bytes) -> None:
-    """Mix *seed* into the kernel's generator and reseed it, so that no two clones of a template share a stream
-    (random(4))."""
-    fd = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(fd, _RNDADDENTROPY, struct.pack("ii", len(seed) * 8, len(seed)) + seed)
-        fcntl.ioctl(fd, _RNDRESEEDCRNG)
-    finally:
-        os.close(fd)
 
 
 def _raise_limits() -> None:

@@ -145,6 +145,7 @@ def configure(name: str, network: Network, *, deadline: float) -> list[str]:
     Raises: OSError, DeadlineError.
     """
     namespace = _find(name)
+    _renumber(namespace, network)
     difference = changes(namespace.network, network)
     notes = list(network.notes)
     for interface in difference.removed:
@@ -171,6 +172,18 @@ def configure(name: str, network: Network, *, deadline: float) -> list[str]:
     _set_routes(namespace, network, fresh, notes)
     namespace.network = network
     return notes
+
+
+def _renumber(namespace: _Namespace, network: Network) -> None:
+    """What a restored VM's cards stand for now has other indexes, in another namespace of the host: that alone is no
+    reason to take an interface down."""
+    new = {(interface.name, interface.nic): interface.ifindex for interface in network.interfaces}
+    before = namespace.network.interfaces
+    numbers = {item.ifindex: new.get((item.name, item.nic), item.ifindex) for item in before}
+    if any(number != numbers[number] for number in numbers) and len(set(numbers.values())) == len(numbers):
+        renumbered = tuple(item._replace(ifindex=numbers[item.ifindex]) for item in before)
+        namespace.network = namespace.network._replace(interfaces=renumbered)
+        namespace.cards = {numbers.get(number, number): card for number, card in namespace.cards.items()}
 
 
 # --- cards

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from runvm.agent import cgroups, crun, pipes
@@ -214,6 +215,23 @@ class Processes:
         process = self._channels.get(channel)
         if process is not None and process.terminal >= 0:
             set_size(process.terminal, rows, columns)
+
+    def attach_again(self) -> None:
+        """The VM was restored: at the other end of each stream is a new shim, which has to hear what has ended."""
+        for process in self._channels.values():
+            for kind, sink in process.sinks.items():
+                sink.change_sender()
+                if not sink.open:
+                    self._send(kind, process.channel, b"")
+            for source in process.sources.values():
+                source.credit(frames.WINDOW)
+            if process.terminal >= 0:
+                # the new terminal's size comes from the shim; that it is another terminal is told now
+                with suppress(OSError):
+                    os.killpg(os.tcgetpgrp(process.terminal), signal.SIGWINCH)
+            else:
+                for kind in {frames.STDOUT, frames.STDERR} - process.sources.keys():
+                    self._send(kind, process.channel, b"")
 
     def close(self, process: Process) -> None:
         """Forget a process and its streams."""

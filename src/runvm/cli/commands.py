@@ -26,8 +26,8 @@ CONTAINER_COMMANDS = {
     "events": "show a container's statistics and out-of-memory events",
     "spec": "write a config.json to begin with",
     "features": "show what this runtime can, as JSON",
-    "checkpoint": "not supported",
-    "restore": "not supported",
+    "checkpoint": "save a running container",
+    "restore": "let a saved container go on",
 }
 HOST_COMMANDS = {
     "doctor": "check whether a container would start on this host",

@@ -22,5 +22,16 @@ def run(ctx: Context, args: Args) -> int:
     """Print what the verb finds."""
     from runvm.oci.features import features
 
-    write_json(features(ctx.config), indent=4)
+    write_json(features(ctx.config, checkpoint=_checkpoints(ctx)), indent=4)
     return 0
+
+
+def _checkpoints(ctx: Context) -> bool:
+    """Whether containers can be checkpointed here; not on a host where none would start."""
+    from runvm.checkpoint import support
+    from runvm.errors import RunvmError
+
+    try:
+        return not support.lacks(ctx.config)
+    except RunvmError:
+        return False

@@ -22,7 +22,8 @@ from runvm.sandbox import cpu_limits, placement, registry, sizes, start_slots
 from runvm.sandbox.members import INIT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import socket
+    from collections.abc import Callable, Iterator
 
     from runvm.cgroup.cgroup import Cgroup
     from runvm.cgroup.scope import Scope
@@ -45,15 +46,16 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
     """
     plan = plans.plan(ctx, cid, options, own_terminal=terminal_master is not None)
     with state.claim(ctx, cid), ExitStack() as failed, ExitStack() as held:
-        failed.callback(_clear, ctx, cid)
-        creation = _Creation(ctx, cid, plan, failed, held)
+        failed.callback(clear, ctx, cid)
+        creation = Creation(ctx, cid, plan, failed, held)
         creation.make_cgroup()
-        with placement.placed(ctx.config, plan.spec, cid) as place, _explaining(place.sandbox):
+        with placement.placed(ctx.config, plan.spec, cid) as place, explaining(place.sandbox):
             creation.start_shim(place)
+            creation.start_vm()
             creation.enlist(place)
         creation.run_hooks()
         creation.make_view()
-        with _explaining(place.sandbox):
+        with explaining(place.sandbox):
             creation.await_vm(place)
             creation.create_in_guest(place)
         creation.release(options, terminal_master)
@@ -61,7 +63,7 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
     log.debug("create: done")
 
 
-class _Creation:
+class Creation:
     """The steps of one `create`. What *failed* holds is undone where one fails, what *held* holds is let go in any
     case."""
 
@@ -76,6 +78,8 @@ class _Creation:
         self._cgroup: Cgroup
         self._record: ContainerRecord
         self._launch: Launch
+        self._place: Placement
+        self._listener: socket.socket | None = None
         self._report: int | None = None
         view = plan.guest.view
         # in the shim's mount namespace the container's own directory is covered by it
@@ -122,14 +126,14 @@ class _Creation:
         log.debug("create: cgroup made")
 
     def start_shim(self, place: Placement) -> None:
-        """The container's process on the host, in its namespaces and its cgroup; for a new VM its supervisor, too."""
+        """The container's process on the host, in its namespaces and its cgroup."""
         spec = self._plan.spec
+        self._place = place
         self._record = self._record._replace(sandbox=place.sandbox.name, cgroups=self._cgroup.directories)
         state.save(self._ctx, self._record)
-        listener = None
         if place.new:
             self._held.callback(os.close, start_slots.take(self._ctx.config.state_dir))
-            listener = self._held.enter_context(registry.listen(place.sandbox))
+            self._listener = self._held.enter_context(registry.listen(place.sandbox))
         cpu_limits.note(place.sandbox, self._cid, self._cgroup.directories, spec.resources.get("cpu", {}))
         self._held.enter_context(cpu_limits.lifted(place.sandbox))
         console_size = spec.process.console_size if spec.process.terminal else None
@@ -156,17 +160,30 @@ class _Creation:
         log.debug("create: shim started")
         self._record = self._record._replace(shim=identity)
         state.save(self._ctx, self._record)
-        if listener is not None:
+
+    def start_vm(self) -> None:
+        """The supervisor of a new VM. Raises RunvmError, OSError."""
+        plan = self._plan
+
+        def start(listener: socket.socket, network_of: Identity | None) -> int:
             from runvm.sandbox import launch
 
-            network_of = identity if self._plan.network else None
-            self._report = launch.start(
-                self._plan.config, place.sandbox, spec, self._cgroup, listener, network_of=network_of
+            return launch.start(
+                plan.config, self._place.sandbox, plan.spec, self._cgroup, listener, network_of=network_of
             )
-            # a supervisor that is just coming up has to be there before it can be told to go
-            self._failed.callback(self._await_quietly, place)
-            listener.close()
-            log.debug("create: supervisor forked")
+
+        self.fork_supervisor(start)
+
+    def fork_supervisor(self, start: Callable[[socket.socket, Identity | None], int]) -> None:
+        """Have *start* fork it, where the VM is new; it gets the sandbox's listener and who has the container's network
+        (None: nobody), and returns where the supervisor reports."""
+        if self._listener is None:
+            return
+        self._report = start(self._listener, self._record.shim if self._plan.network else None)
+        # a supervisor that is just coming up has to be there before it can be told to go
+        self._failed.callback(self._await_quietly, self._place)
+        self._listener.close()
+        log.debug("create: supervisor forked")
 
     def enlist(self, place: Placement) -> None:
         """From here on others find the container in its VM."""
@@ -226,13 +243,13 @@ class _Creation:
             log.warning(note)
         log.debug("create: container created in the guest")
 
-    def release(self, options: CreateOptions, terminal_master: list[int] | None) -> None:
+    def release(self, options: CreateOptions, terminal_master: list[int] | None, *, started: bool = False) -> None:
         """The shim takes its streams over, the caller gets what it asked for, the container is complete."""
         master = self._launch.release(self.started, console_socket=options.console_socket, pid_file="")
         if master >= 0:
             assert terminal_master is not None  # terminal.check()
             terminal_master.append(master)
-        state.save(self._ctx, self._record._replace(complete=True))
+        state.save(self._ctx, self._record._replace(complete=True, started=started))
         if options.pid_file:
             from runvm.container.launching import write_pid_file
 
@@ -248,7 +265,7 @@ class _Creation:
 
 
 @contextmanager
-def _explaining(sandbox: Sandbox) -> Iterator[None]:
+def explaining(sandbox: Sandbox) -> Iterator[None]:
     """That the VM has ended comes with the cause of it."""
     try:
         yield
@@ -309,10 +326,11 @@ def _run_hooks(spec: Spec, cid: str, shim: Identity) -> None:
     log.debug("create: hooks done")
 
 
-def _clear(ctx: Context, cid: str) -> None:
-    from runvm.container.delete import clear
+def clear(ctx: Context, cid: str) -> None:
+    """Take away what a create that failed has left."""
+    from runvm.container import delete
 
-    clear(ctx, cid)
+    delete.clear(ctx, cid)
 
 
 def _now() -> str:

@@ -33,8 +33,12 @@ def run(ctx: Context, cid: str, options: CreateOptions, *, detach: bool, keep: b
     except RunvmError:
         delete(ctx, cid, force=True)
         raise
-    if detach:
-        return 0
+    return 0 if detach else await_end(ctx, cid, master, keep=keep)
+
+
+def await_end(ctx: Context, cid: str, master: list[int], *, keep: bool) -> int:
+    """The exit code of a container whose process is our child, with the *master* of its terminal if it has one; it is
+    deleted then, unless *keep*."""
     from runvm.container import state
 
     pid = state.load(ctx, cid).shim.pid

@@ -294,9 +294,7 @@ class Shim:
 
     def _frame(self, frame: Frame) -> None:
         if frame.kind == frames.MESSAGE:
-            _, message = messages.decode(frame.payload, frozenset({"Exited"}))
-            self._code = message.code & 0xFF
-            self._finish()
+            self._message(frame.payload)
         elif frame.kind == frames.CREDIT_KIND:
             stream, count = frames.decode_credit(frame)
             if stream in self._sources:
@@ -306,6 +304,19 @@ class Shim:
                 self._sources[frame.kind].close(silent=True)
         elif frame.kind in self._sinks:
             self._sinks[frame.kind].write(frame.payload)
+
+    def _message(self, payload: bytes) -> None:
+        number, message = messages.decode(payload, frozenset({"Exited", "Quiesce", "Unquiesce"}))
+        if isinstance(message, messages.Exited):
+            self._code = message.code & 0xFF
+            self._finish()
+            return
+        for source in self._sources.values():
+            if isinstance(message, messages.Quiesce):
+                source.pause()
+            else:
+                source.resume()
+        self._send(messages.Done({}), number)
 
     def _finish(self) -> None:
         """End now if all output is out, else look again soon, until a deadline."""
@@ -337,9 +348,9 @@ class Shim:
             if rows and columns:
                 self._send(messages.Resize(0, rows, columns))
 
-    def _send(self, message: messages.Resize | messages.Signal) -> None:
+    def _send(self, message: messages.Resize | messages.Signal | messages.Done, number: int = 0) -> None:
         if self._connection is not None:
-            self._connection.send(frames.MESSAGE, 0, messages.encode(message))
+            self._connection.send(frames.MESSAGE, 0, messages.encode(message, number))
 
 
 def _catch_signals() -> tuple[int, int]:

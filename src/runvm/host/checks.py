@@ -67,6 +67,16 @@ def check_virtiofsd(config: Config) -> Check:
     return Check("virtiofsd", True, f"{program} {_version_in(words)}")
 
 
+def check_checkpoints(config: Config) -> Check:
+    """The VMM and the daemon are new enough for `runvm checkpoint`; containers start without."""
+    from runvm.checkpoint import support
+
+    lacks = support.lacks(config)
+    if lacks:
+        return Check("checkpoints", False, f"not here: it takes {'; and '.join(lacks)}", needed=False)
+    return Check("checkpoints", True, "containers can be checkpointed and restored", needed=False)
+
+
 def check_image(config: Config) -> Check:
     """A guest image: kernel and initramfs."""
     from runvm.guest import image
@@ -269,6 +279,7 @@ FIRST: tuple[Callable[[Config], Check], ...] = (
     check_root,
     check_hypervisor,
     check_virtiofsd,
+    check_checkpoints,
     check_image,
     check_crun,
     check_tun,

@@ -19,6 +19,8 @@ from runvm.log import log
 from runvm.protocol import frames, messages, version
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from runvm.config import Config
     from runvm.guest.image import Image
 
@@ -156,38 +158,46 @@ def start(
     tap: int,
     nics: tuple[int, ...] = (),
     template: str = "",
+    share: int = -1,
+    fill: Callable[[int, int], None] | None = None,
     deadline: float,
 ) -> Guest:
     """Launch a paused VM whose files are in *directory* (the caller's mount namespace is its own): a template's
-    clone, or one that will boot. *tap*, *nics*: see Endpoints."""
+    clone, or one that will boot. *tap*, *nics*: see Endpoints.
+
+    Of a checkpoint, *template* is the directory, *share* the connection to its file system daemon, and *fill* writes
+    the memory that the VM started with and what it has grown by into those descriptors, in a process of its own."""
     root = f"{directory}/jail"
     jail.prepare(root)
     memory = os.open(f"{root}/ram", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     agent, agent_vmm = socket.socketpair()
     console, console_vmm = socket.socketpair()
-    state = copier = -1
+    state = copier = more = -1
 
     def ram_ready() -> None:
         nonlocal copier
         pid, copier = copier, -1
         if pid > 0 and process.wait_child(pid, deadline=deadline) != 0:
-            raise VmmError(f"the memory of the template {template} can't be copied")
-        log.debug("supervisor: template's memory copied")
+            raise VmmError(f"the memory in {template} can't be copied" + ("" if fill is None else ": it is damaged"))
+        log.debug("supervisor: memory copied")
 
     try:
         os.ftruncate(memory, machine.memory_mib << 20)
-        with open(f"{root}/more", "xb") as more:
-            more.truncate(machine.growth_mib << 20)
+        more = os.open(f"{root}/more", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.ftruncate(more, machine.growth_mib << 20)
         if template:
             state = os.open(f"{template}/state", os.O_RDONLY | os.O_CLOEXEC)
             parent = os.getpid()
 
             def copy() -> None:
                 process.die_with_parent(parent)
-                ram.copy_sparse(f"{template}/ram", memory)
+                if fill is None:
+                    ram.copy_sparse(f"{template}/ram", memory)
+                else:
+                    fill(memory, more)
 
             copier = process.fork(copy)  # the VMM starts meanwhile
-        endpoints = Endpoints(agent_vmm.fileno(), console_vmm.fileno(), tap, nics=nics)
+        endpoints = Endpoints(agent_vmm.fileno(), console_vmm.fileno(), tap, share, nics)
         try:
             vm = driver.launch(machine, endpoints, jail=root, state=state, ram_ready=ram_ready, deadline=deadline)
         except VmmError as error:
@@ -204,9 +214,9 @@ def start(
     finally:
         agent_vmm.close()
         console_vmm.close()
-        os.close(memory)
-        if state >= 0:
-            os.close(state)
+        for fd in (memory, more, state):
+            if fd >= 0:
+                os.close(fd)
 
 
 def _check_version(told: str) -> None:

@@ -33,6 +33,8 @@ class Capabilities(NamedTuple):
     *max_vcpus*: how many virtual CPUs a VM can have.
     *nic_transport*: what the host's end of a network interface (NIC) is: 'tap' (a tap's descriptor), or 'packet' (a
     packet socket, one for each NIC that the VM can come to have, made before it).
+    *checkpoint*: a VM that runs can be saved with its share: Vm.freeze(), save(), thaw(), and launch() with *share*
+    among the endpoints. Whether the versions on this host can is Driver.checkpoint_lacks()'s to say.
     """
 
     snapshot: bool
@@ -45,6 +47,7 @@ class Capabilities(NamedTuple):
     accelerators: tuple[str, ...]
     max_vcpus: int = 255
     nic_transport: str = "tap"
+    checkpoint: bool = False
 
 
 class Finding(NamedTuple):
@@ -74,8 +77,8 @@ class Machine(NamedTuple):
 
 class Endpoints(NamedTuple):
     """Descriptors handed to the VMM at its launch: the agent's line, the console, the tap of the first NIC (-1 where
-    NICs are packet sockets, which are *nics*), and for a driver without hotplug_share the connection to the file system
-    daemon (-1: none)."""
+    NICs are packet sockets, which are *nics*), and for a driver without hotplug_share, or for a VM from a checkpoint,
+    the connection to the file system daemon (-1: none)."""
 
     agent: int
     console: int
@@ -121,6 +124,15 @@ class Vm(Protocol):
     def snapshot(self, path: str, *, deadline: float) -> None:
         """Write the paused VM's device state to *path*; its RAM is the file that it was launched with."""
 
+    def freeze(self, answered: Answered) -> None:
+        """Stop the virtual CPUs."""
+
+    def save(self, state: int, answered: Answered) -> None:
+        """Write the frozen VM's device state, the file system daemon's among it, to the descriptor *state*."""
+
+    def thaw(self, answered: Answered) -> None:
+        """Let the virtual CPUs run after freeze(), and maybe save()."""
+
     def kill(self) -> None:
         """End the VMM at once and reap it. Raises DeadlineError if even SIGKILL doesn't."""
 
@@ -140,6 +152,12 @@ class Driver(Protocol):
 
     def version_key(self) -> str:
         """What tells this VMM's build from another, for a template's key. Raises HostError where it is missing."""
+
+    def checkpoint_lacks(self) -> str:
+        """What it would take to checkpoint a VM here, '' where it can be done; for a driver with the capability."""
+
+    def release(self) -> str:
+        """The VMM's version, as its makers number it: a checkpoint is restored by the same."""
 
     def hardware(self, machine: Machine) -> str:
         """What *machine* is built of when a snapshot of it is restored, which fits no other: for a template's key."""

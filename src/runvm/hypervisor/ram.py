@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from runvm.errors import VmmError
 
 _PAGE = 4096
+MAX_RUN = 1 << 20
 
 
 def save(source: str, target: str) -> None:
     """Copy the pages of the file *source* that aren't zero into the new file *target*; the rest stay holes. Raises
     OSError."""
-    zero = bytes(_PAGE)
     with open(source, "rb", buffering=0) as ram, open(target, "wb", buffering=0) as out:
-        size = os.fstat(ram.fileno()).st_size
-        out.truncate(size)
-        offset = 0
-        while offset < size:
-            try:
-                offset = os.lseek(ram.fileno(), offset, os.SEEK_DATA)
-            except OSError:
-                break  # ENXIO: only a hole is left
-            end = os.lseek(ram.fileno(), offset, os.SEEK_HOLE)
-            while offset < end:
-                chunk = os.pread(ram.fileno(), min(1 << 20, end - offset), offset)
-                start = -1
-                for page in range(0, len(chunk) + _PAGE, _PAGE):
-                    used = page < len(chunk) and chunk[page : page + _PAGE] != zero
-                    if used and start < 0:
-                        start = page
-                    elif not used and start >= 0:
-                        os.pwrite(out.fileno(), chunk[start:page], offset + start)
-                        start = -1
-                offset += len(chunk)
+        out.truncate(os.fstat(ram.fileno()).st_size)
+        for offset, data in used(ram.fileno()):
+            os.pwrite(out.fileno(), data, offset)
         os.fsync(out.fileno())
+
+
+def used(fd: int) -> Iterator[tuple[int, memoryview]]:
+    """The runs of pages of a file that aren't zero, MAX_RUN bytes at most, with their offsets (lseek(2), SEEK_DATA).
+    Raises OSError."""
+    zero = bytes(_PAGE)
+    size = os.fstat(fd).st_size
+    offset = 0
+    while offset < size:
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError:
+            return  # ENXIO: only a hole is left
+        end = os.lseek(fd, offset, os.SEEK_HOLE)
+        while offset < end:
+            chunk = memoryview(os.pread(fd, min(MAX_RUN, end - offset), offset))
+            start = -1
+            for page in range(0, len(chunk) + _PAGE, _PAGE):
+                is_used = page < len(chunk) and chunk[page : page + _PAGE] != zero
+                if is_used and start < 0:
+                    start = page
+                elif not is_used and start >= 0:
+                    yield offset + start, chunk[start:page]
+                    start = -1
+            offset += len(chunk)
 
 
 def copy_sparse(source: str, target: int) -> None:

@@ -35,6 +35,7 @@ class Loop:
         self._calls: dict[int, Callable[[], None]] = {}
         self._sequence = 0
         self._running = True
+        self._only = -1
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
         """Call *callback(ready events)* whenever *fd* is ready for *events* (HANGUP is always reported)."""
@@ -74,6 +75,14 @@ class Loop:
             self._timers = [entry for entry in self._timers if entry[1] in self._calls]
             heapq.heapify(self._timers)
 
+    def narrow(self, fd: int) -> None:
+        """Serve the watched descriptor *fd* alone, and no timers, until widen(): all else stands still."""
+        self._only = fd
+
+    def widen(self) -> None:
+        """Serve everything again."""
+        self._only = -1
+
     def stop(self) -> None:
         """End run() after the callbacks of this turn."""
         self._running = False
@@ -86,6 +95,12 @@ class Loop:
 
     def turn(self, timeout: float | None) -> None:
         """Wait at most *timeout* seconds (None: until something happens) and call what is due."""
+        if self._only in self._masks:
+            poll = select.poll()
+            poll.register(self._only, self._masks[self._only])
+            for fd, events in poll.poll(None if timeout is None else timeout * 1000):
+                self._call(self._callbacks[fd], events, fd)
+            return
         if self._timers:
             due = max(0.0, self._timers[0][0] - time.monotonic())
             timeout = due if timeout is None else min(timeout, due)

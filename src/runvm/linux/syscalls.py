@@ -67,6 +67,8 @@ RB_POWER_OFF = 0x4321FEDC
 # linux/openat2.h, openat2(2)
 _SYS_OPENAT2 = 437
 _SYS_PIVOT_ROOT = 155
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 RESOLVE_NO_XDEV = 0x01
 _SYS_CLONE = 56
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -128,6 +130,14 @@ def attach_tree(tree: int, target: str | int) -> None:
         return
     flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)
     _check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", -100, os.fsencode(target), flags), f"bind at {target}")
+
+
+def exchange(one: str, other: str) -> None:
+    """Have two paths change places: renameat2(2) with RENAME_EXCHANGE."""
+    _check(
+        _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE),
+        f"exchange {one} and {other}",
+    )
 
 
 def unshare(flags: int) -> None:

@@ -111,6 +111,20 @@ class HostNetworks:
         """The descriptors of the NICs that are packet sockets."""
         return self._ports.descriptors if self._ports is not None else ()
 
+    @property
+    def nics(self) -> int:
+        """How many NICs the VM has."""
+        return self._nic_count
+
+    def number_of(self, container: str) -> int:
+        """The guest's number for the network namespace of a container; 0 for the VM's own."""
+        found = [namespace.number for namespace in self._namespaces.values() if container in namespace.users]
+        return found[0] if found else 0
+
+    def number_from(self, first: int) -> None:
+        """The first namespace's number, for a guest that knows it already (0: it has none)."""
+        self._made = max(first - 1, 0)
+
     def first_tap(self, namespace: int) -> int:
         """The tap of the NIC that the VM has from its start, in the namespace of the first container; -1 where NICs are
         packet sockets, and nothing is made before it is wanted."""

@@ -76,7 +76,7 @@ _MOUNT_OPTIONS = (
 )
 
 
-def features(config: Config) -> JsonObject:
+def features(config: Config, *, checkpoint: bool) -> JsonObject:
     """The features structure; *config* says which hypervisor and accelerator stand behind it."""
     return {
         "ociVersionMin": "1.0.0",
@@ -107,6 +107,6 @@ def features(config: Config) -> JsonObject:
             "io.runvm.version": runvm.__version__,
             "io.runvm.hypervisor": config.hypervisor,
             "io.runvm.accelerator": config.accelerator,
-            "org.opencontainers.runc.checkpoint.enabled": "false",
+            "org.opencontainers.runc.checkpoint.enabled": "true" if checkpoint else "false",
         },
     }

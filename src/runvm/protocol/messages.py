@@ -167,6 +167,34 @@ class RemoveNetwork(NamedTuple):
     network: int
 
 
+class Quiesce(NamedTuple):
+    """Before a checkpoint, to the guest: freeze the container and then do nothing but wait for Unquiesce or Restored;
+    what was to be said has been said before the answer. To a shim: read no more input. Result: {}."""
+
+    container: str
+
+
+class Unquiesce(NamedTuple):
+    """The checkpoint is taken and all goes on. Result: {}."""
+
+
+class Restored(NamedTuple):
+    """The VM comes from a checkpoint that was taken after Quiesce, of *before*; its container is called *container*
+    now.
+
+    Clock and entropy as for Initialize; *hostname* ('' = as it was); *network* and *interfaces* as for Create. Result:
+    {}.
+    """
+
+    before: str
+    container: str
+    clock_ns: int
+    entropy: str
+    hostname: str
+    network: int
+    interfaces: Json
+
+
 class Connect(NamedTuple):
     """Connect to *port* at an address of a network namespace, '' = its loopback; the channel's streams are STDIN and
     STDOUT. Result: {}."""
@@ -278,6 +306,35 @@ class ExecProcess(NamedTuple):
     outside: bool
 
 
+class Checkpoint(NamedTuple):
+    """From checkpoint: stop the VM of this container, its only one, and write its device state. While the VM stands
+    still the command copies its memory, and sends EndCheckpoint; if this connection closes before, the VM goes on.
+    Result: sandbox.checkpointing.Stopped."""
+
+    container: str
+
+
+class EndCheckpoint(NamedTuple):
+    """After Checkpoint, on its connection: with *keep* the VM goes on, else it ends as if killed. Result: {}."""
+
+    keep: bool
+
+
+class RestoreContainer(NamedTuple):
+    """From restore, to the supervisor of a VM that comes from a checkpoint: its container, attached to a new shim.
+
+    The fields are those of CreateContainer; *resources* are the limits from now on, {} if they are as they were.
+    Result: {}.
+    """
+
+    container: str
+    resources: Json
+    network: bool
+    cgroups: list[str]
+    limit_mib: int
+    hostname: str
+
+
 class DeleteContainer(NamedTuple):
     """From delete: forget a container, which is killed if it still runs. Answered when nothing of it is left in this
     VM. Result: {"last"}: whether the VM ends with it."""
@@ -293,9 +350,9 @@ class Status(NamedTuple):
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Clock, UseMemory, Stats, Remove, SetNetwork, RemoveNetwork, Connect, Resize, Hello,  # noqa: E501
+        Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Clock, UseMemory, Stats, Remove, SetNetwork, RemoveNetwork, Quiesce, Unquiesce, Restored, Connect, Resize, Hello,  # noqa: E501
         Exited, OutOfMemory, MemoryLow, MemoryFree, Notified,
-        Attach, CreateContainer, ExecProcess, DeleteContainer, Status,
+        Attach, CreateContainer, ExecProcess, Checkpoint, EndCheckpoint, RestoreContainer, DeleteContainer, Status,
     )
 }  # fmt: skip
 

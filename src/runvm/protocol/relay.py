@@ -33,6 +33,13 @@ class Relay:
         sink = Sink(self._loop, os.dup(fd), self._told, channel, self._send, half=True)
         self._open[channel] = (Source(self._loop, fd, self._says, channel, self._send, lambda: None), sink)
 
+    def close(self) -> None:
+        """End all sockets, without a word to the other end."""
+        for source, sink in self._open.values():
+            source.close(silent=True)
+            sink.close()
+        self._open.clear()
+
     def frame(self, frame: Frame) -> bool:
         """Take a frame of the other end's; False where it is of no socket here. Raises FrameError."""
         pair = self._open.get(frame.channel)

@@ -26,6 +26,7 @@ class Source:
         self._loop, self._fd, self._kind, self._channel = loop, fd, kind, channel
         self._send, self._on_end = send, on_end
         self._window = frames.WINDOW
+        self._paused = False
         self.open = True
         loop.watch(fd, IN, self._ready)
 
@@ -37,8 +38,19 @@ class Source:
     def credit(self, count: int) -> None:
         """The receiver can take *count* bytes more."""
         self._window = min(self._window + count, frames.WINDOW)
-        if self.open and self._window:
+        if self.open and self._window and not self._paused:
             self._loop.watch(self._fd, IN, self._ready)
+
+    def pause(self) -> None:
+        """Read nothing more until resume()."""
+        self._paused = True
+        if self.open:
+            self._loop.forget(self._fd)
+
+    def resume(self) -> None:
+        """Read again."""
+        self._paused = False
+        self.credit(0)
 
     def close(self, *, silent: bool = False) -> None:
         """End of file to the other end (unless *silent*: it asked for the end itself)."""
@@ -105,6 +117,7 @@ class Sink:
         self._ended = False
         self._owed = 0
         self._queued = 0
+        self._carried = 0
         self.open = True
 
     @property
@@ -130,6 +143,11 @@ class Sink:
             self._loop.watch(self._fd, OUT, self._ready)
         elif len(self._queue) == 1:
             self._flush()
+
+    def change_sender(self) -> None:
+        """From now on another sends, who knows nothing of what is pending: it is neither counted nor credited."""
+        self._carried += self._queued
+        self._queued = self._owed = 0
 
     def close(self) -> None:
         """Close the descriptor; what is pending is dropped."""
@@ -159,8 +177,10 @@ class Sink:
             while self._queue:
                 head = self._queue[0]
                 written = os.write(self._fd, head[: self._limit])
-                self._queued -= written
-                self._credit(written)
+                carried = min(written, self._carried)
+                self._carried -= carried
+                self._queued -= written - carried
+                self._credit(written - carried)
                 if written == len(head):
                     self._queue.popleft()
                 else:

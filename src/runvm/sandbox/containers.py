@@ -9,13 +9,14 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any
 
-from runvm.errors import ContainerExistsError, RunvmError, UnsupportedError, VmmError
+from runvm.errors import ContainerExistsError, RunvmError, VmmError
 from runvm.log import log
 from runvm.network import networks
 from runvm.protocol import messages
 from runvm.protocol.frames import CREDIT_KIND, DNS, MESSAGE, STDIN, Frame
 from runvm.protocol.messages import Attach, CreateContainer, Done, ExecProcess, Exited, Failed, Signal
-from runvm.sandbox import sizes
+from runvm.sandbox import limits
+from runvm.sandbox.checkpoints import Checkpoints
 from runvm.sandbox.creation import make_in_guest
 from runvm.sandbox.members import INIT, Member, Task
 from runvm.sandbox.vm_life import Creation
@@ -50,6 +51,7 @@ class Containers:
         self._tasks: dict[int, Task] = {}
         self._waiting: dict[tuple[str, str], Callable[[], None]] = {}
         self._kills: Display | None = None
+        self.checkpoints = Checkpoints(loop, self, tree.layout)
 
     # --- requests
 
@@ -75,11 +77,11 @@ class Containers:
     def create(self, client: Client, request: CreateContainer, reply: Reply) -> None:
         """Make the container in the guest, once its shim has attached."""
         client.creating = request.container
-        self._when_attached(request.container, INIT, lambda task: self._create(client, request, task, reply), reply)
+        self.when_attached(request.container, INIT, lambda task: self._create(client, request, task, reply), reply)
 
     def exec(self, client: Client, request: ExecProcess, reply: Reply) -> None:
         """A further process, once its shim has attached."""
-        self._when_attached(request.container, request.key, lambda task: self._exec(request, task, reply), reply)
+        self.when_attached(request.container, request.key, lambda task: self._exec(request, task, reply), reply)
 
     def start(self, client: Client, request: messages.Start, reply: Reply) -> None:
         """Let a created container's process run."""
@@ -107,30 +109,8 @@ class Containers:
     def update(self, client: Client, request: messages.Update, reply: Reply) -> None:
         """Other limits: the VM grows as they ask, then the guest enforces them."""
         member = self._member(request.container)
-        growth, agent = self.life.vm.growth, self.life.vm.agent
-        before = member.limit_mib
-        if request.resources.get("memory", {}).get("limit"):
-            member.limit_mib = sizes.limit_mib(request.resources)
-
-        def resized(error: RunvmError | None, plugged: bool) -> None:
-            if error is not None:
-                reply(Failed(str(error)))
-            elif plugged:
-                agent.ask(messages.UseCpus(growth.vcpus), used)
-            else:
-                agent.ask(request, reply)
-
-        def used(answer: Done | Failed) -> None:
-            if isinstance(answer, Failed):
-                reply(answer)
-            else:
-                agent.ask(request, reply)
-
-        try:
-            growth.fit(self.members.values(), request.resources, resized)
-        except UnsupportedError:
-            member.limit_mib = before
-            raise
+        member.updated = True
+        limits.enforce(self.life.vm, self.members.values(), member, request.resources, reply)
 
     def delete(self, client: Client, request: messages.DeleteContainer, reply: Reply) -> None:
         """Forget a container; the answer tells whether the VM ends with it."""
@@ -164,11 +144,14 @@ class Containers:
         _, request = messages.decode(frame.payload)
         if isinstance(request, messages.Resize):
             self.life.vm.agent.tell(messages.Resize(task.channel, request.rows, request.columns))
+        elif isinstance(request, Done):
+            self.checkpoints.shim_answered(task)
         elif isinstance(request, Signal):
             self.life.vm.agent.ask(Signal(task.member.name, task.channel, request.number, False), _ignore)
 
     def client_gone(self, client: Client) -> None:
         """A command or a shim has ended."""
+        self.checkpoints.client_gone(client)
         task = client.task
         if task is not None:
             task.shim = None
@@ -194,6 +177,8 @@ class Containers:
     def guest_frame(self, frame: Frame) -> None:
         """A stream's frame, a DNS query, or one of a forwarded connection."""
         vm_networks, agent = self.life.vm.networks, self.life.vm.agent
+        if self.checkpoints.awaited and frame.kind == CREDIT_KIND:
+            return  # for what another shim has sent
         if frame.kind == DNS:
             vm_networks.query(frame)
             return
@@ -256,7 +241,7 @@ class Containers:
 
     # --- creating
 
-    def _when_attached(self, container: str, key: str, action: Callable[[Task], None], reply: Reply) -> None:
+    def when_attached(self, container: str, key: str, action: Callable[[Task], None], reply: Reply) -> None:
         """Run *action* now, or when the shim's own connection, which comes by another socket, has been taken."""
 
         def run() -> None:
@@ -285,7 +270,7 @@ class Containers:
         member.place = request.place
         member.cgroups = tuple(request.cgroups)
         member.limit_mib = request.limit_mib
-        member.pod_mib = request.pod_mib
+        member.pod_mib, member.passed = request.pod_mib, bool(request.passed)
 
         def created(answer: Done | Failed) -> None:
             if isinstance(answer, Done):

@@ -30,7 +30,7 @@ def make_in_guest(
     *created* gets the guest's answer. Raises RunvmError, OSError."""
     member, vm = task.member, life.vm
     shim = Identity(request.shim_pid, request.shim_start)
-    _show_files(tree, member.place, {name: Share(**share) for name, share in request.shares.items()}, shim)
+    show_files(tree, member.place, {name: Share(**share) for name, share in request.shares.items()}, shim)
     if request.notify and member.notifier is None:
         from runvm.sandbox.notify import Notifier
 
@@ -61,7 +61,7 @@ def make_in_guest(
     vm.agent.ask(message, created, timeout=life.plan.config.boot_timeout_s + BUSY_SECONDS + 10)
 
 
-def _show_files(tree: Tree, place: str, shares: dict[str, Share], shim: Identity) -> None:
+def show_files(tree: Tree, place: str, shares: dict[str, Share], shim: Identity) -> None:
     """Put *shares*, as the shim sees them, in the guest's *place*. Raises OSError, HostError."""
     process.check_alive(shim)
     tree.add(place, shares, shim.pid)

@@ -44,8 +44,8 @@ def surplus_mib(extra_mib: int, free_mib: int) -> int:
 
 
 class Demand:
-    """Of one VM. *extra_mib* is what it has got by need. *resize* makes the VM as large as that asks for, *total* says
-    how large it is, *most* how large it may be (0: it doesn't grow by need)."""
+    """Of one VM. *extra_mib* is what it has got by need, *told* whether the guest watches. *resize* makes the VM as
+    large as that asks for, *total* says how large it is, *most* how large it may be (0: it doesn't grow by need)."""
 
     def __init__(
         self,
@@ -62,19 +62,24 @@ class Demand:
         self._resize = resize
         self._total = total
         self._most = most
-        self._told = False
+        self.told = False
         self._busy = False
         self._next = 0.0
 
+    def resume(self, extra_mib: int, *, told: bool) -> None:
+        """The guest comes from a checkpoint, where it has got *extra_mib* and may have been *told* to watch."""
+        self.extra_mib = extra_mib
+        self.told = told
+
     def arm(self) -> None:
         """A container may run from now on: where the VM can grow by need, the guest is told to watch; once."""
-        if not self._told and self._most() > self._total():
-            self._told = True
+        if not self.told and self._most() > self._total():
+            self.told = True
             self._tell(final=False)
 
     def more(self) -> None:
         """The guest needs more."""
-        if self._busy or not self._told:
+        if self._busy or not self.told:
             return
         self._busy = True
         self._loop.call_later(max(0.0, self._next - time.monotonic()), self._step)

@@ -40,10 +40,17 @@ class Growth:
         self._max_mib = max_mib
         self._vm = vm
         self._capabilities = capabilities
-        self._grown_mib = 0
+        self.grown_mib = 0
         self._members: Collection[Member] = ()
         self.demand = Demand(loop, agent, resize=self._resize, total=self._total_mib, most=self._most_mib)
         self.vcpus = machine.vcpus
+
+    def resume(self, members: Collection[Member], grown_mib: int, extra_mib: int, *, watched: bool) -> None:
+        """The VM comes from a checkpoint: it has grown by *grown_mib*, *extra_mib* of those by need, for which the
+        guest may have been told to watch."""
+        self._members = members
+        self.grown_mib = grown_mib
+        self.demand.resume(extra_mib, told=watched)
 
     def fit(self, members: Collection[Member], limits: dict[str, Any], done: Done) -> None:
         """Give the VM the memory that its containers may use, and the virtual CPUs that the *limits* of one of them
@@ -59,9 +66,9 @@ class Growth:
         vcpus = self._wanted_vcpus(limits)
         plugged = vcpus > self.vcpus
         steps: list[Callable[[Callable[[RunvmError | None], None]], None]] = []
-        if mib > self._grown_mib:
+        if mib > self.grown_mib:
             steps.append(lambda answered: self._vm.grow(mib, answered))
-            self._grown_mib = mib
+            self.grown_mib = mib
         if plugged:
             steps.append(lambda answered: self._vm.plug_vcpus(vcpus, answered))
             self.vcpus = vcpus
@@ -90,7 +97,7 @@ class Growth:
 
     def _total_mib(self) -> int:
         """What the VM has, or is about to have."""
-        return self._machine.memory_mib + max(self._grown_mib, self._wanted_mib())
+        return self._machine.memory_mib + max(self.grown_mib, self._wanted_mib())
 
     def _most_mib(self) -> int:
         """What it may come to have by need; 0 where its containers' limits say how much that is."""
@@ -104,8 +111,8 @@ class Growth:
 
     def _resize(self, answered: Answered) -> None:
         """As large as it should be by now, which may be less than it is."""
-        self._grown_mib = self._wanted_mib()
-        self._vm.grow(self._grown_mib, answered)
+        self.grown_mib = self._wanted_mib()
+        self._vm.grow(self.grown_mib, answered)
 
     def _check_fixed(self, limit_mib: int) -> None:
         """Raise UnsupportedError where a limit is above the memory of a VM that can't grow."""

@@ -39,17 +39,41 @@ class GuestLink:
         self._diagnosis = diagnosis
         self._requests: dict[int, Answered] = {}
         self._number = 0
+        self._held: list[tuple[int, int, bytes]] | None = None
         self._connection = Connection(
             loop, fd, on_frame=self._frame, on_close=self._closed, max_message=frames.MAX_GUEST_MESSAGE
         )
 
     def send(self, kind: int, channel: int, payload: bytes) -> None:
         """Queue one frame."""
-        self._connection.send(kind, channel, payload)
+        if self._held is not None:
+            self._held.append((kind, channel, payload))
+        else:
+            self._connection.send(kind, channel, payload)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the guest still owes an answer."""
+        return bool(self._requests)
+
+    def hold(self) -> None:
+        """Send nothing but what is urgent until let_go(); the windows of the streams bound what comes together."""
+        self._held = []
+
+    @property
+    def held(self) -> list[tuple[int, int, bytes]]:
+        """The frames that wait for let_go(): kind, channel, payload."""
+        return self._held or []
+
+    def let_go(self) -> None:
+        """Send what was held."""
+        held, self._held = self.held, None
+        for kind, channel, payload in held:
+            self._connection.send(kind, channel, payload)
 
     def credit(self, frame: Frame) -> None:
         """Credit a stream's frame that goes nowhere, else the guest's process stalls until it is killed."""
-        self._connection.send_raw(frames.encode_credit(frame.channel, frame.kind, len(frame.payload)))
+        self.send(frames.CREDIT_KIND, frame.channel, frames.CREDIT.pack(frame.kind, len(frame.payload)))
 
     def tell(self, message: Any, number: int = 0) -> None:
         """An event to the guest."""
@@ -61,9 +85,9 @@ class GuestLink:
         self._on_close = lambda reason: None
         self._connection.close()
 
-    def ask(self, message: Any, answered: Answered, *, timeout: float = _REQUEST_SECONDS) -> None:
+    def ask(self, message: Any, answered: Answered, *, timeout: float = _REQUEST_SECONDS, urgent: bool = False) -> None:
         """A request to the guest; *answered* gets its answer, or after *timeout* a failure that says what was waited
-        for."""
+        for. An *urgent* one isn't held by hold()."""
         self._number = self._number % 0xFFFFFFFE + 1
         number = self._number
         name = type(message).__name__
@@ -83,7 +107,10 @@ class GuestLink:
 
         self._requests[number] = answer
         log.debug(f"supervisor: {name} sent to the guest")
-        self.tell(message, number)
+        if urgent:
+            self._connection.send(MESSAGE, 0, messages.encode(message, number))
+        else:
+            self.tell(message, number)
 
     def fail(self, reason: str) -> None:
         """Answer all that is under way: the guest won't."""

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from runvm.errors import DeadlineError, GuestError, HostError, RunvmError, UnsupportedError, VmmError
+from runvm.errors import CheckpointError, DeadlineError, GuestError, HostError, RunvmError, UnsupportedError, VmmError
 from runvm.guest import image
 from runvm.hypervisor import boot, drivers, proof, template
 from runvm.linux import process, syscalls, userns
@@ -29,8 +29,10 @@ from runvm.shares import tree, virtiofs
 if TYPE_CHECKING:
     from runvm.cgroup.cgroup import Cgroup
     from runvm.config import Config
+    from runvm.hypervisor.driver import Machine
     from runvm.linux.process import Identity
     from runvm.oci.spec import Spec
+    from runvm.sandbox.plan import Restore
     from runvm.sandbox.registry import Sandbox
 
 
@@ -54,7 +56,6 @@ def start(
     """
     chosen = drivers.load(config)
     guest, held = image.take(config, chosen.capabilities.kernel_format)
-    namespace = -1
     try:
         max_mib = sizes.max_mib(cgroup.room_mib())
         limits = sizes.of_vm(spec.annotations, spec.resources)
@@ -74,18 +75,56 @@ def start(
                 directory = template.ensure(config, chosen, machine)
             except (RunvmError, OSError) as error:
                 log.warning(f"no template could be made, booting instead: {error}")
-        if network_of is not None:
-            namespace = process.open_namespace(network_of, "network")
-        plan = VmPlan(config, chosen, machine, max_mib, directory, sandbox, guest.modules, namespace, held)
+        plan = VmPlan(config, chosen, machine, max_mib, directory, sandbox, guest.modules, -1, held)
+        return _fork(plan, spec, cgroup, listener, network_of)
+    finally:
+        if held >= 0:
+            os.close(held)
+
+
+def restore(
+    config: Config,
+    sandbox: Sandbox,
+    spec: Spec,
+    cgroup: Cgroup,
+    listener: socket.socket,
+    *,
+    machine: Machine,
+    restore: Restore,
+    network_of: Identity | None,
+) -> int:
+    """As start(), for a VM that comes from a checkpoint. Raises: RunvmError, OSError."""
+    chosen = drivers.load(config)
+    guest, held = image.take(config, chosen.capabilities.kernel_format)
+    try:
+        if guest.key != machine.image_key:
+            raise CheckpointError(
+                f"the checkpoint's guest image isn't {guest.name}",
+                do="name it by 'image' in the configuration, if 'runvm image list' has it",
+            )
+        plan = VmPlan(
+            config, chosen, machine, sizes.max_mib(cgroup.room_mib()), "", sandbox, guest.modules, -1, held, restore
+        )
+        return _fork(plan, spec, cgroup, listener, network_of)
+    finally:
+        if held >= 0:
+            os.close(held)
+
+
+def _fork(plan: VmPlan, spec: Spec, cgroup: Cgroup, listener: socket.socket, network_of: Identity | None) -> int:
+    namespace = -1
+    if network_of is not None:
+        namespace = process.open_namespace(network_of, "network")
+    try:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         oom_score = spec.raw["process"].get("oomScoreAdj")
+        plan = plan._replace(namespace=namespace)
         process.orphan(lambda: main(plan, cgroup.procs, oom_score, listener, writer))
         os.close(writer)
         return reader
     finally:
-        for fd in (namespace, held):
-            if fd >= 0:
-                os.close(fd)
+        if namespace >= 0:
+            os.close(namespace)
 
 
 def build_template(config: Config) -> template.Template:
@@ -193,18 +232,27 @@ def _settle(plan: VmPlan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) 
 
 def _start(plan: VmPlan, share: tree.Tree) -> Started:
     """Everything of a VM, running. Raises RunvmError, OSError."""
+    if plan.restore is not None:
+        from runvm.sandbox import restoring
+
+        restoring.show_files(plan.restore, share)
     daemon = virtiofs.serve(plan.config, share.path, log=f"{plan.sandbox.directory}/virtiofsd.log")
     log.debug("supervisor: virtiofsd forked")
     sockets = plan.driver.capabilities.nic_transport == "packet"
     # a container in the virtual machine's own network sees all of its NICs: one that can have none has none then
     networks = HostNetworks(plan.sandbox.directory, sockets=sockets and plan.namespace >= 0)
+    if plan.restore is not None:
+        networks.number_from(plan.restore.network)
     if plan.namespace >= 0:
         first = networks.first_tap(plan.namespace)
     else:
         first = -1 if sockets else tap.scratch_tap()
     log.debug("supervisor: tap made")
     try:
-        guest, note = _start_guest(plan, first, networks.sockets, daemon.socket)
+        if plan.restore is not None:
+            guest, note = restoring.start_guest(plan, plan.restore, first, daemon.socket), ""
+        else:
+            guest, note = _start_guest(plan, first, networks.sockets, daemon.socket)
     except RunvmError as error:
         ended = daemon.ended()
         console = error.details if isinstance(error, DeadlineError | GuestError) else ""

@@ -39,6 +39,10 @@ class Member:
         self.notifier: Notifier | None = None
         self.requested = False
         """Its CreateContainer has come."""
+        self.passed = False
+        """Its process has descriptors of the caller's beyond stdio."""
+        self.updated = False
+        """Its limits aren't those of its config.json any more."""
         self.created = False
         """The guest has made it."""
         self.deleting: list[Callable[[], None]] = []

@@ -8,9 +8,35 @@ if TYPE_CHECKING:
     from runvm.config import Config
     from runvm.hypervisor import boot
     from runvm.hypervisor.driver import Driver, Machine
+    from runvm.linux.process import Identity
     from runvm.network.networks import HostNetworks
     from runvm.sandbox.registry import Sandbox
     from runvm.shares import virtiofs
+    from runvm.shares.tree import Share
+
+
+class Restore(NamedTuple):
+    """A checkpoint that a VM comes from: its *directory*, the *hashes* of its memory, and what its container was.
+
+    It was called *before*, its directory in the share is *place*, which leads to *shares* as the process *shim* sees
+    them and once led where *layout* says; its channel and network namespace have the same numbers again. *input* is
+    what was on its way to it.
+    """
+
+    directory: str
+    hashes: dict[str, str]
+    before: str
+    place: str
+    shares: dict[str, Share]
+    shim: Identity
+    layout: dict[str, str]
+    channel: int
+    network: int
+    grown_mib: int
+    extra_mib: int
+    watched: bool
+    input: bytes
+    input_ended: bool
 
 
 class VmPlan(NamedTuple):
@@ -29,6 +55,7 @@ class VmPlan(NamedTuple):
     modules: str
     namespace: int
     held: int
+    restore: Restore | None = None
 
 
 class Started(NamedTuple):

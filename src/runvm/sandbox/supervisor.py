@@ -52,6 +52,7 @@ class Supervisor:
             on_restart=self.containers.before_restart,
         )
         self.containers.life = self.life
+        self.containers.checkpoints.awaited = plan.restore is not None
         self._clients = Clients(
             self.loop,
             listener,
@@ -65,6 +66,9 @@ class Supervisor:
                 messages.Update: self.containers.update,
                 messages.Freeze: self.containers.pass_on,
                 messages.Stats: self.containers.pass_on,
+                messages.Checkpoint: self.containers.checkpoints.begin,
+                messages.EndCheckpoint: self.containers.checkpoints.end,
+                messages.RestoreContainer: self.containers.checkpoints.restore,
                 messages.Status: self.containers.status,
             },
             on_frame=self.containers.shim_frame,

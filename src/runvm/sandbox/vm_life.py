@@ -72,7 +72,8 @@ class VmLife:
         self._on_restart = on_restart
         self._ending = False
         self._restarting = False
-        self._channel = 0
+        # a checkpoint's guest knows its container's by its number
+        self._channel = 0 if plan.restore is None else plan.restore.channel - 1
         self._clock: GuestClock | None = None
         self._adopt(start(plan))
 
@@ -125,6 +126,10 @@ class VmLife:
             self._clock.close()
         self.vm.close()
 
+    def follow_clock(self) -> None:
+        """The guest has been told the time: keep it right from now on."""
+        self._clock = GuestClock(self._loop, self.vm.agent)
+
     def _adopt(self, started: Started) -> None:
         """Take a VM over, and have its guest become this VM's."""
         if started.note:
@@ -138,6 +143,9 @@ class VmLife:
             on_failure=self.fail,
             next_channel=self.next_channel,
         )
+        if self.plan.restore is not None:  # this guest is initialized: its container's restore tells it the rest
+            self.initialized = True
+            return
         patience = INITIALIZE_SECONDS
         if self.plan.template and template.has_served(self.plan.template):
             patience = self.plan.config.boot_timeout_s + BUSY_SECONDS
@@ -149,7 +157,7 @@ class VmLife:
             self.fail(f"the guest can't be set up: {answer.error}")
             return
         self.initialized = True
-        self._clock = GuestClock(self._loop, self.vm.agent)
+        self.follow_clock()
         self.creations.clear()
         if self.plan.template:
             template.note_served(self.plan.template)

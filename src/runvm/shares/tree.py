@@ -178,6 +178,14 @@ class Tree:
         finally:
             os.close(tree)
 
+    def layout(self, container: str) -> dict[str, str]:
+        """Where each name of a container's leads: for its own mounts to '', else to a mount below `shared`."""
+        found = {}
+        with os.scandir(f"{self.path}/containers/{container}") as entries:
+            for entry in entries:
+                found[entry.name] = os.path.basename(os.readlink(entry.path)) if entry.is_symlink() else ""
+        return found
+
     def remove(self, container: str) -> None:
         """Take away everything of *container*; what is still busy goes when its last user does."""
         directory = f"{names.CONTAINERS}/{container}"

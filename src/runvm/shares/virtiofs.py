@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _MOST_LOGGED = 256 << 10
 """Bytes of a daemon's log."""
+_MOST_HEARD = 64
+"""Pieces of what it says while its state is saved."""
+_DELETED, _INVALID = "Inode deleted (", "marking as invalid"
 _DESCRIPTIONS = ("/etc/qemu/vhost-user", "/usr/share/qemu/vhost-user")
 _PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd", "/usr/bin/virtiofsd")
 
@@ -31,6 +34,30 @@ def program(config: Config) -> str:
         if os.access(path, os.X_OK):
             return path
     raise HostError("virtiofsd isn't installed", do="apt-get install qemu-system-common (Debian 12) or virtiofsd")
+
+
+CHECKPOINTS_FROM = (1, 11)
+"""The virtiofsd (the one in Rust) from which on it hands its state over to another."""
+
+
+def release(config: Config) -> str:
+    """The daemon's version, '' for one in C. Raises HostError."""
+    from runvm.linux.command import ask
+
+    binary = program(config)
+    if binary.startswith("/usr/lib/qemu/"):
+        return ""
+    return ask([binary, "--version"]).strip().rpartition(" ")[2]
+
+
+def checkpoint_lacks(config: Config) -> str:
+    """What it would take to hand a daemon's state over, '' where it can be done. Raises HostError."""
+    told = release(config)
+    numbers = told.split(".")[:2]
+    if len(numbers) == 2 and all(map(str.isdigit, numbers)) and tuple(map(int, numbers)) >= CHECKPOINTS_FROM:
+        return ""
+    wanted = ".".join(map(str, CHECKPOINTS_FROM))
+    return f"virtiofsd {wanted} or later, and {program(config)} is {told or 'the one of QEMU, in C'}"
 
 
 def _described() -> list[str]:
@@ -77,14 +104,36 @@ class Daemon:
         self.output = output
         self._log = log
         self._room = _MOST_LOGGED
+        self._heard: list[bytes] | None = None
+
+    def listen(self) -> None:
+        """Keep what it says from now on for lost()."""
+        self._heard = []
+
+    def lost(self) -> list[str]:
+        """The files, by their paths in the share, that it couldn't tell another daemon of since listen(), while its
+        state was saved; '?' for one without a path. It says so in its messages alone."""
+        with suppress(BlockingIOError):
+            while self._read():
+                pass
+        lines = b"".join(self._heard or ()).decode(errors="replace").splitlines()
+        self._heard = None
+        paths = [line.partition(_DELETED)[2].rstrip().removesuffix(")") for line in lines if _DELETED in line]
+        invalid = sum(_INVALID in line for line in lines)
+        return (paths or ["?"]) if invalid else []
 
     def keep_output(self) -> bool:
         """Put what it has said in its log, as far as that may grow: a guest can make it say anything, for ever. False
         once it has nothing more to say."""
         try:
-            said = os.read(self.output, 65536)
+            return self._read()
         except BlockingIOError:
             return True
+
+    def _read(self) -> bool:
+        said = os.read(self.output, 65536)
+        if self._heard is not None and len(self._heard) < _MOST_HEARD:
+            self._heard.append(said)
         kept, self._room = said[: self._room], max(0, self._room - len(said))
         if kept:
             with suppress(OSError), open(self._log, "ab", opener=files.private) as file:

@@ -194,6 +194,22 @@ def test_the_guest_gets_what_the_host_has(pair: Pair) -> None:
     assert "tentative" not in pair.inner.ip("-6 addr show")
 
 
+def test_other_numbers_on_the_host_alone_take_nothing_down(pair: Pair) -> None:
+    """A restored VM's interfaces have other indexes on their new host: the card stays up where it is, and what has
+    changed besides is set."""
+    pair.box.ip("address add 10.1.0.2/24 dev eth0")
+    pair.box.ip("link set eth0 up")
+    pair.configure({"eth0": CARD})
+    pair.inner.ip("route add 10.55.0.0/16 dev eth0")  # the kernel drops it with the interface's going down
+    pair.box.ip("address add 10.1.0.3/24 dev eth0")
+    found = pair.scan({"eth0": CARD})
+    elsewhere = tuple(interface._replace(ifindex=interface.ifindex + 100) for interface in found.interfaces)
+    moved = found._replace(interfaces=elsewhere)
+    pair.vm.run(lambda: guest.configure("c1", moved, deadline=time.monotonic() + 5))
+    assert "10.55.0.0/16" in pair.inner.ip("route show")
+    assert "10.1.0.3/24" in pair.inner.ip("address show dev eth0")
+
+
 def test_a_card_keeps_its_queue(pair: Pair) -> None:
     """Docker's veths have none; a card without one drops what its ring can't take."""
     pair.box.ip("link set eth0 txqueuelen 0", "link set eth0 up")

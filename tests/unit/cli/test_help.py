@@ -84,7 +84,7 @@ def test_examples_are_right(line: str) -> None:
     resolve(argv[:end])
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("checkpoint", "restore")])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_an_example(name: str) -> None:
     command = find([name])
     assert command.examples or all(child.examples for child in command.children)

@@ -62,8 +62,10 @@ def root(tmp_path: Path) -> str:
         (["--log-format", "xml", "list"], 1, 'invalid value "xml" for flag --log-format'),
         (["exec"], 1, '"exec" requires a minimum of 1 argument(s)'),
         (["exec", "..", "ls"], 255, "invalid container ID format"),
-        (["checkpoint", "--image-path", "/x", "c1"], 1, "checkpoint is not supported by runvm"),
-        (["restore"], 1, "restore is not supported by runvm"),
+        (["checkpoint", "--image-path", "/x", "c1"], 1, "container does not exist"),
+        (["checkpoint", "--pre-dump", "c1"], 1, "--pre-dump is not supported by runvm"),
+        (["restore", "--lazy-pages", "c1"], 1, "--lazy-pages is not supported by runvm"),
+        (["restore"], 1, '"restore" requires exactly 1 argument(s)'),
         (["spec", "--bundle", "/nonexistent"], 1, "/nonexistent/config.json: no such file or directory"),
     ],
 )

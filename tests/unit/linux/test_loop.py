@@ -88,3 +88,40 @@ def test_a_timer_that_fails_is_told_and_the_next_one_comes() -> None:
     loop.call_later(0, loop.stop)
     loop.run()
     assert len(told) == 1
+
+
+def test_a_narrow_loop_serves_one_descriptor_and_no_timers() -> None:
+    loop = Loop()
+    called: list[str] = []
+    pipes = {name: os.pipe() for name in ("one", "other")}
+    for name, (reader, writer) in pipes.items():
+
+        def ready(events: int, name: str = name, reader: int = reader) -> None:
+            os.read(reader, 10)
+            called.append(name)
+
+        loop.watch(reader, IN, ready)
+        os.write(writer, b"x")
+    loop.call_later(0, lambda: called.append("timer"))
+    loop.narrow(pipes["one"][0])
+    for _ in range(3):
+        loop.turn(0)
+    assert called == ["one"]
+    loop.widen()
+    loop.turn(0)
+    assert sorted(called) == ["one", "other", "timer"]
+
+
+def test_a_narrow_loop_whose_descriptor_has_gone_serves_all() -> None:
+    """The host's line has closed: what follows has to be served, or nothing ever would be."""
+    loop = Loop()
+    called: list[str] = []
+    reader, writer = os.pipe()
+    loop.watch(reader, IN, lambda events: None)
+    loop.narrow(reader)
+    loop.forget(reader)
+    loop.call_later(0, lambda: called.append("timer"))
+    loop.turn(0)
+    assert called == ["timer"]
+    os.close(reader)
+    os.close(writer)

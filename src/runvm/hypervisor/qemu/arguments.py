@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runvm.protocol.interfaces import nic_mac
-from runvm.protocol.names import AGENT_PORT
+from runvm.protocol.names import AGENT_PORT, SHARE_TAG
 
 if TYPE_CHECKING:
     from runvm.hypervisor.driver import Machine
@@ -18,7 +18,8 @@ TRANSLATION_MIB = 64
 
 
 def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: bool) -> list[str]:
-    """QEMU's argv for *machine*; *fds* are the descriptors qmp, agent, console and tap."""
+    """QEMU's argv for *machine*; *fds* are the descriptors qmp, agent, console and tap, and that of a share that isn't
+    plugged in later."""
     accelerator = "kvm" if machine.accelerator == "kvm" else f"tcg,thread=multi,tb-size={TRANSLATION_MIB}"
     max_vcpus = machine.max_vcpus
     argv = [
@@ -44,6 +45,9 @@ def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: b
     ]  # fmt: skip
     for number in range(PORTS):
         argv += ["-device", f"pcie-root-port,id=port{number},chassis={number + 1},slot={number + 1}"]
+    if fds.get("share", -1) >= 0:
+        argv += ["-chardev", f"socket,id=share,fd={fds['share']}"]
+        argv += ["-device", f"vhost-user-fs-pci,id=share,chardev=share,tag={SHARE_TAG},bus=port0"]
     if restore:
         argv += ["-incoming", "defer"]
     else:

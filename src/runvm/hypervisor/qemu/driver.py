@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,12 @@ _KERNEL_ARGS = (
 )
 
 
+_CHECKPOINTS_FROM = 9
+"""The QEMU from which on vhost-user-fs hands over the state of its daemon reliably (8.2 was the first that could)."""
+_SAVE_SECONDS = 20.0
+_SAVE_POLL = 0.004
+
+
 class Qemu:
     """The built-in driver."""
 
@@ -55,6 +62,7 @@ class Qemu:
         agent_transport="virtio-serial",
         kernel_format="bzImage",
         accelerators=("kvm", "tcg"),
+        checkpoint=True,
     )
 
     def __init__(self, config: Config) -> None:
@@ -86,6 +94,20 @@ class Qemu:
             arguments(machine, dict.fromkeys(("qmp", "agent", "console", "tap"), 0), program="", restore=True)
         )
 
+    def release(self) -> str:
+        """See Driver.release."""
+        from runvm.linux.command import ask
+
+        return ask([self.program(), "--version"]).partition("version ")[2].partition("\n")[0].strip()
+
+    def checkpoint_lacks(self) -> str:
+        """See Driver.checkpoint_lacks: older ones don't migrate the share's device."""
+        release = self.release()
+        major = release.partition(".")[0]
+        if major.isdigit() and int(major) >= _CHECKPOINTS_FROM:
+            return ""
+        return f"QEMU {_CHECKPOINTS_FROM}.0 or later, and {self.program()} is {release or 'of unknown version'}"
+
     def check(self) -> list[Finding]:
         """See Driver.check."""
         from runvm.hypervisor.qemu import check
@@ -105,6 +127,8 @@ class Qemu:
         """See Driver.launch."""
         ours, theirs = socket.socketpair()
         fds = {"qmp": theirs.fileno(), "agent": endpoints.agent, "console": endpoints.console, "tap": endpoints.tap}
+        if endpoints.share >= 0:
+            fds["share"] = endpoints.share
         program = self.program()
         argv = arguments(machine, fds, program=program, restore=state >= 0)
         pid = _spawn(argv, tuple(fds.values()), machine, directory=jail, boots=state < 0)
@@ -170,7 +194,7 @@ def _await_migrated(qmp: Qmp, deadline: float) -> None:
         if status == "completed":
             return
         if status == "failed":
-            raise VmmError("QEMU couldn't take or write the template's device state")
+            raise VmmError("QEMU couldn't take or write the device state")
 
 
 class QemuVm:
@@ -192,6 +216,7 @@ class QemuVm:
 
     def attach(self, loop: Loop) -> None:
         """See Vm.attach."""
+        self._loop = loop
         self._monitor = Monitor(loop, self.qmp)
 
     def plug_nic(self, index: int, tap: int, mac: str, answered: Answered) -> None:
@@ -263,6 +288,33 @@ class QemuVm:
             raise
         finally:
             os.close(fd)
+
+    def freeze(self, answered: Answered) -> None:
+        """See Vm.freeze."""
+        self._monitor.run([Command("stop")], lambda results, error: answered(error))
+
+    def thaw(self, answered: Answered) -> None:
+        """See Vm.thaw."""
+        self._monitor.run([Command("cont")], lambda results, error: answered(error))
+
+    def save(self, state: int, answered: Answered) -> None:
+        """See Vm.save: as snapshot(), but the end is asked for, since events aren't waited for any more."""
+        deadline = time.monotonic() + _SAVE_SECONDS
+
+        def look(results: list[Any], error: VmmError | None) -> None:
+            said = results[-1] if results else {}
+            status = said.get("status", "") if isinstance(said, dict) else ""
+            if error is None and status == "failed":
+                error = VmmError(f"QEMU couldn't write the device state: {said.get('error-desc', 'no reason given')}")
+            if error is None and time.monotonic() > deadline:
+                error = VmmError(f"timed out after {_SAVE_SECONDS:.0f} s waiting for QEMU to write the device state")
+            if error is not None or status == "completed":
+                answered(error)
+            else:
+                self._loop.call_later(_SAVE_POLL, lambda: self._monitor.run([Command("query-migrate")], look))
+
+        begin = [Command("getfd", {"fdname": "state"}, state), Command("migrate", {"uri": "fd:state"})]
+        self._monitor.run(begin, look)
 
     def kill(self) -> None:
         """See Vm.kill. Raises DeadlineError if even SIGKILL doesn't end it within 10 s."""

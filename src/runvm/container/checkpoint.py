@@ -1,0 +1,128 @@
+"""`checkpoint`: a running container saved as an image, by saving its virtual machine."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from runvm import __version__
+from runvm.checkpoint import image, support
+from runvm.container import state
+from runvm.errors import HostError, RunvmError, StateError, words
+from runvm.hypervisor.driver import Machine
+from runvm.linux import files, process
+from runvm.log import log
+from runvm.protocol import frames, messages, version
+from runvm.sandbox import registry
+from runvm.sandbox.checkpointing import Stopped
+from runvm.shares import virtiofs
+
+if TYPE_CHECKING:
+    import socket
+
+    from runvm.container.context import Context
+    from runvm.hypervisor.driver import Driver
+
+
+_FLUSH_SECONDS = 12.0
+"""Longer than a shim waits for whoever takes its output."""
+
+
+class CheckpointOptions(NamedTuple):
+    """`runvm checkpoint`: the image's directory, absolute, and whether the container goes on."""
+
+    image_path: str
+    leave_running: bool = False
+
+
+def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
+    """Raises: StateError unless the container runs, UnsupportedError where it can't be saved; it goes on then."""
+    with state.lock(ctx, cid):
+        record = state.load(ctx, cid)
+        if record.status not in ("running", "paused"):
+            raise StateError(f"container cannot be checkpointed in {record.status} state")
+        driver = support.check(ctx.config, "checkpoint")
+        sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
+        request = messages.Checkpoint(cid)
+        with image.Writer(options.image_path) as writer, registry.begin(sandbox, request) as connection:
+            stopped = Stopped(**registry.finish(connection, request))
+            try:
+                _copy(writer, stopped)
+                if options.leave_running:
+                    _end(connection, keep=True)
+                log.debug("checkpoint: memory copied")
+                writer.finish(_manifest(ctx, cid, driver, stopped))
+            except OSError as error:
+                raise HostError(f"write the checkpoint {options.image_path}: {words(error)}") from error
+            if not options.leave_running:
+                _end(connection, keep=False)
+        if stopped.execs:
+            log.warning(f"{stopped.execs} processes that exec had started in the container were ended")
+    if not options.leave_running:
+        from runvm.container.delete import delete
+
+        # its shim may have output to write yet
+        process.wait_gone(record.shim, deadline=time.monotonic() + _FLUSH_SECONDS)
+        delete(ctx, cid, force=True)  # as runc does: the container is the image now
+
+
+def shape(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a config.json must be the same in a bundle that a checkpoint is restored with: the mounts but for their
+    sources, the devices, the terminal."""
+    linux = config.get("linux") or {}
+    return {
+        "mounts": [
+            [mount["destination"], mount.get("type", ""), sorted(mount.get("options") or ())]
+            for mount in config.get("mounts") or ()
+        ],
+        "devices": sorted(
+            [device["path"], device.get("type", ""), device.get("major", 0), device.get("minor", 0)]
+            for device in linux.get("devices") or ()
+        ),
+        "terminal": bool((config.get("process") or {}).get("terminal")),
+    }
+
+
+def cpu_of(machine: Machine) -> str:
+    """The host's processor where it is the guest's, too."""
+    from runvm.hypervisor import template
+
+    return template.processor(files.read("/proc/cpuinfo")) if machine.accelerator == "kvm" else ""
+
+
+def _copy(writer: image.Writer, stopped: Stopped) -> None:
+    """From the supervisor's mount namespace, which alone has the memory."""
+    root = f"/proc/{stopped.pid}/root"
+    writer.add_memory(f"{root}{stopped.ram}", f"{root}{stopped.more}")
+    writer.add_state(f"{root}{stopped.state}")
+
+
+def _end(connection: socket.socket, *, keep: bool) -> None:
+    request = messages.EndCheckpoint(keep)
+    try:
+        connection.sendall(frames.encode(frames.MESSAGE, 0, messages.encode(request, 2)))
+    except OSError as error:
+        raise RunvmError("the container ended while its checkpoint was taken") from error
+    registry.finish(connection, request)
+
+
+def _manifest(ctx: Context, cid: str, driver: Driver, stopped: Stopped) -> image.Manifest:
+    machine = Machine(**stopped.machine)
+    config = state.load_config(ctx, cid)
+    return image.Manifest(
+        format=image.FORMAT,
+        release=__version__,
+        protocol=version.PROTOCOL,
+        driver=driver.name,
+        vmm=driver.release(),
+        daemon=virtiofs.release(ctx.config),
+        hardware=driver.hardware(machine),
+        cpu=cpu_of(machine),
+        guest=machine.image_key,
+        container=cid,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        shape=shape(config),
+        resources=(config.get("linux") or {}).get("resources") or {},
+        vm=stopped._asdict(),
+        files={},
+    )

@@ -1,0 +1,320 @@
+"""A checkpoint as the supervisor takes it: the container stands still, the VM is stopped and its device state written;
+the command then copies the memory, and says whether the VM goes on. See docs/design.md, Checkpoint.
+
+Of the bytes under way at that moment, those toward the host have come before the guest's answer to Quiesce, and the
+shim goes on writing them. Those toward the guest are held here: a VM that goes on gets them, and so does a restored
+one.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from runvm.errors import RunvmError, UnsupportedError
+from runvm.log import log
+from runvm.protocol import messages
+from runvm.protocol.frames import MESSAGE, STDIN
+from runvm.protocol.messages import Done, Exited, Failed
+from runvm.sandbox.members import INIT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from runvm.linux.loop import Loop
+    from runvm.sandbox.clients import Client, Reply
+    from runvm.sandbox.keeping import Keeper
+    from runvm.sandbox.members import Member, Task
+
+_QUIET_SECONDS = 10.0
+"""How long it may take until nothing is under way: execs that are killed, answers of the guest, a shim."""
+_QUIESCE_SECONDS = 20.0
+_STATE = "checkpoint.state"
+_SHIM_REQUEST = 1
+
+
+class Stopped(NamedTuple):
+    """What the command is told of a VM that stands still, in Checkpoint's answer.
+
+    *state*, *ram* and *more* are files in the mount namespace of process *pid*; *machine* are the fields of
+    hypervisor.driver.Machine, with the virtual CPUs of now; *grown_mib* what it has grown by,
+    *extra_mib* of that by need, for which the guest may have *watched*. *channel* is the
+    container's own, *network* the number of its network namespace, *place* its directory in the share, *layout* where
+    the names there lead. *input* is what was on its way to the container, in base64; with *updated* its limits
+    aren't those of its config.json any more; *execs* how many of its processes
+    were ended.
+    """
+
+    pid: int
+    state: str
+    ram: str
+    more: str
+    machine: dict[str, Any]
+    grown_mib: int
+    extra_mib: int
+    watched: bool
+    channel: int
+    network: int
+    place: str
+    layout: dict[str, str]
+    input: str
+    input_ended: bool
+    updated: bool
+    execs: int
+
+
+class Checkpointing:
+    """Of the VM whose containers *keeper* has; one checkpoint at a time."""
+
+    def __init__(self, loop: Loop, keeper: Keeper, layout: Callable[[str], dict[str, str]]) -> None:
+        self._loop = loop
+        self._keeper = keeper
+        self._layout = layout
+        self._under_way: _Checkpoint | None = None
+
+    def begin(self, client: Client, request: messages.Checkpoint, reply: Reply) -> None:
+        """Stop the VM and write its state. Raises UnsupportedError, RunvmError."""
+        if self._under_way is not None:
+            raise RunvmError("another checkpoint of the container is being taken")
+        member = self._checked(request.container)
+        self._under_way = _Checkpoint(self._loop, self._keeper, self._layout, member, client, reply, self._forget)
+        self._under_way.end_execs()
+
+    def end(self, client: Client, request: messages.EndCheckpoint, reply: Reply) -> None:
+        """The command has copied what it needs."""
+        if self._under_way is None or self._under_way.client is not client:
+            raise RunvmError("no checkpoint is being taken")
+        self._under_way.end(keep=request.keep, reply=reply)
+
+    def client_gone(self, client: Client) -> None:
+        """The command may have been killed: the VM goes on."""
+        if self._under_way is not None and self._under_way.client is client:
+            self._under_way.fail("the command has gone")
+
+    def shim_answered(self, task: Task) -> None:
+        """The shim reads no more input."""
+        if self._under_way is not None:
+            self._under_way.shim_answered(task)
+
+    def _forget(self) -> None:
+        self._under_way = None
+
+    def _checked(self, name: str) -> Member:
+        members, vm = self._keeper.members, self._keeper.life.vm
+        member = members.get(name)
+        init = None if member is None else member.tasks.get(INIT)
+        if member is None or init is None or not init.running or init.shim is None:
+            raise RunvmError("container not running")
+        if len(members) > 1:
+            raise UnsupportedError(f"container {name} shares its virtual machine with others, and that is saved whole")
+        if member.passed:
+            raise UnsupportedError(f"container {name} was handed descriptors beyond stdio, which can't be restored")
+        if member.notifier is not None:
+            raise UnsupportedError(f"container {name} has a $NOTIFY_SOCKET of the host's, which can't be restored")
+        if vm.networks.nics > 1:
+            raise UnsupportedError(f"container {name} has had {vm.networks.nics} network interfaces, more than one")
+        return member
+
+
+class _Checkpoint:
+    """One, from the first request to the last; *ended* is called in the end."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        keeper: Keeper,
+        layout: Callable[[str], dict[str, str]],
+        member: Member,
+        client: Client,
+        reply: Reply,
+        ended: Callable[[], None],
+    ) -> None:
+        self.client = client
+        self._loop = loop
+        self._keeper = keeper
+        self._layout = layout
+        self._vm = keeper.life.vm
+        self._member = member
+        self._init = member.tasks[INIT]
+        self._reply: Reply | None = reply
+        self._ended = ended
+        self._failed = False
+        self._saving = False
+        self._shim_quiet = False
+        self._quiesced = False
+        self._frozen = False
+        self._execs = 0
+        self._path = f"{keeper.life.plan.sandbox.directory}/{_STATE}"
+
+    # --- step by step
+
+    def end_execs(self) -> None:
+        """What exec started isn't part of a checkpoint: nobody could take it up again."""
+        execs = [task for key, task in self._member.tasks.items() if key != INIT and not task.ended]
+        self._execs = len(execs)
+        for task in execs:
+            kill = messages.Signal(self._member.name, task.channel, int(signal.SIGKILL), False)
+            self._vm.agent.ask(kill, lambda answer: None)
+        self._when(
+            lambda: all(key == INIT for key in self._member.tasks), self._quiet_shim, "the end of the exec'ed processes"
+        )
+
+    def _quiet_shim(self) -> None:
+        self._tell_shim(messages.Quiesce(self._member.name))
+        ready = lambda: self._shim_quiet and not self._vm.agent.busy  # noqa: E731
+        self._when(ready, self._quiesce, "the shim and the guest to come to rest")
+
+    def shim_answered(self, task: Task) -> None:
+        """It reads no more input, and all that it has read has come."""
+        self._shim_quiet = self._shim_quiet or task is self._init
+
+    def _quiesce(self) -> None:
+        self._vm.agent.ask(messages.Quiesce(self._member.name), self._guest_quiet, timeout=_QUIESCE_SECONDS)
+        self._vm.agent.hold()
+        self._quiesced = True
+
+    def _guest_quiet(self, answer: Done | Failed) -> None:
+        if isinstance(answer, Failed):
+            self.fail(f"the guest can't be stopped: {answer.error}")
+        elif not self._failed:
+            self._frozen = True
+            self._vm.guest.vm.freeze(self._stopped)
+
+    def _stopped(self, error: RunvmError | None) -> None:
+        if self._gone_wrong(error):
+            return
+        try:
+            state = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as problem:
+            self.fail(f"{self._path}: {problem.strerror}")
+            return
+
+        def saved(error: RunvmError | None) -> None:
+            os.close(state)
+            self._saving = False
+            error = error or self._files_lost()
+            if self._failed:
+                self._go_on(Failed("the command has gone"))
+            elif not self._gone_wrong(error):
+                self._answer(Done(self._describe()._asdict()))
+
+        self._saving = True
+        self._vm.daemon.listen()
+        self._vm.guest.vm.save(state, saved)
+
+    def _files_lost(self) -> RunvmError | None:
+        """What a restore would fail for: files that are open, and in no directory any more."""
+        lost = self._vm.daemon.lost()
+        root = f"/containers/{self._member.place}/rootfs"
+        paths = ", ".join(path.removeprefix(root) for path in lost[:5])
+        return UnsupportedError(f"deleted files are open, which a restore couldn't find: {paths}") if lost else None
+
+    def _describe(self) -> Stopped:
+        life, channel = self._keeper.life, self._init.channel
+        directory = life.plan.sandbox.directory
+        held = [payload for kind, to, payload in self._vm.agent.held if kind == STDIN and to == channel]
+        return Stopped(
+            pid=os.getpid(),
+            state=self._path,
+            ram=f"{directory}/jail/ram",
+            more=f"{directory}/jail/more",
+            machine=life.plan.machine._replace(vcpus=self._vm.growth.vcpus)._asdict(),
+            grown_mib=self._vm.growth.grown_mib,
+            extra_mib=self._vm.growth.demand.extra_mib,
+            watched=self._vm.growth.demand.told,
+            channel=channel,
+            network=self._vm.networks.number_of(self._member.name),
+            place=self._member.place,
+            layout=self._layout(self._member.place),
+            input=base64.b64encode(b"".join(held)).decode(),
+            input_ended=b"" in held,
+            updated=self._member.updated,
+            execs=self._execs,
+        )
+
+    # --- the end
+
+    def end(self, *, keep: bool, reply: Reply) -> None:
+        """The VM goes on, or ends as by SIGKILL."""
+        if not self._frozen or self._reply is not None:
+            raise RunvmError("the virtual machine doesn't stand still yet")
+        self._reply = reply
+        if keep:
+            self._go_on(Done({}))
+            return
+        self._ended()
+        self._keeper.guest_event(Exited(self._init.channel, 128 + signal.SIGKILL, signal.SIGKILL))
+        self._answer(Done({}))
+
+    def fail(self, reason: str) -> None:
+        """Give up: all goes on as if nothing had been."""
+        if not self._failed:
+            self._failed = True
+            if not self._saving:  # else as soon as that has ended: until then the VM can't go on
+                self._go_on(Failed(reason))
+
+    def _gone_wrong(self, error: RunvmError | None) -> bool:
+        if error is not None:
+            self.fail(str(error))
+        return self._failed
+
+    def _go_on(self, answer: Done | Failed) -> None:
+        """Undo what has been done so far, the last first; then tell *answer*."""
+        self._ended()
+        self._remove_state()
+
+        def thawed(error: RunvmError | None) -> None:
+            if error is not None:
+                self._keeper.life.end(f"the virtual machine doesn't go on after a checkpoint: {error}")
+                return
+            if self._quiesced:
+                self._vm.agent.ask(messages.Unquiesce(), going, urgent=True)
+                self._vm.agent.let_go()
+            self._tell_shim(messages.Unquiesce())
+            self._answer(answer)
+
+        def going(unquiesced: Done | Failed) -> None:
+            if isinstance(unquiesced, Failed):
+                log.warning(f"checkpoint: {unquiesced.error}")
+
+        if self._frozen:
+            self._vm.guest.vm.thaw(thawed)
+        else:
+            thawed(None)
+
+    def _remove_state(self) -> None:
+        try:
+            os.unlink(self._path)
+        except FileNotFoundError:
+            pass
+
+    def _answer(self, answer: Done | Failed) -> None:
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            reply(answer)
+
+    def _tell_shim(self, message: messages.Quiesce | messages.Unquiesce) -> None:
+        if self._init.shim is not None:
+            self._init.shim.send(MESSAGE, 0, messages.encode(message, _SHIM_REQUEST))
+
+    def _when(self, ready: Callable[[], bool], then: Callable[[], None], what: str) -> None:
+        """Go on as soon as *ready*; it is looked at often enough, for who waits is an answer away."""
+        deadline = time.monotonic() + _QUIET_SECONDS
+
+        def look() -> None:
+            if self._failed:
+                return
+            if self._init.ended:
+                self.fail("container not running")
+            elif ready():
+                then()
+            elif time.monotonic() > deadline:
+                self.fail(f"timed out after {_QUIET_SECONDS:.0f} s waiting for {what}")
+            else:
+                self._loop.call_later(0.005, look)
+
+        look()
