@@ -10,7 +10,7 @@ from bench.runner import Bench
 from bench.vms import guest_mib, process_mib, vm_of
 
 FAMILY = "memory"
-_MOST = 20
+_MAX = 20
 _USED_MIB = 500
 _BACK_SECONDS = 20.0
 
@@ -22,7 +22,7 @@ def run(bench: Bench) -> None:
 
 
 def _idle_vms(bench: Bench) -> None:
-    count = 4 if bench.quick else _MOST
+    count = 4 if bench.quick else _MAX
     ids: list[str] = []
     totals: list[tuple[float, float]] = []
     guests: list[tuple[float, float]] = []

@@ -26,7 +26,7 @@ import sys
 from runvm.cli.commands import command_module
 from runvm.cli.globals import GLOBAL, configure_log, context
 from runvm.cli.grammar import HELP, parse
-from runvm.errors import RunvmError, words
+from runvm.errors import RunvmError, reason
 from runvm.log import log
 
 TYPE_CHECKING = False
@@ -130,7 +130,7 @@ def _stdout_is_gone() -> bool:
 
 
 def _words(error: OSError) -> str:
-    said = words(error)
+    said = reason(error)
     return f"{os.fsdecode(error.filename)}: {said}" if isinstance(error.filename, str | bytes) else said
 
 

@@ -70,7 +70,7 @@ class Setting(NamedTuple):
     path: bool = False
 
 
-_MOST_MIB = 16 * 1024 * 1024
+_MAX_MIB = 16 * 1024 * 1024
 
 SETTINGS: dict[str, Setting] = {
     "hypervisor": Setting(
@@ -102,15 +102,15 @@ SETTINGS: dict[str, Setting] = {
     "guest_keyring": Setting("the keys that sign that archive; empty: debian-archive-keyring's", path=True),
     "vcpus": Setting("virtual CPUs; 0: from the container's limit, else as many as the host has, at most 32", high=255),
     "memory_mib": Setting(
-        "the guest's memory, MiB; 0: the container's limit plus overhead_mib", low=128, high=_MOST_MIB, zero=True
+        "the guest's memory, MiB; 0: the container's limit plus overhead_mib", low=128, high=_MAX_MIB, zero=True
     ),
     "default_memory_mib": Setting(
-        "the guest's memory where the container has no limit, MiB: what it begins with", low=128, high=_MOST_MIB
+        "the guest's memory where the container has no limit, MiB: what it begins with", low=128, high=_MAX_MIB
     ),
     "max_memory_mib": Setting(
         "what such a guest may grow to as its containers need it, MiB; 0: as much as the host has",
         low=128,
-        high=_MOST_MIB,
+        high=_MAX_MIB,
         zero=True,
     ),
     "overhead_mib": Setting("what the guest's kernel and agent get on top of the container's limit, MiB", high=65536),

@@ -12,7 +12,7 @@ ALREADY_EXISTS = "container with given ID already exists"
 NOT_RUNNING = "container not running"
 
 
-def words(error: OSError) -> str:
+def reason(error: OSError) -> str:
     """What the system said, in Go's case: docker looks for "no such file or directory" and "permission denied"."""
     said = error.strerror or str(error) or type(error).__name__
     return said[:1].lower() + said[1:]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from framework.runtime import Box, Runtime
 
-MOST_GROWN_MIB = 160
+MAX_GROWN_MIB = 160
 """Two queues of 64 MiB, toward the guest and toward a shim, and what Python keeps."""
 
 pytestmark = pytest.mark.only("runvm", "there is a supervisor")
@@ -151,7 +151,7 @@ def test_a_guest_that_floods_and_never_reads_is_cut_off(sandbox: Sandbox, name: 
     sandbox.forget_peak()
     sandbox.flood(FLOODS[name](), seconds=6)
     grown = sandbox.grown_mib() if sandbox.alive() else 0
-    assert grown < MOST_GROWN_MIB
+    assert grown < MAX_GROWN_MIB
 
 
 def test_output_beyond_its_credit_is_cut_off_at_the_shim(sandbox: Sandbox) -> None:
@@ -164,7 +164,7 @@ def test_output_beyond_its_credit_is_cut_off_at_the_shim(sandbox: Sandbox) -> No
     sandbox.drain()
     sandbox.forget_peak()
     sandbox.flood(frames.encode(frames.STDOUT, 1, bytes(frames.CHUNK)), seconds=6)
-    assert not sandbox.alive() or sandbox.grown_mib() < MOST_GROWN_MIB
+    assert not sandbox.alive() or sandbox.grown_mib() < MAX_GROWN_MIB
     while shim.recv(1 << 20):
         pass
 

@@ -64,7 +64,7 @@ def test_few_descriptors(box: Box, host: Host, most: int) -> None:
 
 
 def test_no_processes_for_the_hypervisor(box: Box, host: Host, runtime: Runtime) -> None:
-    """RLIMIT_NPROC, which holds for QEMU's user: QEMU's words are in the error, and the template isn't blamed."""
+    """RLIMIT_NPROC, which holds for QEMU's user: QEMU's messages are in the error, and the template isn't blamed."""
     before = runtime.ok("template", "list", "--quiet").text
     container = box("echo", "hello")
     host.mark()

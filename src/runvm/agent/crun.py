@@ -1,4 +1,4 @@
-"""crun in the guest: how it is called, and its errors in the words that callers know."""
+"""crun in the guest: how it is called, and its errors as messages that callers know."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Crun:
     def run(
         self, bundle: str, arguments: list[str], ended: Callable[[int], None], stdio: list[int] | None = None
     ) -> int:
-        """Start it for the container of *bundle*; its pid. *ended* gets its status, error() then its words.
+        """Start it for the container of *bundle*; its pid. *ended* gets its status, error() then its message.
 
         Raises: OSError.
         """
@@ -54,7 +54,7 @@ class Crun:
 
 
 def error(bundle: str, what: str) -> str:
-    """crun's last words from its log, which is emptied."""
+    """crun's last message from its log, which is emptied."""
     message = ""
     try:
         with open(f"{bundle}/crun.log", errors="replace") as file:
@@ -70,7 +70,7 @@ def error(bundle: str, what: str) -> str:
 
 
 def as_runc_says(message: str, program: str) -> str:
-    """crun's error in the words that docker turns into exit codes 126 and 127 (its cli's run.go), which are runc's
+    """crun's error as messages that docker turns into exit codes 126 and 127 (its cli's run.go), which are runc's
     and Go's."""
     failed = "unable to start container process: "
     start = f'{failed}exec: "{program}": '

@@ -1,4 +1,4 @@
-"""A container's network in the guest: a namespace that has the interfaces which the host found, on the VM's own cards.
+"""A container's network in the guest: a namespace that has the interfaces which the host found, on the VM's own NICs.
 
 The agent calls make_namespace() once for each network of its containers, and configure() then and whenever the host's
 side has changed. All by netlink: in an emulated guest, an exec of `ip` costs more than the whole of this.
@@ -33,20 +33,20 @@ from runvm.protocol.interfaces import (
 
 _LIKELY = Network(settings=(("ipv4/ip_forward", "1"),))
 """What a container's namespace has on a host whose engine forwards for its networks."""
-_FREE_NAME = "rvcard"
+_FREE_NAME = "rvnic"
 _STABLE_PRIVACY = 2  # IN6_ADDR_GEN_MODE_STABLE_PRIVACY
 
 
 class _Namespace:
-    """One network namespace: what it was last told to have, and its cards by their interface's index on the host.
+    """One network namespace: what it was last told to have, and its NICs by their interface's index on the host.
 
-    *waiting* has cards, by MAC, that were moved here before anyone knew what for, with the names that they have got;
+    *waiting* has NICs, by MAC, that were moved here before anyone knew what for, with the names that they have got;
     *settings* the NAMESPACE_SETTINGS.
     """
 
     def __init__(self) -> None:
         self.network = Network()
-        self.cards: dict[int, int] = {}
+        self.nics: dict[int, int] = {}
         self.waiting: dict[str, tuple[int, str]] = {}
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -70,8 +70,8 @@ _namespaces: dict[str, _Namespace] = {}
 _spare: list[_Namespace] = []
 
 
-def prepare(cards: tuple[str, ...] = ()) -> int:
-    """Make a namespace before a template is taken, for a make_namespace() that wants *cards* (MACs), or none.
+def prepare(nics: tuple[str, ...] = ()) -> int:
+    """Make a namespace before a template is taken, for a make_namespace() that wants *nics* (MACs), or none.
 
     Those that the VM has are moved in: that takes longer than all that configure() does with them. The descriptor
     returned, for sockets that are to wait there too, remains this module's. Raises OSError.
@@ -85,7 +85,7 @@ def prepare(cards: tuple[str, ...] = ()) -> int:
             if link.hardware == links.LOOPBACK:
                 # a container of the VM's own network namespace (host_network) expects it
                 links.set_link(sock, link.ifindex, up=True)
-            elif _mac(link) in cards:
+            elif _mac(link) in nics:
                 # most likely the right name
                 name = f"eth{len(namespace.waiting)}"
                 namespace.waiting[_mac(link)] = _move(namespace, link, name), name
@@ -98,13 +98,13 @@ def path(name: str) -> str:
     return f"/proc/{os.getpid()}/fd/{_find(name).fd}"
 
 
-def make_namespace(name: str, cards: Iterable[str] = ()) -> int:
-    """A namespace with nothing but lo, up, and maybe those of *cards* (MACs) that it is to have; configure() has to
+def make_namespace(name: str, nics: Iterable[str] = ()) -> int:
+    """A namespace with nothing but lo, up, and maybe those of *nics* (MACs) that it is to have; configure() has to
     follow. The descriptor returned remains this module's. Raises OSError.
     """
     if name in _namespaces:
         raise OSError(errno.EEXIST, f"network namespace {name!r}")
-    wanted = set(cards)
+    wanted = set(nics)
     fitting = [spare for spare in _spare if spare.waiting.keys() & wanted or not (spare.waiting or wanted)]
     if fitting:
         namespace = fitting[0]
@@ -116,7 +116,7 @@ def make_namespace(name: str, cards: Iterable[str] = ()) -> int:
 
 
 def remove_namespace(name: str) -> None:
-    """Take the cards out and let go of the namespace; it ends with the last process in it. Unknown: nothing to do."""
+    """Take the NICs out and let go of the namespace; it ends with the last process in it. Unknown: nothing to do."""
     namespace = _namespaces.pop(name, None)
     if namespace is None:
         return
@@ -154,15 +154,15 @@ def configure(name: str, network: Network, *, deadline: float) -> list[str]:
     for interface in difference.added:
         if interface.nic in namespace.waiting:
             ifindex, name = namespace.waiting.pop(interface.nic)
-            namespace.cards[interface.ifindex] = ifindex
+            namespace.nics[interface.ifindex] = ifindex
             if name != interface.name:
                 links.set_link(namespace.sock, ifindex, name=interface.name)
     _set_namespace_settings(namespace, network)
-    cards = _find_cards([item for item in difference.added if item.ifindex not in namespace.cards], deadline)
+    nics = _find_nics([item for item in difference.added if item.ifindex not in namespace.nics], deadline)
     fresh = []
     for interface in difference.added:
-        if interface.ifindex in cards:
-            namespace.cards[interface.ifindex] = _move(namespace, cards[interface.ifindex], interface.name)
+        if interface.ifindex in nics:
+            namespace.nics[interface.ifindex] = _move(namespace, nics[interface.ifindex], interface.name)
         _set_up(namespace, interface, None, notes)
         fresh.append(interface.name)
     for old, new in difference.changed:
@@ -175,7 +175,7 @@ def configure(name: str, network: Network, *, deadline: float) -> list[str]:
 
 
 def _renumber(namespace: _Namespace, network: Network) -> None:
-    """What a restored VM's cards stand for now has other indexes, in another namespace of the host: that alone is no
+    """What a restored VM's NICs stand for now has other indexes, in another namespace of the host: that alone is no
     reason to take an interface down."""
     new = {(interface.name, interface.nic): interface.ifindex for interface in network.interfaces}
     before = namespace.network.interfaces
@@ -183,14 +183,14 @@ def _renumber(namespace: _Namespace, network: Network) -> None:
     if any(number != numbers[number] for number in numbers) and len(set(numbers.values())) == len(numbers):
         renumbered = tuple(item._replace(ifindex=numbers[item.ifindex]) for item in before)
         namespace.network = namespace.network._replace(interfaces=renumbered)
-        namespace.cards = {numbers.get(number, number): card for number, card in namespace.cards.items()}
+        namespace.nics = {numbers.get(number, number): nic for number, nic in namespace.nics.items()}
 
 
-# --- cards
+# --- NICs
 
 
-def _find_cards(interfaces: Iterable[Interface], deadline: float) -> dict[int, Link]:
-    """The cards of *interfaces* in the agent's own namespace, by the interfaces' indexes on the host."""
+def _find_nics(interfaces: Iterable[Interface], deadline: float) -> dict[int, Link]:
+    """The NICs of *interfaces* in the agent's own namespace, by the interfaces' indexes on the host."""
     wanted = {interface.nic: interface for interface in interfaces}
     found: dict[int, Link] = {}
     if not wanted:
@@ -209,42 +209,42 @@ def _find_cards(interfaces: Iterable[Interface], deadline: float) -> dict[int, L
             poll = select.poll()
             poll.register(monitor.fileno(), select.POLLIN)
             if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000) and time.monotonic() >= deadline:
-                cards = ", ".join(f"{interface.nic} for {interface.name}" for interface in missing)
-                raise DeadlineError(f"no network card {cards} has appeared in the guest in time")
+                nics = ", ".join(f"{interface.nic} for {interface.name}" for interface in missing)
+                raise DeadlineError(f"no NIC {nics} has appeared in the guest in time")
             try:
                 monitor.drain()
             except OSError:  # some were lost: the list is read anew in any case
                 pass
 
 
-def _mac(card: Link) -> str:
-    """The MAC that a card was made with, whatever it has got since."""
-    return card.permanent_mac or card.mac
+def _mac(nic: Link) -> str:
+    """The MAC that a NIC was made with, whatever it has got since."""
+    return nic.permanent_mac or nic.mac
 
 
-def _move(namespace: _Namespace, card: Link, name: str) -> int:
-    """Move a card in under its new name: its index there."""
+def _move(namespace: _Namespace, nic: Link, name: str) -> int:
+    """Move a NIC in under its new name: its index there."""
     with Socket() as sock:
-        if card.up:
-            links.set_link(sock, card.ifindex, up=False)
-        links.set_link(sock, card.ifindex, namespace=namespace.fd, name=name)
+        if nic.up:
+            links.set_link(sock, nic.ifindex, up=False)
+        links.set_link(sock, nic.ifindex, namespace=namespace.fd, name=name)
     return links.link(namespace.sock, name).ifindex
 
 
 def _give_back(namespace: _Namespace, interface: Interface) -> None:
-    ifindex = namespace.cards.pop(interface.ifindex, None)
+    ifindex = namespace.nics.pop(interface.ifindex, None)
     if ifindex is not None:
         _move_out(namespace, ifindex, interface.nic)
 
 
 def _empty(namespace: _Namespace, wanted: set[str]) -> None:
-    """Give back the cards that wait for nothing."""
+    """Give back the NICs that wait for nothing."""
     for mac in [mac for mac in namespace.waiting if mac not in wanted]:
         _move_out(namespace, namespace.waiting.pop(mac)[0], mac)
 
 
 def _move_out(namespace: _Namespace, ifindex: int, mac: str) -> None:
-    """Move a card back to the agent's namespace, as it was before; that it has been pulled out already is no error."""
+    """Move a NIC back to the agent's namespace, as it was before; that it has been pulled out already is no error."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         links.set_link(namespace.sock, ifindex, up=False)
@@ -261,8 +261,8 @@ def _move_out(namespace: _Namespace, ifindex: int, mac: str) -> None:
 
 
 def _set_up(namespace: _Namespace, interface: Interface, old: Interface | None, notes: list[str]) -> bool:
-    """Make the card of *interface* what it should be, *old* being what it was before; True if its routes are lost."""
-    sock, ifindex = namespace.sock, namespace.cards[interface.ifindex]
+    """Make the NIC of *interface* what it should be, *old* being what it was before; True if its routes are lost."""
+    sock, ifindex = namespace.sock, namespace.nics[interface.ifindex]
     renamed = old is not None and old.name != interface.name
     flapped = renamed or old is not None and (old.up, old.mac) != (interface.up, interface.mac)
     if flapped:
@@ -277,7 +277,7 @@ def _set_up(namespace: _Namespace, interface: Interface, old: Interface | None, 
         ifindex,
         mac=interface.mac if interface.mac != link.mac else "",
         mtu=interface.mtu if interface.mtu != link.mtu else 0,
-        # 0, as Docker gives its veths, would leave a real card without a queue: what its ring can't take would be lost
+        # 0, as Docker gives its veths, would leave a real NIC without a queue: what its ring can't take would be lost
         queue=interface.queue if interface.queue not in (0, link.queue) else -1,
         ipv4=settings,
         # the host's link-local address comes with the others: the kernel's own would be tried for duplicates first

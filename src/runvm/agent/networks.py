@@ -32,10 +32,10 @@ class GuestNetworks:
         self._send = send
         self._say = say
         self._resolvers: dict[int, _Resolver] = {}
-        # in the template: the first network of most VMs, with a card or without, finds namespace and sockets there
+        # in the template: the first network of most VMs, with a NIC or without, finds namespace and sockets there
         self._spare: dict[int, _Resolver] = {}
-        for cards in ((nic_mac(0),), ()):
-            namespace = network.prepare(cards)
+        for nics in ((nic_mac(0),), ()):
+            namespace = network.prepare(nics)
             self._spare[namespace] = _Resolver(loop, namespace, send)
 
     def set(self, number: int, interfaces: Json) -> list[str]:
@@ -62,7 +62,7 @@ class GuestNetworks:
         return [note for note in notes if note not in found.notes]
 
     def remove(self, number: int) -> None:
-        """Let go of a namespace; its cards are free then."""
+        """Let go of a namespace; its NICs are free then."""
         resolver = self._resolvers.pop(number, None)
         if resolver is not None:
             resolver.listener.close()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _BOUND = "/run/bound"
 """Where sources within others are bound: each container's in a directory of its own."""
-_MOST = 1 << 20
+_MAX = 1 << 20
 """Bytes of the list of them."""
 
 
@@ -51,7 +51,7 @@ def hold(spec: Json, share: str) -> set[str]:
             mount["source"] = _bind(top, inner, f"{_BOUND}/{os.path.basename(own)}/{os.path.basename(source)}")
             held.add(mount["source"])
     if os.path.exists(f"{own}/{names.SUBMOUNTS}"):
-        for path in json.loads(files.read(f"{own}/{names.SUBMOUNTS}", _MOST)):
+        for path in json.loads(files.read(f"{own}/{names.SUBMOUNTS}", _MAX)):
             with suppress(OSError):  # gone meanwhile
                 os.stat(f"{share}/{path}/.")
     return held

@@ -14,7 +14,7 @@ from typing import Any
 
 from runvm.cgroup import hierarchy
 from runvm.cgroup.limits import DEFAULT_SHARES, DEFAULT_WEIGHT, UNLIMITED, Limits, host_limits
-from runvm.errors import HostError, words
+from runvm.errors import HostError, reason
 
 
 class Cgroup:
@@ -167,7 +167,7 @@ class Cgroup:
                     file.write(value)
             except OSError as error:
                 if required:
-                    raise HostError(f"set {name} to {value} in the host's cgroup: {words(error)}") from error
+                    raise HostError(f"set {name} to {value} in the host's cgroup: {reason(error)}") from error
 
 
 def planned(path: str, cid: str) -> Cgroup:
@@ -190,7 +190,7 @@ def make(cgroup: Cgroup, *, rootless: str = "false") -> Cgroup:
         except OSError as error:
             if error.errno == errno.EROFS or error.errno == errno.EACCES and _users(rootless):
                 continue  # a hierarchy that we may not write has nothing to hold
-            raise HostError(f"make the host cgroup {directory}: {words(error)}") from error
+            raise HostError(f"make the host cgroup {directory}: {reason(error)}") from error
         directories.append(directory)
     return Cgroup(tuple(directories))
 

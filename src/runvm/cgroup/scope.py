@@ -28,7 +28,7 @@ def names(path: str, cid: str) -> tuple[str, str]:
     """(slice, scope) of cgroupsPath `slice:prefix:name`; '' is runvm's scope in the slice of the system's services, or
     for a user in the user's.
 
-    Raises: SpecError in runc's words.
+    Raises: SpecError with runc's message.
     """
     parts = path.split(":") if path else ["", "runvm", cid]
     if len(parts) != 3:

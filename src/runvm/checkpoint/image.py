@@ -16,7 +16,7 @@ import stat
 from typing import Any, NamedTuple, get_type_hints
 
 from runvm.checkpoint import memory
-from runvm.errors import CheckpointError, HostError, words
+from runvm.errors import CheckpointError, HostError, reason
 from runvm.linux import files, syscalls
 
 FORMAT = 1
@@ -130,7 +130,7 @@ class Files:
         except FileNotFoundError:
             raise CheckpointError(f"{self._directory} is no checkpoint of runvm's: it has no {name}") from None
         except OSError as error:
-            said = "a link" if error.errno == errno.ELOOP else words(error)
+            said = "a link" if error.errno == errno.ELOOP else reason(error)
             raise self._damaged(f"{name}: {said}") from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
@@ -161,7 +161,7 @@ class Writer:
             self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise HostError(f"{self.path}: {words(error)}") from error
+            raise HostError(f"{self.path}: {reason(error)}") from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -204,7 +204,7 @@ class Writer:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise HostError(f"{self.directory}: {words(error)}") from error
+            raise HostError(f"{self.directory}: {reason(error)}") from error
         if found and _MANIFEST not in found:
             raise HostError(f"{self.directory} has files that are no checkpoint's", do="name an empty or new directory")
 

@@ -18,7 +18,7 @@ ID = "<container-id>"
 # runc's ^[\w+-\.]+$, in which +-\. is a range that has the comma, too
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+,-.")
 # An id names a directory
-_ID_MOST = 255
+_ID_MAX = 255
 
 WITHOUT_EFFECT = "accepted for the callers of runc and crun, without effect"
 """How the help begins of a flag that is taken and does nothing."""
@@ -46,7 +46,7 @@ CREATE_FLAGS = (
 
 
 def container_id(args: Args) -> str:
-    """The first word, checked. Raises: UsageError in runc's words."""
+    """The first word, checked. Raises: UsageError with runc's message."""
     return checked_id(args.words[0])
 
 
@@ -54,9 +54,9 @@ def checked_id(text: str) -> str:
     """*text* if a container may be called so, which also means that it is one plain name of a directory."""
     if not text:
         raise UsageError("container id cannot be empty")
-    if text in (".", "..") or len(text) > _ID_MOST or not _ID_CHARACTERS.issuperset(text):
+    if text in (".", "..") or len(text) > _ID_MAX or not _ID_CHARACTERS.issuperset(text):
         raise UsageError(
-            "invalid container ID format", do=f"letters, digits and _+,-. make an id, {_ID_MOST} of them at most"
+            "invalid container ID format", do=f"letters, digits and _+,-. make an id, {_ID_MAX} of them at most"
         )
     return text
 

@@ -97,7 +97,7 @@ def options(args: Args, base_process: Callable[[], JsonObject]) -> ExecOptions:
 
 def sub_cgroup(given: list[str]) -> str:
     """The one path of --cgroup. A path for a controller is for cgroups of version 1; the guest has version 2, where
-    runc refuses it in these words."""
+    runc refuses it with this message."""
     for each in given:
         controllers, colon, path = each.partition(":")
         if ":" in path or (not colon and len(given) > 1):

@@ -21,7 +21,7 @@ _RT_MAX = 64
 def parse_signal(text: str) -> int:
     """The number of '9', 'KILL', 'sigkill', 'RTMIN+3' or 'SIGRTMAX-1'; SIGTERM's for ''. 0 asks whether it lives.
 
-    Raises: UsageError in runc's words.
+    Raises: UsageError with runc's message.
     """
     if not text:
         return NUMBERS["TERM"]

@@ -40,7 +40,7 @@ def run(ctx: Context, args: Args) -> int:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if replace else os.O_EXCL), 0o666)
     except FileExistsError:
-        # runc's words
+        # runc's message
         raise UsageError(f"File {os.path.basename(path)} exists. Remove it first") from None
     with open(fd, "w") as file:
         file.write(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from runvm.cli.common import ID, WITHOUT_EFFECT, container_id
 from runvm.cli.globals import absolute
 from runvm.cli.grammar import Command, Flag
-from runvm.errors import SpecError, UnsupportedError, UsageError, words
+from runvm.errors import SpecError, UnsupportedError, UsageError, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ _UNSIGNED = {"cpu-period": "period", "cpu-rt-period": "realtimePeriod", "cpu-sha
 _SIGNED = {"cpu-quota": "quota", "cpu-rt-runtime": "realtimeRuntime"}
 _LISTS = {"cpuset-cpus": "cpus", "cpuset-mems": "mems"}
 _SIZES = {"memory": "limit", "memory-reservation": "reservation", "memory-swap": "swap"}
-_MOST = 2**63 - 1
+_MAX = 2**63 - 1
 
 
 def run(ctx: Context, args: Args) -> int:
@@ -98,7 +98,7 @@ def resources(args: Args) -> JsonObject:
 
 
 def parse_size(flag: str, text: str) -> int:
-    """Bytes of '1048576', '100m', '1.5GiB'; -1 stands for no limit. Raises: UsageError in runc's words."""
+    """Bytes of '1048576', '100m', '1.5GiB'; -1 stands for no limit. Raises: UsageError with runc's message."""
     if text == "-1":
         return -1
     digits = text.rstrip("kKmMgGtTpPiIbB ")
@@ -108,7 +108,7 @@ def parse_size(flag: str, text: str) -> int:
         if digits.isascii() and digits.replace(".", "", 1).isdigit() and len(digits) < 24:
             whole = int(digits) if digits.isdigit() else float(digits)
             size = int(whole * 1024**power)
-            if size <= _MOST:
+            if size <= _MAX:
                 return size
     raise UsageError(f"invalid value for {flag}: invalid size: '{text}'")
 
@@ -125,7 +125,7 @@ def _unsigned(flag: str, text: str) -> int:
 
 
 def _signed(flag: str, text: str) -> int:
-    if not text.removeprefix("-").isdigit() or not text.isascii() or len(text) > 20 or not -_MOST <= int(text) <= _MOST:
+    if not text.removeprefix("-").isdigit() or not text.isascii() or len(text) > 20 or not -_MAX <= int(text) <= _MAX:
         raise UsageError(f'invalid value for {flag}: "{text}"', do="it takes a whole number")
     return int(text)
 
@@ -134,15 +134,15 @@ def _read(source: str) -> bytes:
     """The file or, for '-', standard input to its end; the verb's own check of the size needs one byte more."""
     import os
 
-    from runvm.oci.spec import MOST_BYTES, read_bounded
+    from runvm.oci.spec import MAX_BYTES, read_bounded
 
     if source != "-":
         path = absolute(source)
         try:
             return read_bounded(path)
         except OSError as error:
-            raise SpecError(f"{path}: {words(error)}") from error
+            raise SpecError(f"{path}: {reason(error)}") from error
     data = b""
-    while len(data) <= MOST_BYTES and (chunk := os.read(0, 1 << 16)):
+    while len(data) <= MAX_BYTES and (chunk := os.read(0, 1 << 16)):
         data += chunk
     return data

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from runvm import __version__
 from runvm.checkpoint import image, support
 from runvm.container import state
-from runvm.errors import HostError, RunvmError, StateError, words
+from runvm.errors import HostError, RunvmError, StateError, reason
 from runvm.hypervisor.driver import Machine
 from runvm.linux import files, process
 from runvm.log import log
@@ -53,7 +53,7 @@ def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
                 log.debug("checkpoint: memory copied")
                 writer.finish(_manifest(ctx, cid, driver, stopped))
             except OSError as error:
-                raise HostError(f"write the checkpoint {options.image_path}: {words(error)}") from error
+                raise HostError(f"write the checkpoint {options.image_path}: {reason(error)}") from error
             if not options.leave_running:
                 _end(connection, keep=False)
         if stopped.execs:

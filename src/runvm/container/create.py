@@ -13,7 +13,7 @@ from runvm.container import environment, plans, shim, state
 from runvm.container.host_view import Made
 from runvm.container.launching import Launch
 from runvm.container.state import ContainerRecord
-from runvm.errors import HostError, NotRunningError, words
+from runvm.errors import HostError, NotRunningError, reason
 from runvm.linux import process, syscalls
 from runvm.linux.process import Identity
 from runvm.log import log
@@ -287,7 +287,7 @@ def _namespaces(spec: Spec, held: ExitStack) -> shim.Namespaces:
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
-                raise HostError(f"{kind} namespace {path}: {words(error)}") from error
+                raise HostError(f"{kind} namespace {path}: {reason(error)}") from error
             held.callback(os.close, fd)
             if not process.is_namespace(fd, kind):
                 raise HostError(f"{kind} namespace {path}: it isn't one")

@@ -11,7 +11,7 @@ from runvm.linux import syscalls
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MOST = 1 << 20
+_MAX = 1 << 20
 """Bytes of a container's /etc/passwd that are looked at."""
 
 
@@ -35,7 +35,7 @@ def home_in(root: int, uid: int) -> str:
     except OSError:
         return "/"
     try:
-        data = os.read(fd, _MOST) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        data = os.read(fd, _MAX) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
     except OSError:
         return "/"
     finally:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from runvm.container import shim, terminal
-from runvm.errors import HostError, words
+from runvm.errors import HostError, reason
 from runvm.linux import files
 from runvm.protocol import frames, messages
 from runvm.sandbox import registry
@@ -98,4 +98,4 @@ def write_pid_file(path: str, pid: int) -> None:
             file.write(str(pid))
         os.rename(temporary, path)
     except OSError as error:
-        raise HostError(f"write pid file {path}: {words(error)}") from error
+        raise HostError(f"write pid file {path}: {reason(error)}") from error

@@ -17,7 +17,7 @@ from runvm.errors import (
     DeadlineError,
     HostError,
     RunvmError,
-    words,
+    reason,
 )
 from runvm.linux import files, locking, process
 from runvm.linux.process import Identity
@@ -98,7 +98,7 @@ def lock(ctx: Context, cid: str, *, timeout: float = LOCK_SECONDS) -> Lock:
     except (FileNotFoundError, NotADirectoryError):
         raise ContainerNotFoundError() from None
     except OSError as error:
-        raise HostError(f"{path}: {words(error)}") from error
+        raise HostError(f"{path}: {reason(error)}") from error
     deadline = time.monotonic() + timeout
     late = f"timed out after {timeout:.0f} s waiting for another command on container {cid}"
     try:

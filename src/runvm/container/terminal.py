@@ -7,14 +7,14 @@ import fcntl
 import os
 import termios
 
-from runvm.errors import HostError, UnsupportedError, words
+from runvm.errors import HostError, UnsupportedError, reason
 from runvm.linux import sockets
 from runvm.linux.terminal import make_raw, set_size
 
 
 def check(wanted: bool, console_socket: str, *, own: bool) -> None:
     """Whether a process that does or doesn't want a terminal gets along with what the caller gave; *own*: the caller
-    waits, so that its own terminal may do. Raises UnsupportedError in runc's words."""
+    waits, so that its own terminal may do. Raises UnsupportedError with runc's message."""
     if wanted and not console_socket and not own:
         raise UnsupportedError("cannot allocate tty if runvm will detach without setting console socket")
     if console_socket and not wanted:
@@ -41,7 +41,7 @@ def send(path: str, master: int) -> None:
             sockets.connect(connection, path)
             socket.send_fds(connection, [b"/dev/ptmx"], [master])
     except OSError as error:
-        raise HostError(f"console socket {path}: {words(error)}") from error
+        raise HostError(f"console socket {path}: {reason(error)}") from error
 
 
 def relay(master: int, pid: int, passed_on: frozenset[int]) -> int:

@@ -42,7 +42,7 @@ def update(ctx: Context, cid: str, resources: dict[str, Any]) -> None:
 
 def _check_memory(files: dict[str, str], limit: int) -> None:
     """A limit below what is in use and can't be freed would be met by killing; cgroups of version 1, and so runc there,
-    refuse it. Raises GuestError in runc's words."""
+    refuse it. Raises GuestError with runc's message."""
     use = memory_use(files)
     if limit < use.needed:
         raise GuestError(

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from runvm import __version__
 from runvm.config import Config
-from runvm.errors import HostError, words
+from runvm.errors import HostError, reason
 from runvm.guest import assemble, cpio, kernel, packages, pythonpath, store
 from runvm.guest.plan import Plan, Report, described, gather
 from runvm.guest.programs import Root
@@ -41,7 +41,7 @@ def build(config: Config, report: Report, *, update: bool) -> str:
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except PermissionError as error:
-        raise HostError(f"can't write in {data_dir}: {words(error)}", do="run 'runvm image build' as root") from error
+        raise HostError(f"can't write in {data_dir}: {reason(error)}", do="run 'runvm image build' as root") from error
     except OSError as error:
         raise HostError(f"can't build the guest image: {error}") from error
     finally:

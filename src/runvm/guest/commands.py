@@ -13,7 +13,7 @@ _SECONDS = 1800.0
 
 
 class CommandError(HostError):
-    """A program of the build failed, or didn't end; *details* has its words."""
+    """A program of the build failed, or didn't end; *details* has its output."""
 
 
 def run(argv: Sequence[str], *, cwd: str | None = None, environment: Mapping[str, str] | None = None) -> str:

@@ -12,7 +12,7 @@ from runvm.linux.command import PATH
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_MOST_OUTPUT = 4096
+_MAX_OUTPUT = 4096
 
 
 def find(program: str) -> str:
@@ -49,7 +49,7 @@ def _attempt_and_exit(attempt: Callable[[], None], writer: int) -> None:
     except Exception as error:  # a process edge: whatever it is, the parent reports it
         words = str(error) or type(error).__name__
     finally:
-        os.write(writer, words.encode(errors="replace")[:_MOST_OUTPUT] + b"\n")
+        os.write(writer, words.encode(errors="replace")[:_MAX_OUTPUT] + b"\n")
         os._exit(0)
 
 
@@ -62,7 +62,7 @@ def _collect(reader: int, pid: int, deadline: float, timeout: float) -> str:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([reader], [], [], left)[0]:
             return f"no answer within {timeout:.0f} s"
-        chunk = os.read(reader, _MOST_OUTPUT + 1)
+        chunk = os.read(reader, _MAX_OUTPUT + 1)
         if not chunk:
             return f"process {pid} died"
         words += chunk

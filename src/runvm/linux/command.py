@@ -10,7 +10,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def ask(argv: list[str], *, timeout: float = 10.0) -> str:
-    """What the program *argv* prints. Raises: HostError, with its words, where it fails or says nothing in time."""
+    """What the program *argv* prints. Raises: HostError, with its message, where it fails or says nothing in time."""
     import subprocess
 
     environment = {**os.environ, "PATH": PATH, "LC_ALL": "C"}

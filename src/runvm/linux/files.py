@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-_MOST = 64 << 10
+_MAX = 64 << 10
 
 
 def make_directories(path: str, mode: int, *, exist_ok: bool = False) -> None:
@@ -26,7 +26,7 @@ def exclusive(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
 
-def read(path: str, most: int = _MOST) -> str:
+def read(path: str, most: int = _MAX) -> str:
     """The first *most* bytes of a file, which may be one of the kernel's: those give a part at a time. Raises OSError.
 
     This and write() do without open()'s buffers and decoders: their first use takes 10 ms in an emulated guest.

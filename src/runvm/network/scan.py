@@ -91,7 +91,7 @@ def _unfit(link: Link, found: list[Link]) -> str:
     if link.kind in ("bridge", "bond", "team", "vrf"):
         return f"it is a {link.kind}"
     if link.parent and not link.parent_elsewhere and link.kind != "veth":
-        # its frames pass the interface below, whose card in the guest has them already
+        # its frames pass the interface below, whose NIC in the guest has them already
         return f"it lies on {next((other.name for other in found if other.ifindex == link.parent), 'another one')}"
     if link.kind in ("gretap", "erspan", "ip6gretap") and not link.up:
         return "it is the kernel's fallback tunnel"

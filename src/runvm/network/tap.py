@@ -1,4 +1,4 @@
-"""An interface of a container's network namespace ↔ a tap whose other end is a card of the VM; the supervisor's.
+"""An interface of a container's network namespace ↔ a tap whose other end is a NIC of the VM; the supervisor's.
 
 All functions but move_tap() work on the namespace that the caller is in: see linux.netns.in_namespace.
 

@@ -16,7 +16,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from runvm.errors import HookError, words
+from runvm.errors import HookError, reason
 from runvm.oci import OCI_VERSION
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # what comes later, while the container's lock is held and `delete` has to wait for it
 DEFAULT_TIMEOUT_S = 300
 
-_MOST_KEPT = 8192  # of each of stdout and stderr, the end of it: an error comes last
-_MOST_AFTER_EXIT = 1 << 20  # read from each once the hook has ended: a daemon that it left may go on writing
+_MAX_KEPT = 8192  # of each of stdout and stderr, the end of it: an error comes last
+_MAX_AFTER_EXIT = 1 << 20  # read from each once the hook has ended: a daemon that it left may go on writing
 _KILL_GRACE_S = 5.0
 
 
@@ -170,7 +170,7 @@ class _Child:
         except OSError as error:
             for fd in (self._stdin, self._stdout, self._stderr, self._report):
                 os.close(fd)
-            raise HookError(f"cannot fork for {job.hook.path}: {words(error)}") from error
+            raise HookError(f"cannot fork for {job.hook.path}: {reason(error)}") from error
         finally:
             for fd in theirs:
                 os.close(fd)
@@ -185,7 +185,7 @@ class _Child:
             os.set_blocking(fd, False)
 
     def wait(self, data: bytes, timeout_s: float) -> str:
-        """Feed *data* to the hook's stdin and wait for its end; what went wrong, in runc's words, or ''."""
+        """Feed *data* to the hook's stdin and wait for its end; what went wrong, with runc's message, or ''."""
         reaped = False
         try:
             timed_out = not self._serve(data, time.monotonic() + timeout_s)
@@ -196,7 +196,7 @@ class _Child:
             if timed_out:
                 return _TIMED_OUT
             for fd in self._open.intersection(self._kept):
-                self._read(fd, _MOST_AFTER_EXIT)
+                self._read(fd, _MAX_AFTER_EXIT)
             if report := self._kept[self._report]:
                 return report.decode(errors="replace")
             if not how:
@@ -252,7 +252,7 @@ class _Child:
             if not chunk:
                 return False
             at_least -= len(chunk)
-            self._kept[fd] = (self._kept[fd] + chunk)[-_MOST_KEPT - 1 :]
+            self._kept[fd] = (self._kept[fd] + chunk)[-_MAX_KEPT - 1 :]
         return True
 
     def _kill(self) -> None:
@@ -303,14 +303,14 @@ def _become(job: _Job, stdin: int, stdout: int, stderr: int, report: int) -> NoR
         argv = job.hook.args if job.hook.args and job.hook.args[0] else (job.hook.path, *job.hook.args[1:])
         os.execve(job.hook.path, argv, job.env)
     except BaseException as error:
-        said = words(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+        said = reason(error) if isinstance(error, OSError) else str(error) or type(error).__name__
         try:
-            os.write(report, f"{doing}: {said}".encode(errors="replace")[:_MOST_KEPT])
+            os.write(report, f"{doing}: {said}".encode(errors="replace")[:_MAX_KEPT])
         finally:
             os._exit(127)
     raise AssertionError("execve returned")
 
 
 def _tail(output: bytes) -> str:
-    cut = "..." if len(output) > _MOST_KEPT else ""
-    return cut + output[-_MOST_KEPT:].decode(errors="replace").rstrip()
+    cut = "..." if len(output) > _MAX_KEPT else ""
+    return cut + output[-_MAX_KEPT:].decode(errors="replace").rstrip()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from runvm.oci.shapes import JsonObject
 
-_MOST_ID = 2**32 - 2  # schema.ID says why not one more
+_MAX_ID = 2**32 - 2  # schema.ID says why not one more
 
 
 def exec_process(
@@ -66,7 +66,7 @@ def _user(base: JsonObject, user: str, additional_gids: Sequence[int]) -> JsonOb
             changed["gid"] = _id(gid, "gid")
         changed["uid"] = _id(uid, "uid")
     for number in additional_gids:
-        if not 0 <= number <= _MOST_ID:
+        if not 0 <= number <= _MAX_ID:
             raise UsageError(f"additional-gids must be a positive number {number}")
     if additional_gids:
         changed["additionalGids"] = [*base.get("additionalGids", ()), *additional_gids]
@@ -74,9 +74,9 @@ def _user(base: JsonObject, user: str, additional_gids: Sequence[int]) -> JsonOb
 
 
 def _id(word: str, what: str) -> int:
-    # runc's words; the part after the colon is Go's strconv's
+    # runc's message; the part after the colon is Go's strconv's
     if not (word.isascii() and word.isdigit()):
         raise UsageError(f'parsing {word} as int for {what} failed: strconv.Atoi: parsing "{word}": invalid syntax')
-    if len(word) > 10 or int(word) > _MOST_ID:
+    if len(word) > 10 or int(word) > _MAX_ID:
         raise UsageError(f'parsing {word} as int for {what} failed: strconv.Atoi: parsing "{word}": value out of range')
     return int(word)

@@ -66,7 +66,7 @@ def check_namespaced(raw: JsonObject, namespaces: dict[str, str]) -> None:
         raise Invalid("needs a time namespace in linux.namespaces", ".linux.timeOffsets")
 
 
-_MOST_MAPPINGS = 340  # user_namespaces(7)
+_MAX_MAPPINGS = 340  # user_namespaces(7)
 
 
 def check_mappings(linux: JsonObject, namespaces: dict[str, str]) -> None:
@@ -77,8 +77,8 @@ def check_mappings(linux: JsonObject, namespaces: dict[str, str]) -> None:
         mappings = linux.get(field, ())
         if not mappings:
             raise Invalid("user namespaces enabled, but no mappings found", f".linux.{field}")
-        if len(mappings) > _MOST_MAPPINGS:
-            raise Invalid(f"more than the {_MOST_MAPPINGS} that a kernel takes", f".linux.{field}")
+        if len(mappings) > _MAX_MAPPINGS:
+            raise Invalid(f"more than the {_MAX_MAPPINGS} that a kernel takes", f".linux.{field}")
         for index, one in enumerate(mappings):
             for side in ("containerID", "hostID"):
                 at = f".linux.{field}[{index}].{side}"
@@ -117,7 +117,7 @@ _IPC_SYSCTLS = frozenset(
 
 
 def check_sysctl(sysctl: dict[str, str], namespaces: dict[str, str]) -> None:
-    """Only what a namespace of the container's own holds (runc's validator.go, whose words these are)."""
+    """Only what a namespace of the container's own holds (runc's validator.go, whose messages these are)."""
     for key in sysctl:
         name = _dotted(key)
         at = f".linux.sysctl[{shown(key)}]"

@@ -12,14 +12,14 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from runvm.errors import SpecError, UnsupportedError, words
+from runvm.errors import SpecError, UnsupportedError, reason
 from runvm.oci import rules, schema
 from runvm.oci.shapes import Invalid, JsonObject, shown
 
 if TYPE_CHECKING:
     from runvm.oci.shapes import Rule
 
-MOST_BYTES = 16 * 1024 * 1024
+MAX_BYTES = 16 * 1024 * 1024
 
 
 class Process(NamedTuple):
@@ -116,7 +116,7 @@ def load(bundle: str, config_file: str = "") -> Spec:
         # runc's bundle path is the getcwd() after its chdir(): symlinks resolved
         bundle = os.path.realpath(bundle, strict=True)
     except OSError as error:
-        raise SpecError(f"bundle {bundle!r}: {words(error)}") from error
+        raise SpecError(f"bundle {bundle!r}: {reason(error)}") from error
     name = config_file or "config.json"
     path = os.path.join(bundle, name)
     try:
@@ -127,7 +127,7 @@ def load(bundle: str, config_file: str = "") -> Spec:
             do="" if name.startswith("/") else f"looked in the bundle {bundle}",
         ) from error
     except OSError as error:
-        raise SpecError(f"{path}: {words(error)}") from error
+        raise SpecError(f"{path}: {reason(error)}") from error
     return parse(data, bundle=bundle, name=os.path.basename(path))
 
 
@@ -148,7 +148,7 @@ def load_process(path: str) -> JsonObject:
     try:
         data = read_bounded(path)
     except OSError as error:
-        raise SpecError(f"{path}: {words(error)}") from error
+        raise SpecError(f"{path}: {reason(error)}") from error
     process = _object(data, path)
     check_process(process, path)
     return process
@@ -165,8 +165,8 @@ def check_process(process: JsonObject, name: str) -> None:
 
 def load_resources(data: bytes) -> JsonObject:
     """The `linux.resources` object that *data* holds (`update --resources`). Raises: SpecError."""
-    if len(data) > MOST_BYTES:
-        raise SpecError(f"resources: larger than {MOST_BYTES} bytes")
+    if len(data) > MAX_BYTES:
+        raise SpecError(f"resources: larger than {MAX_BYTES} bytes")
     resources = _object(data, "resources")
     _apply(schema.RESOURCES, resources, "resources")
     return resources
@@ -230,8 +230,8 @@ def read_bounded(path: str) -> bytes:
         chunks, size = [], 0
         while chunk := os.read(fd, 1 << 20):
             size += len(chunk)
-            if size > MOST_BYTES:
-                raise OSError(0, f"larger than {MOST_BYTES} bytes")
+            if size > MAX_BYTES:
+                raise OSError(0, f"larger than {MAX_BYTES} bytes")
             chunks.append(chunk)
     finally:
         os.close(fd)
@@ -367,7 +367,7 @@ def _root(path: str, bundle: str) -> str:
     try:
         resolved = os.path.realpath(joined, strict=True)
     except OSError as error:
-        raise Invalid(f"{shown(joined)}: {words(error)}", ".root.path") from error
+        raise Invalid(f"{shown(joined)}: {reason(error)}", ".root.path") from error
     if not os.path.isdir(resolved):
         raise Invalid(f"{shown(joined)}: not a directory", ".root.path")
     return resolved

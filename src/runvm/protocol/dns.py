@@ -12,8 +12,8 @@ from typing import NamedTuple
 UDP, TCP = 0, 1
 _HEAD = struct.Struct(">IB")
 
-_MOST = 64 << 10
-MAX_MESSAGE = _MOST - _HEAD.size
+_MAX = 64 << 10
+MAX_MESSAGE = _MAX - _HEAD.size
 """Bytes of a DNS message: what TCP's length field could say is four more."""
 MIN_MESSAGE = 12
 """Bytes of the header that each message has."""
@@ -48,7 +48,7 @@ def pack(packet: Packet) -> bytes:
 
 def unpack(data: bytes) -> Packet:
     """The packet of the wire form. Raises PacketError."""
-    if not _HEAD.size <= len(data) <= _MOST:
+    if not _HEAD.size <= len(data) <= _MAX:
         raise PacketError(f"a DNS packet of {len(data)} bytes")
     number, transport = _HEAD.unpack_from(data)
     message = data[_HEAD.size :]

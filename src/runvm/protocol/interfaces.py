@@ -16,7 +16,7 @@ _MAX_TEXT = 256
 
 
 def nic_mac(number: int) -> str:
-    """The MAC of a VM's network card, 0 being the one that it has from its start: the guest tells cards apart by it,
+    """The MAC of a VM's NIC, 0 being the one that it has from its start: the guest tells NICs apart by it,
     then gives each its interface's own."""
     return f"02:72:76:00:00:{number + 1:02x}"
 
@@ -68,7 +68,7 @@ class NetworkError(Exception):
 
 
 class Interface(NamedTuple):
-    """One interface. *ifindex* is the host's: a new name doesn't change it. *nic*: the MAC that the VM's card has.
+    """One interface. *ifindex* is the host's: a new name doesn't change it. *nic*: the MAC that the VM's NIC has.
 
     *ipv4* and *ipv6* are (number, value) of the settings above.
     """
@@ -112,7 +112,7 @@ class Changes(NamedTuple):
 
 
 def changes(old: Network, new: Network) -> Changes:
-    """The difference; the cards that interfaces have got in the VM don't count."""
+    """The difference; the NICs that interfaces have got in the VM don't count."""
     before = {interface.ifindex: interface for interface in old.interfaces}
     after = {interface.ifindex: interface for interface in new.interfaces}
     return Changes(

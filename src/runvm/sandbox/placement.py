@@ -7,7 +7,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from runvm.errors import ContainerExistsError, HostError, SpecError, UnsupportedError, words
+from runvm.errors import ContainerExistsError, HostError, SpecError, UnsupportedError, reason
 from runvm.linux import process
 from runvm.linux.process import Identity
 from runvm.sandbox import registry
@@ -82,7 +82,7 @@ def _place(config: Config, spec: Spec) -> Placement | None:
         try:
             inode = os.stat(path).st_ino
         except OSError as error:
-            raise SpecError(f"config.json: linux.namespaces: {kind}: {path}: {words(error)}") from error
+            raise SpecError(f"config.json: linux.namespaces: {kind}: {path}: {reason(error)}") from error
         owner = next((member for member in members if member.namespaces.get(kind) == inode), None)
         if owner is None:
             if kind == "network" or kind in _PINNED and pod and not path.startswith("/proc/"):

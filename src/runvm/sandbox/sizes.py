@@ -19,7 +19,7 @@ _STEP_MIB = 128
 """Memory grows by this, Linux' own step on x86."""
 _LIMITED_BASE_MIB = 512
 _BASE_MIB = 1024
-_MOST_VCPUS = 32
+_MAX_VCPUS = 32
 """Each takes some hundred KiB of a guest's kernel, used or not, and a thread of the VMM's."""
 
 
@@ -45,12 +45,12 @@ def of_vm(annotations: dict[str, str], resources: dict[str, Any]) -> dict[str, A
 
 def vcpus(config: Config, resources: dict[str, Any], *, available: int = 0) -> int:
     """Virtual CPUs for a container with those limits: its quota or its cpuset, else as many as the host has
-    (*available*; 0: those that this process may use), _MOST_VCPUS at most. They are there from the beginning, since
+    (*available*; 0: those that this process may use), _MAX_VCPUS at most. They are there from the beginning, since
     programs count them as they start."""
     if config.vcpus:
         return config.vcpus
     available = available or len(os.sched_getaffinity(0))
-    return wanted_vcpus(resources.get("cpu", {}), available) or min(_MOST_VCPUS, available)
+    return wanted_vcpus(resources.get("cpu", {}), available) or min(_MAX_VCPUS, available)
 
 
 def wanted_vcpus(cpu: dict[str, Any], available: int) -> int:

@@ -21,7 +21,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from runvm.errors import HostError, words
+from runvm.errors import HostError, reason
 from runvm.linux import mounts, syscalls
 from runvm.protocol import names
 from runvm.shares import within
@@ -87,7 +87,7 @@ class Tree:
             tree = syscalls.clone_tree(source, recursive=False)
             self._attach(tree, names.MODULES, Share(source, False, True, private=True))
         except OSError as error:
-            raise HostError(f"share {source} with the virtual machine: {words(error)}") from error
+            raise HostError(f"share {source} with the virtual machine: {reason(error)}") from error
 
     def add(self, container: str, shares: dict[str, Share], pid: int) -> None:
         """Show each of *shares* by its name, as process *pid* sees the sources now.
@@ -106,7 +106,7 @@ class Tree:
                     new.append(fresh)
             self._link(container, places, new)
         except OSError as error:
-            raise HostError(f"share the container's files with the virtual machine: {words(error)}") from error
+            raise HostError(f"share the container's files with the virtual machine: {reason(error)}") from error
 
     def _show(self, container: str, name: str, share: Share, tree: int) -> tuple[str, _Identity | None]:
         """Mount *tree*, which is closed, unless it is mounted already: where, and what it is if that is new and may

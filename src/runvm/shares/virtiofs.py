@@ -17,9 +17,9 @@ from runvm.linux import files, process, sockets, syscalls
 if TYPE_CHECKING:
     from runvm.config import Config
 
-_MOST_LOGGED = 256 << 10
+_MAX_LOGGED = 256 << 10
 """Bytes of a daemon's log."""
-_MOST_HEARD = 64
+_MAX_HEARD = 64
 """Pieces of what it says while its state is saved."""
 _DELETED, _INVALID = "Inode deleted (", "marking as invalid"
 _DESCRIPTIONS = ("/etc/qemu/vhost-user", "/usr/share/qemu/vhost-user")
@@ -103,7 +103,7 @@ class Daemon:
         self.socket = connection
         self.output = output
         self._log = log
-        self._room = _MOST_LOGGED
+        self._room = _MAX_LOGGED
         self._heard: list[bytes] | None = None
 
     def listen(self) -> None:
@@ -132,7 +132,7 @@ class Daemon:
 
     def _read(self) -> bool:
         said = os.read(self.output, 65536)
-        if self._heard is not None and len(self._heard) < _MOST_HEARD:
+        if self._heard is not None and len(self._heard) < _MAX_HEARD:
             self._heard.append(said)
         kept, self._room = said[: self._room], max(0, self._room - len(said))
         if kept:

@@ -134,4 +134,4 @@ def test_debug_shell_runs_beside_the_agent(box: Box, runtime: Runtime) -> None:
     assert int(result.stderr) > 1
     assert runtime.call("debug", "shell", container.id, "cat", stdin=b"through").stdout == b"through"
     assert runtime.call("debug", "shell", container.id, "no-such-program").code == 127
-    runtime.ok("debug", "shell", container.id, "test", "-d", f"/sys/fs/cgroup/{container.id}")
+    runtime.ok("debug", "shell", container.id, "test", "-d", f"/sys/fs/cgroup/containers/{container.id}")

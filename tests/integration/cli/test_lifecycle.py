@@ -357,7 +357,7 @@ def call_from_a_deleted_directory(container: Container, *, log: str | None) -> N
 
 
 def test_ids_are_checked(box: Box, runtime: Runtime) -> None:
-    """An id that could leave the state directory, or is empty, is refused in runc's words, and nothing is written."""
+    """An id that could leave the state directory, or is empty, is refused with runc's message, nothing is written."""
     container = box()
     container.bundle.save()
     for cid in ("../escape", "a/b", "/abs", ".", "..", "a b", "a\nb", "ü"):

@@ -265,7 +265,7 @@ def test_descriptors_of_a_service_manager_come_first(box: Box, runtime: Runtime)
 
 
 def test_a_preserved_descriptor_that_is_not_open_is_named(box: Box, runtime: Runtime) -> None:
-    """runc's words; nothing is left."""
+    """runc's message; nothing is left."""
     container = box("true")
     container.bundle.save()
     result = runtime.call("run", "--bundle", container.bundle.path, "--preserve-fds", "20", container.id)

@@ -1,4 +1,4 @@
-"""crun's errors in the words that callers know."""
+"""crun's errors as messages that callers know."""
 
 import pytest
 

@@ -180,7 +180,7 @@ def test_the_monitor_sees_a_network_being_connected(box: Namespace, outside: Nam
 
 
 def test_changes_follow_an_interface_through_its_new_name(box: Namespace) -> None:
-    """And the card that it has in the VM doesn't count."""
+    """And the NIC that it has in the VM doesn't count."""
     old = scanned(box)
     with_card = old._replace(interfaces=(only(old)._replace(nic="02:72:76:00:00:00"),))
     assert changes(with_card, old) == ((), (), ())

@@ -444,7 +444,7 @@ def test_only_a_regular_file_is_read(bundle: Path) -> None:
 
 def test_a_file_beyond_the_limit_is_not_read(bundle: Path) -> None:
     with open(bundle / "config.json", "wb") as file:
-        file.truncate(spec.MOST_BYTES + 1)
+        file.truncate(spec.MAX_BYTES + 1)
     with pytest.raises(SpecError, match="larger than 16777216 bytes"):
         spec.load(str(bundle))
 

@@ -33,7 +33,7 @@ class Qmp:
     def run(
         self, command: str, arguments: dict[str, Any] | None = None, *, deadline: float, fd: int | None = None
     ) -> Any:
-        """Run one command, handing over *fd* with it, and return its answer. Raises VmmError with QEMU's words."""
+        """Run one command, handing over *fd* with it, and return its answer. Raises VmmError with QEMU's message."""
         self.send(command, arguments, fd=fd)
         return self.answer(command, deadline=deadline)
 
