@@ -56,9 +56,8 @@ class Log:
         line = self._line(level, message)
         if not self.path:
             if level != "info":
-                _stderr(
-                    line if self.format == "json" else f"runvm: {'' if level == 'error' else level + ': '}{message}\n"
-                )
+                plain = f"runvm: {'' if level == 'error' else level + ': '}{message}\n"
+                _stderr(line if self.format == "json" or self.debug_on else plain)
             return
         self._append(self.path, line)
 
@@ -79,11 +78,18 @@ class Log:
 
             # without spaces, as Go has it: callers may look for "level":"error"
             return json.dumps({"level": level, "msg": message, "time": stamp}, separators=(",", ":")) + "\n"
-        quoted = message.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'time="{stamp}" level={level} msg="{quoted}"\n'
+        return f'time="{stamp}" level={level} msg={_quoted(message)}\n'
 
 
 log = Log()
+
+
+def _quoted(text: str) -> str:
+    """*text* as logrus has a value in its text format: in quotes unless all of it is harmless."""
+    if text and all(letter.isascii() and (letter.isalnum() or letter in "-._/@^+") for letter in text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+    return f'"{escaped}"'
 
 
 def _stderr(text: str) -> None:

@@ -27,6 +27,9 @@ CONSOLE_SOCKET = Flag(
     "console-socket", "a Unix socket that is sent the master end of the container's terminal", metavar="SOCKET"
 )
 PID_FILE = Flag("pid-file", "write the process id into this file", metavar="FILE")
+PIDFD_SOCKET = Flag(
+    "pidfd-socket", "a Unix socket that is sent a pidfd of the container's process on the host", metavar="SOCKET"
+)
 PRESERVE_FDS = Flag(
     "preserve-fds",
     "hand this many more file descriptors on, those after stdio",
@@ -39,6 +42,7 @@ CREATE_FLAGS = (
     Flag("config", "another file than the bundle's config.json", "f", metavar="FILE"),
     CONSOLE_SOCKET,
     PID_FILE,
+    PIDFD_SOCKET,
     PRESERVE_FDS,
     Flag("no-pivot", f"{WITHOUT_EFFECT}: pivot_root works in the guest"),
     Flag("no-new-keyring", f"{WITHOUT_EFFECT}: a container always has a session keyring of its own"),
@@ -84,6 +88,7 @@ def create_options(args: Args) -> CreateOptions:
         config_file=path_of(args, "config"),
         console_socket=path_of(args, "console-socket"),
         pid_file=path_of(args, "pid-file"),
+        pidfd_socket=path_of(args, "pidfd-socket"),
         preserve_fds=preserved_fds(args),
     )
 

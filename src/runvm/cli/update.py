@@ -27,6 +27,7 @@ COMMAND = Command(
         Flag("resources", "the new limits as JSON, as in linux.resources; - is stdin; no other flag counts then",
              "r", metavar="FILE"),
         Flag("blkio-weight", "weight of block I/O, 10 to 1000", metavar=_NUMBER, number=True),
+        Flag("cpu-burst", "CPU time beyond the quota that may be saved up, microseconds", metavar=_NUMBER),
         Flag("cpu-period", "period of the CPU limit, microseconds", metavar=_NUMBER),
         Flag("cpu-quota", "CPU time in a period, microseconds; -1: no limit", metavar=_NUMBER),
         Flag("cpu-rt-period", f"{WITHOUT_EFFECT}: see --cpu-rt-runtime", metavar=_NUMBER),
@@ -52,7 +53,7 @@ COMMAND = Command(
 )  # fmt: skip
 
 # Flags by the kind of their values: where they go in linux.resources
-_UNSIGNED = {"cpu-period": "period", "cpu-rt-period": "realtimePeriod", "cpu-share": "shares"}
+_UNSIGNED = {"cpu-burst": "burst", "cpu-period": "period", "cpu-rt-period": "realtimePeriod", "cpu-share": "shares"}
 _SIGNED = {"cpu-quota": "quota", "cpu-rt-runtime": "realtimeRuntime"}
 _LISTS = {"cpuset-cpus": "cpus", "cpuset-mems": "mems"}
 _SIZES = {"memory": "limit", "memory-reservation": "reservation", "memory-swap": "swap"}

@@ -245,7 +245,9 @@ class Creation:
 
     def release(self, options: CreateOptions, terminal_master: list[int] | None, *, started: bool = False) -> None:
         """The shim takes its streams over, the caller gets what it asked for, the container is complete."""
-        master = self._launch.release(self.started, console_socket=options.console_socket, pid_file="")
+        master = self._launch.release(
+            self.started, console_socket=options.console_socket, pid_file="", pidfd_socket=options.pidfd_socket
+        )
         if master >= 0:
             assert terminal_master is not None  # terminal.check()
             terminal_master.append(master)

@@ -83,7 +83,9 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
                 os.close(started.gate)
                 raise
         log.debug("exec: process started in the guest")
-        master = launch.release(started, console_socket=options.console_socket, pid_file=options.pid_file)
+        master = launch.release(
+            started, console_socket=options.console_socket, pid_file=options.pid_file, pidfd_socket=options.pidfd_socket
+        )
     if options.detach:
         return 0
     from runvm.container.run import wait_foreground

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from runvm.container import shim, terminal
 from runvm.errors import HostError, reason
-from runvm.linux import files
+from runvm.linux import files, sockets
 from runvm.protocol import frames, messages
 from runvm.sandbox import registry
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from runvm.container.passed import Passed
     from runvm.container.shim import Namespaces, Started
     from runvm.sandbox.registry import Sandbox
+
+
+_SOCKET_SECONDS = 10.0
+"""How long who listens on a socket may take to accept."""
 
 
 class Launch:
@@ -66,7 +70,7 @@ class Launch:
         self._connection.close()  # the shim has it: should it end, the supervisor has to notice
         return started
 
-    def release(self, started: Started, *, console_socket: str, pid_file: str) -> int:
+    def release(self, started: Started, *, console_socket: str, pid_file: str, pidfd_socket: str = "") -> int:
         """Let the shim go on, and tell the caller; the terminal's master where no *console_socket* takes it, the
         caller's to close, or -1. Raises OSError, HostError."""
         shim.release(started)
@@ -77,6 +81,8 @@ class Launch:
             terminal.send(console_socket, self._master)
             os.close(self._master)
             self._master = -1
+        if pidfd_socket:
+            send_pidfd(pidfd_socket, started.pid)
         if pid_file:
             write_pid_file(pid_file, started.pid)
         master, self._master = self._master, -1
@@ -86,6 +92,23 @@ class Launch:
         for fd in (self._master, self._slave):
             if fd >= 0:
                 os.close(fd)
+
+
+def send_pidfd(path: str, pid: int) -> None:
+    """Send a pidfd of the shim *pid* over the socket *path*, as runc 1.2 does (--pidfd-socket). Raises HostError."""
+    import socket
+
+    try:
+        fd = os.pidfd_open(pid)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(_SOCKET_SECONDS)
+                sockets.connect(connection, path)
+                socket.send_fds(connection, [b"pidfd"], [fd])
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise HostError(f"pidfd socket {path}: {reason(error)}") from error
 
 
 def write_pid_file(path: str, pid: int) -> None:

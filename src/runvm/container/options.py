@@ -13,6 +13,7 @@ class CreateOptions(NamedTuple):
     console_socket: str = ""
     pid_file: str = ""
     preserve_fds: int = 0
+    pidfd_socket: str = ""
 
 
 class ExecOptions(NamedTuple):
@@ -24,3 +25,4 @@ class ExecOptions(NamedTuple):
     detach: bool = False
     preserve_fds: int = 0
     cgroup: str = ""
+    pidfd_socket: str = ""
