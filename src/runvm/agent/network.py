@@ -116,7 +116,7 @@ def make_namespace(name: str, nics: Iterable[str] = ()) -> int:
 
 
 def remove_namespace(name: str) -> None:
-    """Take the NICs out and let go of the namespace; it ends with the last process in it. Unknown: nothing to do."""
+    """Take the NICs out and close the namespace, which ends with its last process. Does nothing for an unknown one."""
     namespace = _namespaces.pop(name, None)
     if namespace is None:
         return

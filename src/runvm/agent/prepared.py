@@ -45,7 +45,7 @@ class Prepared:
             os.close(fd)
 
     def settle(self) -> None:
-        """Wait until it waits itself, so that nothing of its start is left to the clones of the template."""
+        """Wait until this crun waits for its config.json: then clones of the template have its start behind them."""
         deadline = time.monotonic() + _SECONDS
         while time.monotonic() < deadline and files.read(f"/proc/{self.pid}/wchan") != "wait_for_partner":
             time.sleep(0.01)

@@ -99,7 +99,7 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     notes: list[str] = []
     root = _root(spec)
     shares = {ROOT: Share(root.path, True, root.read_only and not _makes_devices(spec))}
-    # one made anew under its name must not find the old one's, which the guest remembers for a second
+    # a new name each time: the guest remembers for a second what the old container of this id had there
     place = f"{cid}.{os.urandom(4).hex()}"
     raw["root"] = {**raw["root"], "path": f"{_SHARE}/{place}/{ROOT}", "readonly": root.read_only}
     raw["mounts"], entries = _mounts(root, place, shares)

@@ -131,7 +131,7 @@ def note_served(directory: str) -> None:
 
 
 def doubt(directory: str) -> None:
-    """It counts as one that has not served, until it does: failing once more it is dropped."""
+    """Forget that a guest has come up from the template: if the next start from it fails too, it is dropped."""
     with suppress(OSError):
         os.unlink(f"{directory}/{_SERVED}")
 

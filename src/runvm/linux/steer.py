@@ -81,7 +81,7 @@ def _program(table: int, address: str, port: int) -> bytes:
         (jump_unless, 2, 0, end, port) if port else (go_on, 0, 0, 0, 0),
         (load, 2, 6, _LOCAL_IP4, 0),
         (jump_if, 2, 0, 2, _ip4(address or "127.0.0.1")),
-        # with an address, what is left of any other is not this
+        # with an address that is asked for, all others end here
         (mask, 2, 0, 0, _ip4("0.0.0.0" if address else "255.0.0.0")),
         (jump_if, 2, 0, end, _ip4("0.0.0.0" if address else "127.0.0.0")),
         (load, 2, 6, _PROTOCOL, 0),

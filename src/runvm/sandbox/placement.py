@@ -23,7 +23,7 @@ JOINED = ("network", "ipc", "uts", "pid", "user", "cgroup")
 _POD_ANNOTATIONS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 _PINNED = ("ipc", "uts")
 """Namespaces that CRI-O makes itself, as it does the network's, and holds by a bind mount: the first container of its
-pod that joins one finds it nobody's. A path below /proc is that of a process, whose namespace another runtime made."""
+pod that joins one finds that no container owns it. A path below /proc is that of a process of another runtime's."""
 
 
 class Placement(NamedTuple):
