@@ -206,6 +206,7 @@ class Sandbox:
             0,
             [],
             "",
+            {},
         )
         outcome: list[object] = []
 

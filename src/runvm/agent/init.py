@@ -37,6 +37,7 @@ from runvm.protocol.messages import (
     Clock,
     Connect,
     Create,
+    Dialled,
     Done,
     Exec,
     Failed,
@@ -138,7 +139,7 @@ class Agent:
             self.networks.answer(frame)
             return
         if frame.kind != frames.MESSAGE:
-            if not self.connections.frame(frame):
+            if not self.connections.frame(frame) and not self.runtime.host_sockets.frame(frame):
                 self.runtime.processes.frame(frame)
             return
         try:
@@ -193,6 +194,7 @@ class Agent:
             RemoveNetwork: at_once(lambda request: networks.remove(request.network)),
             **dict.fromkeys((Quiesce, Unquiesce, Restored), at_once(self.checkpoints.serve)),
             Connect: self.connections.open,
+            Dialled: lambda answer, done: runtime.host_sockets.dialled(answer),
             Resize: lambda event, done: runtime.processes.resize(event.channel, event.rows, event.columns),
         }
 

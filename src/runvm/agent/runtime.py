@@ -20,6 +20,7 @@ from runvm.agent import cgroups, crun, network, networks, prepared, submounts, s
 from runvm.agent.children import Children
 from runvm.agent.crun import Crun
 from runvm.agent.errors import AgentError
+from runvm.agent.host_sockets import HostSockets
 from runvm.agent.notify import Notify
 from runvm.agent.prepared import Prepared
 from runvm.agent.processes import Container, Process, Processes
@@ -42,6 +43,7 @@ class Runtime:
         self.children = Children(loop)
         self._crun = Crun(self.children)
         self.processes = Processes(loop, self.children, self._crun, send, event, self._ending)
+        self.host_sockets = HostSockets(loop, send, event)
         self.containers: dict[str, Container] = {}
         self._prepared: Prepared | None = None
 
@@ -78,6 +80,7 @@ class Runtime:
             container.notify = Notify(
                 self._loop, container.name, lambda text: self._event(Notified(container.name, text))
             )
+        self.host_sockets.listen(container.name, request.sockets)
         spec["linux"]["cgroupsPath"] = container.cgroup.removeprefix(cgroups.ROOT)
         container.submounts = submounts.hold(spec, SHARE)
         container.cpu = cgroups.hold_back(spec["linux"].get("resources", {}))
@@ -210,6 +213,7 @@ class Runtime:
         if container.notify is not None:
             container.notify.close()
             container.notify = None
+        self.host_sockets.close(name)
 
         def deleted(status: int) -> None:
             shutil.rmtree(container.bundle, ignore_errors=True)

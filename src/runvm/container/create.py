@@ -235,6 +235,7 @@ class Creation:
             columns,
             list(plan.handed.ways),
             plan.guest.notify,
+            plan.guest.sockets,
         )
         # where a template proves broken only now, the supervisor boots instead
         timeout = registry.ANSWER_SECONDS + plan.config.boot_timeout_s

@@ -53,14 +53,15 @@ _UNSET = {"memory": ("limit", "reservation", "swap"), "cpu": ("shares", "quota",
 
 class GuestPlan(NamedTuple):
     """What `create` sends to the supervisor: the guest's spec, the directory of the share that it names, what is shared
-    there, what was left out (for the log), the $NOTIFY_SOCKET on the host or '', and for the shim what the host is to
-    see, without the directory where."""
+    there, what was left out (for the log), the $NOTIFY_SOCKET on the host or '', the mounted sockets of the host by
+    number, and for the shim what the host is to see, without the directory where."""
 
     spec: dict[str, Any]
     place: str
     shares: dict[str, Share]
     notes: list[str]
     notify: str
+    sockets: dict[str, str]
     view: View
 
     def settle(self, made: Made) -> None:
@@ -103,6 +104,7 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     place = f"{cid}.{os.urandom(4).hex()}"
     raw["root"] = {**raw["root"], "path": f"{_SHARE}/{place}/{ROOT}", "readonly": root.read_only}
     raw["mounts"], entries = _mounts(root, place, shares)
+    sockets = _sockets(cid, place, raw["mounts"], shares)
     owner = (_hosts_id(spec.uid_mappings), _hosts_id(spec.gid_mappings))
     raw.pop("hooks", None)
     start_hooks = spec.raw.get("hooks", {}).get("startContainer")
@@ -138,7 +140,7 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     raw["linux"] = linux
     notify = _notify(spec, cid, raw, entries)
     view = View(root.path, "", tuple(entries), root.read_only, spec.process.cwd, owner, spec.process.uid)
-    return GuestPlan(raw, place, shares, notes, notify, view)
+    return GuestPlan(raw, place, shares, notes, notify, sockets, view)
 
 
 def _root(spec: Spec) -> _Root:
@@ -290,6 +292,26 @@ def _bind(root: _Root, mount: Mount) -> Entry:
     )
 
 
+def _sockets(cid: str, place: str, mounts: list[dict[str, Any]], shares: dict[str, Share]) -> dict[str, str]:
+    """The sockets of the host among the *shares*, by number, which aren't shared then: their server is in another
+    kernel. In the guest's *mounts* a socket of the guest's own comes to the place of each (agent.host_sockets)."""
+    found = {name: share.source for name, share in shares.items() if name != ROOT and _is_socket(share.source)}
+    for name in found:
+        del shares[name]
+    for mount in mounts:
+        name = mount["source"].rpartition("/")[2]
+        if mount["source"] == f"{_SHARE}/{place}/{name}" and name in found:
+            mount["source"] = names.host_socket(cid, int(name[1:]))
+    return {name[1:]: source for name, source in found.items()}
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:  # whoever needs it says so
+        return False
+
+
 def _notify(spec: Spec, cid: str, raw: dict[str, Any], seen: list[Entry]) -> str:
     """The host's socket to which the process's $NOTIFY_SOCKET leads: the one that is bound there, as by Podman's
     --sdnotify=container, or else the caller's own, as under runc; '' without one. In the guest's mounts one of the
@@ -302,7 +324,7 @@ def _notify(spec: Spec, cid: str, raw: dict[str, Any], seen: list[Entry]) -> str
     own = not path
     if own:
         path, source = _NOTIFY_SOCKET, os.environ.get("NOTIFY_SOCKET", "")
-    if not source.startswith("/") or not os.path.exists(source) or not stat.S_ISSOCK(os.stat(source).st_mode):
+    if not source.startswith("/") or not _is_socket(source):
         return ""
     if own:
         raw["process"]["env"] = [*spec.process.env, f"NOTIFY_SOCKET={path}"]

@@ -10,23 +10,9 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple, get_type_hints
 
-from runvm.protocol.frames import FrameError
-
-Json = dict[str, Any]
-
-MAX_TEXT = 64 << 10
-"""Characters of a string field; of an error or a log line, too."""
-MAX_ITEMS = 4096
-"""Items of a list field."""
-MAX_DEPTH = 32
-"""Objects and lists within each other in a message from one who isn't trusted: json can read more than it can write."""
-
-
-class MessageError(FrameError):
-    """A message that isn't one of these, or has a bad field; *number* is its own, 0 where that can't be read."""
-
-    number = 0
-
+from runvm.protocol import fields
+from runvm.protocol.fields import Json as Json
+from runvm.protocol.fields import MessageError as MessageError
 
 # --- replies
 
@@ -63,7 +49,8 @@ class Create(NamedTuple):
     *namespaces* maps a namespace type to the id of the container (in this VM) whose namespace it joins. *network* is
     the number of the guest's network namespace (0 = the VM's own), *interfaces* what it gets where it is new
     (protocol.interfaces.Network). *passed* has a frames.WAYS for each descriptor beyond stdio. With *notify* what the
-    container says at agent.notify's socket is told by Notified.
+    container says at agent.notify's socket is told by Notified. *sockets* has mode, user and group of each mounted
+    socket of the host, by number (agent.host_sockets).
     Result: {"pid": guest pid}.
     """
 
@@ -77,6 +64,7 @@ class Create(NamedTuple):
     columns: int
     passed: list[str]
     notify: bool
+    sockets: Json
 
 
 class Start(NamedTuple):
@@ -205,6 +193,14 @@ class Connect(NamedTuple):
     port: int
 
 
+class Dialled(NamedTuple):
+    """The answer to Dial *number*: the connection is made, its streams are STDIN and STDOUT of *channel*, and the
+    result is {}; or, with 0, an event: it is refused."""
+
+    number: int
+    channel: int
+
+
 class Resize(NamedTuple):
     """An event: the size of a channel's terminal has changed."""
 
@@ -253,6 +249,18 @@ class Notified(NamedTuple):
     text: str
 
 
+class Dial(NamedTuple):
+    """An event: a process of these ids has connected to the host's *socket*, by its number in Create. Dialled, with
+    the *number* here, answers it."""
+
+    container: str
+    socket: int
+    number: int
+    uid: int
+    gid: int
+    groups: list[int]
+
+
 # --- command or shim → supervisor
 
 
@@ -272,7 +280,8 @@ class CreateContainer(NamedTuple):
     namespace is used; *cgroups* are the directories of its cgroup on the host, *limit_mib* its memory limit,
     *pod_mib* that of the pod whose sandbox it is (0 = none).
     The shim is the process *shim_pid*, and its start time (process.Identity) *shim_start*.
-    *notify* is the path of its $NOTIFY_SOCKET on the host, '' without one.
+    *notify* is the path of its $NOTIFY_SOCKET on the host, '' without one; *sockets* are the paths of the host's
+    sockets that are mounted, by number (protocol.names.host_socket()).
     If this connection closes before the answer, the container is dropped.
     """
 
@@ -291,6 +300,7 @@ class CreateContainer(NamedTuple):
     columns: int
     passed: list[str]
     notify: str
+    sockets: Json
 
 
 class ExecProcess(NamedTuple):
@@ -350,13 +360,15 @@ class Status(NamedTuple):
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Clock, UseMemory, Stats, Remove, SetNetwork, RemoveNetwork, Quiesce, Unquiesce, Restored, Connect, Resize, Hello,  # noqa: E501
-        Exited, OutOfMemory, MemoryLow, MemoryFree, Notified,
+        Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Clock, UseMemory, Stats, Remove, SetNetwork, RemoveNetwork, Quiesce, Unquiesce, Restored, Connect, Dialled, Resize, Hello,  # noqa: E501
+        Exited, OutOfMemory, MemoryLow, MemoryFree, Notified, Dial,
         Attach, CreateContainer, ExecProcess, Checkpoint, EndCheckpoint, RestoreContainer, DeleteContainer, Status,
     )
 }  # fmt: skip
 
-FROM_GUEST = frozenset({"Done", "Failed", "Hello", "Exited", "OutOfMemory", "MemoryLow", "MemoryFree", "Notified"})
+FROM_GUEST = frozenset(
+    {"Done", "Failed", "Hello", "Exited", "OutOfMemory", "MemoryLow", "MemoryFree", "Notified", "Dial"}
+)
 """The only messages that the supervisor takes from a guest."""
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
@@ -389,8 +401,8 @@ def decode(data: bytes, allowed: frozenset[str] | None = None) -> tuple[int, Any
         raise MessageError(f"not JSON: {error}") from None
     if not isinstance(body, dict):
         raise MessageError("not an object")
-    if allowed is not None and _is_deep(body):
-        raise MessageError(f"more than {MAX_DEPTH} objects within each other")
+    if allowed is not None and fields.is_deep(body):
+        raise MessageError(f"more than {fields.MAX_DEPTH} objects within each other")
     name, number = body.pop("t", None), body.pop("n", None)
     if type(number) is not int or not 0 <= number < 1 << 32:
         raise MessageError("a bad number")
@@ -412,31 +424,5 @@ def _typed(name: object, body: dict[str, Any], allowed: frozenset[str] | None) -
     if body.keys() != hints.keys():
         raise MessageError(f"{name} has other fields than it should")
     for field, hint in hints.items():
-        _check(f"{name}.{field}", body[field], hint)
+        fields.check(f"{name}.{field}", body[field], hint)
     return kind(**body)
-
-
-def _is_deep(body: object) -> bool:
-    level = [body]
-    for _ in range(MAX_DEPTH):
-        level = [
-            item
-            for value in level
-            if isinstance(value, dict | list)
-            for item in (value.values() if isinstance(value, dict) else value)
-        ]
-        if not level:
-            return False
-    return True
-
-
-def _check(where: str, value: object, hint: Any) -> None:
-    expected = {int: int, str: str, bool: bool, Json: dict}.get(hint, list)
-    if type(value) is not expected:
-        raise MessageError(f"{where} should be a {expected.__name__}")
-    if isinstance(value, str) and len(value) > MAX_TEXT:
-        raise MessageError(f"{where} is too long")
-    if isinstance(value, list) and len(value) > MAX_ITEMS:
-        raise MessageError(f"{where} has too many items")
-    if type(value) is int and not -(1 << 63) <= value < 1 << 64:
-        raise MessageError(f"{where} is out of range")

@@ -27,5 +27,10 @@ def notify_socket(container: str) -> str:
     return f"/run/runvm/notify/{container}/socket"
 
 
+def host_socket(container: str, number: int) -> str:
+    """Where the guest has the socket that stands for the host's with that *number* in *container*."""
+    return f"/run/sockets/{container}/{number}"
+
+
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/enabled"
 """In the guest: whether it uses huge pages of that size. A guest does by itself."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from runvm import __version__
 
-PROTOCOL = 3
+PROTOCOL = 4
 """1: runvm 0.1, which told no version."""
 
 

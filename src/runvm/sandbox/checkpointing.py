@@ -115,6 +115,8 @@ class Checkpointing:
             raise UnsupportedError(f"container {name} was handed descriptors beyond stdio, which can't be restored")
         if member.notifier is not None:
             raise UnsupportedError(f"container {name} has a $NOTIFY_SOCKET of the host's, which can't be restored")
+        if member.sockets is not None:
+            raise UnsupportedError(f"container {name} has a socket of the host's mounted, which can't be restored")
         if vm.networks.nics > 1:
             raise UnsupportedError(f"container {name} has had {vm.networks.nics} network interfaces, more than one")
         return member

@@ -183,7 +183,7 @@ class Containers:
             vm_networks.query(frame)
             return
         task = self._tasks.get(frame.channel)
-        if task is None and vm_networks.relay(frame):
+        if task is None and (vm_networks.relay(frame) or self.life.vm.sockets.frame(frame)):
             return
         if task is None or task.shim is None:
             if frame.kind != CREDIT_KIND and frame.payload:
@@ -210,6 +210,9 @@ class Containers:
             member = self.members.get(message.container)
             if member is not None and member.notifier is not None:
                 member.notifier.say(message.text)
+        elif isinstance(message, messages.Dial):
+            member = self.members.get(message.container)
+            self.life.vm.sockets.dial(None if member is None else member.sockets, message)
 
     def _out_of_memory(self, container: str) -> None:
         member = self.members.get(container)
@@ -378,6 +381,8 @@ class Containers:
             return
         if member.notifier is not None:
             member.notifier.close()
+        if member.sockets is not None:
+            member.sockets.close()
         for task in list(member.tasks.values()):
             self._tasks.pop(task.channel, None)
             if task.shim is not None:

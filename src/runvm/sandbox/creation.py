@@ -9,6 +9,7 @@ from runvm.linux.process import Identity
 from runvm.log import log
 from runvm.protocol import messages
 from runvm.protocol.messages import Done, Failed
+from runvm.sandbox.host_sockets import Sockets
 from runvm.sandbox.vm_life import BUSY_SECONDS
 from runvm.shares.tree import Share
 
@@ -35,6 +36,8 @@ def make_in_guest(
         from runvm.sandbox.notify import Notifier
 
         member.notifier = Notifier(request.notify)
+    if request.sockets and member.sockets is None:
+        member.sockets = Sockets.open(request.sockets, request.spec["linux"], request.shim_pid)
 
     def resized(error: RunvmError | None, plugged: bool) -> None:
         if error is not None:
@@ -57,6 +60,7 @@ def make_in_guest(
         request.columns,
         request.passed,
         bool(request.notify),
+        {} if member.sockets is None else member.sockets.owners(),
     )
     vm.agent.ask(message, created, timeout=life.plan.config.boot_timeout_s + BUSY_SECONDS + 10)
 

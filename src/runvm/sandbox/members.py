@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from runvm.protocol.connection import Connection
+    from runvm.sandbox.host_sockets import Sockets
     from runvm.sandbox.notify import Notifier
 
 INIT = "init"
@@ -37,6 +38,8 @@ class Member:
         self.limit_mib = 0
         self.pod_mib = 0
         self.notifier: Notifier | None = None
+        self.sockets: Sockets | None = None
+        """The host's that are mounted in it."""
         self.requested = False
         """Its CreateContainer has come."""
         self.passed = False

@@ -116,7 +116,7 @@ def network(nic: str) -> dict[str, Any]:
 
 def create(spec: dict[str, Any], *, number: int = 0, interfaces: dict[str, Any] | None = None) -> Create:
     """Of a container."""
-    return Create("c", 1, spec, {}, number, interfaces or {}, 0, 0, [], False)
+    return Create("c", 1, spec, {}, number, interfaces or {}, 0, 0, [], False, {})
 
 
 def test_a_network_interface_that_comes_late_fails_its_request(guest: Guest) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runvm.protocol import messages
+from runvm.protocol import fields, messages
 
 FROM_GUEST = messages.FROM_GUEST
 
@@ -19,6 +19,6 @@ def test_depth_is_bounded(opening: bytes) -> None:
 
     _, message = messages.decode(nested(20), FROM_GUEST)
     assert messages.encode(message, 1) == nested(20)
-    for depth in (messages.MAX_DEPTH, 900, 100_000):
+    for depth in (fields.MAX_DEPTH, 900, 100_000):
         with pytest.raises(messages.MessageError):
             messages.decode(nested(depth), FROM_GUEST)

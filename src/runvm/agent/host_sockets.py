@@ -1,0 +1,111 @@
+"""The guest's end of the host's sockets that are mounted in a container: a socket of the guest's own stands for each.
+
+Who connects there gets a connection to the host's (sandbox.host_sockets). Per socket one connection is made after the
+other; the next ones wait in the kernel's queue, as with a server that is busy.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from runvm.agent.errors import AgentError
+from runvm.linux import sockets
+from runvm.linux.loop import IN, Loop
+from runvm.protocol import frames
+from runvm.protocol.frames import Frame
+from runvm.protocol.messages import Dial, Dialled, Json
+from runvm.protocol.names import host_socket
+from runvm.protocol.relay import Relay
+from runvm.protocol.streams import Send
+
+_SO_PEERGROUPS = 59  # asm-generic/socket.h
+_MAX_GROUPS = 64
+_CREDENTIALS = struct.Struct("iII")  # struct ucred, unix(7)
+_BACKLOG = 128
+_PAUSE_SECONDS = 0.1
+"""How long nothing is accepted where there are no descriptors for it."""
+
+
+class HostSockets:
+    """Of all containers. *send* queues a frame to the host, *event* a message."""
+
+    def __init__(self, loop: Loop, send: Send, event: Callable[[Any], None]) -> None:
+        self._loop = loop
+        self._event = event
+        self._relay = Relay(loop, send, says=frames.STDOUT, told=frames.STDIN)
+        self._listeners: dict[str, list[socket.socket]] = {}
+        self._dialling: dict[int, tuple[socket.socket, str, int, socket.socket]] = {}
+        self._number = 0
+
+    def listen(self, container: str, owners: Json) -> None:
+        """Make the sockets of *container*, each with the mode, user and group that *owners* has by its number. Raises
+        OSError."""
+        for number, (mode, uid, gid) in owners.items():
+            path = host_socket(container, int(number))
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            self._listeners.setdefault(container, []).append(listener)
+            sockets.bind(listener, path)
+            os.chown(path, uid, gid)
+            os.chmod(path, mode)
+            listener.listen(_BACKLOG)
+            self._watch(listener, container, int(number))
+
+    def frame(self, frame: Frame) -> bool:
+        """Take a frame of the host's; False where it is of no connection."""
+        return self._relay.frame(frame)
+
+    def dialled(self, answer: Dialled) -> Json | None:
+        """The host has connected, or has refused to, which isn't answered. Raises AgentError."""
+        waiting = self._dialling.pop(answer.number, None)
+        if waiting is None:
+            raise AgentError(f"no connection {answer.number} to a socket of the host's is being made")
+        listener, container, number, sock = waiting
+        self._watch(listener, container, number)
+        if answer.channel:
+            self._relay.add(answer.channel, sock.detach())
+            return {}
+        sock.close()
+        return None
+
+    def close(self, container: str) -> None:
+        """*container* has gone."""
+        listeners = self._listeners.pop(container, [])
+        for listener in listeners:
+            self._loop.forget(listener.fileno())
+            listener.close()
+        if listeners:
+            shutil.rmtree(os.path.dirname(host_socket(container, 0)), ignore_errors=True)
+
+    def _watch(self, listener: socket.socket, container: str, number: int) -> None:
+        if listener.fileno() >= 0:  # else closed meanwhile
+            self._loop.watch(listener.fileno(), IN, lambda events: self._accept(listener, container, number))
+
+    def _accept(self, listener: socket.socket, container: str, number: int) -> None:
+        try:
+            sock, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._loop.forget(listener.fileno())
+            self._loop.call_later(_PAUSE_SECONDS, lambda: self._watch(listener, container, number))
+            return
+        self._loop.forget(listener.fileno())
+        _, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        self._number += 1
+        self._dialling[self._number] = (listener, container, number, sock)
+        self._event(Dial(container, number, self._number, uid, gid, _groups(sock)))
+
+
+def _groups(sock: socket.socket) -> list[int]:
+    """The supplementary groups of who has connected; none where they are too many."""
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MAX_GROUPS)
+    except OSError:
+        return []
+    return list(struct.unpack(f"{len(raw) // 4}I", raw))

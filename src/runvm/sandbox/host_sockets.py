@@ -1,0 +1,180 @@
+"""Sockets of the host that are mounted in a container: who connects there is connected to the host's, byte for byte.
+
+A server learns who its client is from the kernel (SO_PEERCRED, unix(7)), and many decide by that. So the connection is
+made by a process with the ids of the container's process, as under runc: the guest tells them. It is the enemy, but its
+root could have any of them anyway; with a user namespace only those that are mapped are taken.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from runvm.errors import HostError
+from runvm.linux import mounts, process
+from runvm.linux.loop import IN, Loop
+from runvm.log import log
+from runvm.protocol import frames
+from runvm.protocol.messages import Dial, Dialled, Done, Failed
+from runvm.protocol.relay import Relay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runvm.protocol.frames import Frame
+    from runvm.protocol.messages import Json
+    from runvm.sandbox.guest_link import GuestLink
+
+_MAX = 128
+"""Connections of one VM at once; one more is closed."""
+_MAX_OPENING = 32
+"""Those of them that are being made, each by a process."""
+_MAX_GROUPS = 64
+_CONNECT_SECONDS = 10.0
+"""How long a server whose queue is full is waited for."""
+_NOBODY = 0xFFFFFFFF
+"""No id: setresuid(2) takes it for "leave it as it is"."""
+
+
+class Ids(NamedTuple):
+    """Who connects."""
+
+    uid: int
+    gid: int
+    groups: list[int]
+
+
+class Sockets(NamedTuple):
+    """Those of one container: descriptors by number, and the ids of the host's that its user namespace maps."""
+
+    files: dict[int, int]
+    uids: list[range]
+    gids: list[range]
+
+    @classmethod
+    def open(cls, paths: Json, linux: Json, pid: int) -> Sockets:
+        """The sockets at *paths*, by number, as process *pid* sees them; *linux* is that part of the OCI spec. Raises
+        HostError, OSError."""
+        sources = [mounts.Source(str(path), recursive=False, overlay="") for path in paths.values()]
+        files = dict(zip(map(int, paths), mounts.clone_from(pid, sources, scratch=""), strict=True))
+        found = cls(files, _mapped(linux, "uidMappings"), _mapped(linux, "gidMappings"))
+        for number, fd in files.items():
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                found.close()
+                raise HostError(f"mount {paths[str(number)]}: it isn't a socket any more")
+        return found
+
+    def owners(self) -> Json:
+        """What the guest's sockets are to have, by number: mode, user and group."""
+        found = {number: os.fstat(fd) for number, fd in self.files.items()}
+        return {str(number): [stat.S_IMODE(it.st_mode), it.st_uid, it.st_gid] for number, it in found.items()}
+
+    def ids(self, request: Dial) -> Ids | None:
+        """Whom the host's server is to see; None for one who can't be in the container."""
+        if not _has(self.uids, request.uid) or not _has(self.gids, request.gid):
+            return None
+        groups = [group for group in request.groups if type(group) is int and _has(self.gids, group)]
+        return Ids(request.uid, request.gid, groups[:_MAX_GROUPS])
+
+    def close(self) -> None:
+        """No more connections are made; those that there are go on."""
+        for fd in self.files.values():
+            os.close(fd)
+        self.files.clear()
+
+
+def _mapped(linux: Json, kind: str) -> list[range]:
+    mappings = linux.get(kind) or [{"hostID": 0, "size": _NOBODY}]
+    return [range(mapping["hostID"], mapping["hostID"] + mapping["size"]) for mapping in mappings]
+
+
+def _has(mapped: list[range], number: int) -> bool:
+    return number != _NOBODY and any(number in ids for ids in mapped)
+
+
+class HostSockets:
+    """All such connections of one VM, each on a channel of its own that *number* gives."""
+
+    def __init__(self, loop: Loop, guest: GuestLink, number: Callable[[], int]) -> None:
+        self._loop = loop
+        self._guest = guest
+        self._number = number
+        self._relay = Relay(loop, guest.send, says=frames.STDIN, told=frames.STDOUT)
+        self._opening = 0
+
+    def frame(self, frame: Frame) -> bool:
+        """Take a frame of the guest's; False where it is of no connection."""
+        return self._relay.frame(frame)
+
+    def close(self) -> None:
+        """End all of them: the VM ends."""
+        self._relay.close()
+
+    def dial(self, sockets: Sockets | None, request: Dial) -> None:
+        """Connect to the one of a container's *sockets* that the guest asks for; a wrong request is refused."""
+        file = None if sockets is None else sockets.files.get(request.socket)
+        ids = None if sockets is None else sockets.ids(request)
+        full = self._opening >= _MAX_OPENING or len(self._relay) + self._opening >= _MAX
+        if file is None or ids is None or full:
+            self._refuse(request)
+            return
+        self._opening += 1
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+        def connected(error: int) -> None:
+            if error:
+                self._opening -= 1
+                sock.close()
+                log.debug(f"container {request.container}: a socket of the host's: {os.strerror(error)}")
+                self._refuse(request)
+                return
+            channel = self._number()
+
+            def taken(answer: Done | Failed) -> None:
+                self._opening -= 1
+                if isinstance(answer, Failed):
+                    sock.close()
+                else:
+                    self._relay.add(channel, sock.detach())
+
+            self._guest.ask(Dialled(request.number, channel), taken)
+
+        try:
+            _connect(self._loop, sock, file, ids, connected)
+        except OSError as error:  # no process can be made
+            connected(error.errno or 1)
+
+    def _refuse(self, request: Dial) -> None:
+        self._guest.tell(Dialled(request.number, 0))
+
+
+def _connect(loop: Loop, sock: socket.socket, file: int, ids: Ids, connected: Callable[[int], None]) -> None:
+    """Connect *sock* to the socket *file* by a process that has *ids*; *connected* gets 0 or the errno. Raises
+    OSError."""
+
+    def run() -> None:
+        try:
+            with suppress(PermissionError):  # a user namespace may not change them (user_namespaces(7))
+                os.setgroups(ids.groups)
+            os.setresgid(ids.gid, ids.gid, ids.gid)
+            os.setresuid(ids.uid, ids.uid, ids.uid)
+            sock.connect(f"/proc/self/fd/{file}")
+        except OSError as error:
+            raise SystemExit(min(error.errno or 1, 255)) from None
+
+    pid = process.fork(run)
+    fd = os.pidfd_open(pid)
+    timer = loop.call_later(_CONNECT_SECONDS, lambda: signal.pidfd_send_signal(fd, signal.SIGKILL))
+
+    def ended(events: int) -> None:
+        loop.cancel(timer)
+        loop.forget(fd)
+        os.close(fd)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        connected(code if code >= 0 else 1)
+
+    loop.watch(fd, IN, ended)
