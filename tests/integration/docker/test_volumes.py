@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from framework import probe_files
-from framework.docker import IMAGE
+from framework.docker import CLIENT, IMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,6 +102,17 @@ def test_what_two_virtual_machines_dont_share(docker: Dockerd) -> None:
     docker.ok("exec", "right", "sh", "-c", "until [ -e /vol/held ]; do sleep 0.1; done")
     assert docker.call("exec", "left", "python3", "-c", TAKE).code == 1
     assert docker.call("exec", "right", "python3", "-c", TAKE).code == 0
+
+
+def test_dockers_client_in_a_container_talks_to_the_daemon(docker: Dockerd) -> None:
+    """By the daemon's socket as a volume: questions, and a stream in both directions."""
+    client = os.path.realpath(shutil.which(CLIENT) or CLIENT)
+    volume = ("--volume", f"{docker.socket}:/var/run/docker.sock")
+    docker.detached("--name", "steering", *HOSTS_PROGRAMS, *volume, IMAGE, "sleep", "600")
+    assert "steering" in docker.ok("exec", "steering", client, "ps", "--format", "{{.Names}}").split()
+    said = docker.ok("exec", "--interactive", "steering", client, "exec", "-i", "left", "cat", stdin=b"through")
+    assert said == "through"
+    docker.ok("rm", "--force", "steering")
 
 
 def test_containers_of_one_pod_share_locks_and_sockets(docker: Dockerd) -> None:
