@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -150,3 +151,19 @@ def test_a_mount_onto_the_root_is_the_root_if_it_is_the_first(tmp_path: Path) ->
     assert [mount["destination"] for mount in plan.spec["mounts"]] == ["/proc"]
     with pytest.raises(UnsupportedError, match=r"mounts\[1\]\.destination: a mount onto /"):
         planned(tmp_path / "other", mounts=[proc, over])
+
+
+def test_a_socket_of_the_host_is_one_of_the_guests(tmp_path: Path) -> None:
+    """The guest isn't told where the host has it, nor is it shared."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{tmp_path}/socket")
+    (tmp_path / "file").touch()
+    mounts = [
+        {"destination": f"/{name}", "type": "bind", "source": f"{tmp_path}/{name}", "options": ["rbind", "ro"]}
+        for name in ("file", "socket")
+    ]
+    plan = planned(tmp_path, mounts=mounts)
+    assert plan.sockets == {"1": f"{tmp_path}/socket"}
+    assert set(plan.shares) == {"rootfs", "m0"}
+    assert plan.spec["mounts"][1]["source"] == names.host_socket("name", 1)
+    assert plan.spec["mounts"][1]["options"] == mounts[1]["options"]
