@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from framework.runtime import Box, Container, Runtime
 
 TALK = """
-import _socket, _thread, sys
+import _socket, _thread, os, sys
 
 def send(sock, data):
     sent = 0
-    while sent < len(data):
-        sent += sock.send(data[sent : sent + 65536])
-    sock.shutdown(1)
+    try:
+        while sent < len(data):
+            sent += sock.send(data[sent : sent + 65536])
+        sock.shutdown(1)
+    except OSError:  # the reader tells
+        pass
 
 path, size, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 socks = [_socket.socket(_socket.AF_UNIX) for _ in range(count)]
@@ -42,6 +45,8 @@ try:
         print(answer[:size] == data, answer[size:].decode())
 except OSError as error:
     print(type(error).__name__)
+sys.stdout.flush()
+os._exit(0)  # without a wait for threads, whose end takes libgcc
 """
 _serial = itertools.count()
 TALKING = ("python3", "-SI", "/opt/talk.py")
