@@ -137,7 +137,7 @@ def test_a_card_moved_in_advance_goes_where_it_is_not_wanted(prepared: Pair) -> 
     """A container without a network sees lo only, and the card is there for a later one."""
     prepared.vm.run(lambda: guest.configure("c1", Network(), deadline=time.monotonic() + 1))
     assert prepared.inner.names() == {"lo"}
-    assert prepared.vm.names() == {"lo", "rvcard000000"}
+    assert prepared.vm.names() == {"lo", "rvnic000000"}
     prepared.configure({"eth0": CARD})
     prepared.assert_alike()
 
@@ -263,8 +263,8 @@ def test_a_network_is_connected_and_disconnected(pair: Pair) -> None:
     pair.box.ip("link delete eth1", "route add 10.19.0.0/16 via 172.17.0.5")
     pair.configure({"eth0": CARD})
     assert pair.inner.names() == {"lo", "eth0"}
-    assert pair.vm.names() == {"lo", "rvcard000001"}
-    assert SECOND in pair.vm.ip("link show rvcard000001")
+    assert pair.vm.names() == {"lo", "rvnic000001"}
+    assert SECOND in pair.vm.ip("link show rvnic000001")
     routes = pair.inner.ip("route")
     assert "10.78.0.0/16" in routes
     assert "10.19.0.0/16" in routes
@@ -315,7 +315,7 @@ def test_cards_come_back_when_the_namespace_is_removed(pair: Pair) -> None:
     pair.box.ip("addr add 172.17.0.2/16 dev eth0", "link set eth0 up")
     pair.configure({"eth0": CARD})
     pair.vm.run(lambda: guest.remove_namespace("c1"))
-    assert pair.vm.names() == {"lo", "rvcard000000"}
+    assert pair.vm.names() == {"lo", "rvnic000000"}
     pair.vm.run(lambda: guest.make_namespace("c1"))
     pair.configure({"eth0": CARD})
 
