@@ -60,7 +60,11 @@ class Host:
         deadline = time.monotonic() + settle * process.FACTOR
         while True:
             now = self.snapshot().entries
-            left = {text for text, top in now.items() if text not in before and (not top or top not in before)}
+            left = {
+                text
+                for text, top in now.items()
+                if text not in before and (not top or top not in before) and not _is_of_older_vm(text, before)
+            }
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.1)
@@ -114,6 +118,13 @@ def remove_cgroups() -> None:
                 os.rmdir(directory)
             except OSError:
                 pass  # something lives in it: a test has said so
+
+
+def _is_of_older_vm(text: str, before: dict[str, str]) -> bool:
+    """Whether an entry is a file in the directory of a virtual machine that was there: it goes with that."""
+    kind, _, path = text.partition(" ")
+    head, mark, rest = path.partition("/sandboxes/")
+    return bool(mark) and kind in ("file", "directory") and f"directory {head}{mark}{rest.split('/')[0]}" in before
 
 
 def _process(pid: int) -> str:

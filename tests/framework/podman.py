@@ -74,7 +74,8 @@ class Podman(Engine):
             "overlay",
         ]
         config = f"CONTAINERS_CONF={self.directory}/containers.conf"
-        return ["env", config, "podman", *flags, "--runtime", self.runtime.path, *args]
+        quiet = "PODMAN_IGNORE_CGROUPSV1_WARNING=1"  # Podman 5 says on stderr that these cgroups are old
+        return ["env", config, quiet, "podman", *flags, "--runtime", self.runtime.path, *args]
 
     def call(self, *args: str, stdin: bytes | int = b"", timeout: float | None = None) -> Result:
         """A command to its end."""

@@ -28,7 +28,7 @@ def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: b
         "-machine", "q35,usb=off,vmport=off,smm=off,graphics=off,hpet=off,memory-backend=ram",
         "-accel", accelerator,
         "-cpu", "host" if machine.accelerator == "kvm" else "max,-erms,-fsrm",
-        "-smp", f"{machine.vcpus},sockets=1,cores={max_vcpus},threads=1,maxcpus={max_vcpus}",
+        "-smp", f"{max_vcpus},sockets=1,cores={max_vcpus},threads=1",
         "-m", f"{machine.memory_mib}M,maxmem={machine.memory_mib + machine.growth_mib}M",
         "-object", f"memory-backend-file,id=ram,size={machine.memory_mib}M,mem-path=/ram,share=on",
         "-object", f"memory-backend-file,id=more,size={machine.growth_mib}M,mem-path=/more,share=on",
@@ -51,5 +51,11 @@ def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: b
     if restore:
         argv += ["-incoming", "defer"]
     else:
-        argv += ["-kernel", machine.kernel, "-initrd", machine.initramfs, "-append", machine.cmdline]
+        argv += ["-kernel", machine.kernel, "-initrd", machine.initramfs, "-append", _cmdline(machine)]
     return argv
+
+
+def _cmdline(machine: Machine) -> str:
+    """The kernel's, which brings up as many processors as the machine begins with. The others are there and offline
+    until the agent takes them into use: Linux 6.12 counts none as hot-pluggable that QEMU tells it may come."""
+    return f"{machine.cmdline} maxcpus={machine.vcpus}"
