@@ -151,3 +151,16 @@ def add_veth(sock: Socket, name: str, peer: str, *, namespace: int = -1) -> None
     info = netlink.text(_INFO_KIND, "veth") + attribute(_INFO_DATA, attribute(_VETH_PEER, other))
     body = _HEAD.pack(0, 0, 0, 0, 0) + netlink.text(_NAME, name) + attribute(_INFO, info)
     sock.request(NEW_LINK, F_CREATE | F_EXCLUSIVE, body, f"make interface {name}")
+
+
+def bring_up_unused(name: str) -> None:
+    """Bring an interface up that the host's stack shall not use. Raises OSError."""
+    with Socket() as sock:
+        ifindex = link(sock, name).ifindex
+        try:
+            # no router solicitations, no multicast reports of the host's for the guest to see
+            set_link(sock, ifindex, address_mode=MODE_NONE)
+        except NetlinkError as error:
+            if error.errno != errno.EAFNOSUPPORT:  # a host without IPv6
+                raise
+        set_link(sock, ifindex, up=True, arp=False)

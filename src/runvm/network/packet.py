@@ -8,7 +8,6 @@ the NIC's socket is bound to the other, beside the sockets (packet(7)).
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import socket
@@ -17,7 +16,7 @@ from contextlib import suppress
 
 from runvm.errors import VmmError
 from runvm.linux import links, syscalls
-from runvm.linux.netlink import NetlinkError, Socket
+from runvm.linux.netlink import Socket
 from runvm.linux.netns import in_namespace
 
 _SIOCETHTOOL = 0x8946
@@ -60,10 +59,10 @@ class Ports:
             links.add_veth(sock, name, peer, namespace=self._namespace)
             _without_checksum_offload(name)
         in_namespace(self._namespace, lambda: self._bind(number, peer))
-        quiet(name)
+        links.bring_up_unused(name)
 
     def _bind(self, number: int, peer: str) -> None:
-        quiet(peer)
+        links.bring_up_unused(peer)
         self.sockets[number].bind((peer, _ETH_P_ALL))
 
     def close(self) -> None:
@@ -73,18 +72,6 @@ class Ports:
         self.sockets = []
         with suppress(OSError):
             os.close(self._namespace)
-
-
-def quiet(name: str) -> None:
-    """Bring an interface up that the host's stack shall not use. Raises OSError."""
-    with Socket() as sock:
-        ifindex = links.link(sock, name).ifindex
-        try:
-            links.set_link(sock, ifindex, address_mode=links.MODE_NONE)
-        except NetlinkError as error:
-            if error.errno != errno.EAFNOSUPPORT:  # a host without IPv6
-                raise
-        links.set_link(sock, ifindex, up=True, arp=False)
 
 
 def _without_checksum_offload(name: str) -> None:

@@ -97,7 +97,7 @@ def create_tap(name: str) -> int:
             fcntl.ioctl(fd, _TUNSETIFF, request)
         except OSError as error:
             raise OSError(error.errno, f"make tap {name}: {error.strerror}") from None
-        _bring_up(name)
+        links.bring_up_unused(name)
     except BaseException:
         os.close(fd)
         raise
@@ -135,19 +135,7 @@ def move_tap(name: str, old: int, new: int) -> None:
             links.set_link(sock, links.link(sock, name).ifindex, namespace=new, name=name)
 
     in_namespace(old, send)
-    in_namespace(new, lambda: _bring_up(name))
-
-
-def _bring_up(name: str) -> None:
-    with Socket() as sock:
-        ifindex = links.link(sock, name).ifindex
-        try:
-            # no router solicitations, no multicast reports of the host's for the guest to see
-            links.set_link(sock, ifindex, address_mode=links.MODE_NONE)
-        except NetlinkError as error:
-            if error.errno != errno.EAFNOSUPPORT:  # a host without IPv6
-                raise
-        links.set_link(sock, ifindex, up=True, arp=False)
+    in_namespace(new, lambda: links.bring_up_unused(name))
 
 
 def wire(interface: str, tap: str, *, resolver: bool = False) -> None:
