@@ -23,16 +23,19 @@ _LOGS = (
     ("console", "console.log"),
 )
 _LINES = 12
+_BYTES = 8192  # of a log: QEMU says the same of each queue of a share whose daemon has gone
 
 
 def last_lines(directory: str, *, console: str = "") -> str:
-    """The last lines of a sandbox's logs and of its *console*, each after the name of who said it."""
+    """The last lines of a sandbox's logs and of its *console*, each after the name of who said it; one that was said
+    again and again stands once."""
     found = []
     for name, file in _LOGS:
-        text = files.tail(f"{directory}/{file}")
+        text = files.tail(f"{directory}/{file}", _BYTES)
         if name == "console":
             text = console or printable(text)
-        found += [f"{name}: {line}" for line in text.splitlines()[-_LINES:] if line.strip()]
+        lines = dict.fromkeys(line for line in text.splitlines() if line.strip())
+        found += [f"{name}: {line}" for line in list(lines)[-_LINES:]]
     return "\n".join(found)
 
 
