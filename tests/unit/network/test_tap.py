@@ -224,10 +224,13 @@ def test_bulk_data_passes_at_the_speed_of_the_link(wired: Wired) -> None:
     wired.outside.ip("addr add 10.8.0.1/24 dev plain", "link set plain up")
     plain.ip("addr add 10.8.0.2/24 dev eth0", "link set eth0 up")
     try:
-        # the best of a few: the machine has other things to do
-        direct = max(rate(plain, wired.outside, "10.8.0.1") for _ in range(3))
-        there = max(rate(wired.guest, wired.outside, "10.7.0.1") for _ in range(3))
-        back = max(rate(wired.outside, wired.guest, "10.7.0.2") for _ in range(3))
+        direct = there = back = 0.0
+        for _ in range(10):  # the best of some, side by side: the machine has other things to do
+            direct = max(direct, rate(plain, wired.outside, "10.8.0.1"))
+            there = max(there, rate(wired.guest, wired.outside, "10.7.0.1"))
+            back = max(back, rate(wired.outside, wired.guest, "10.7.0.2"))
+            if min(there, back) > direct / 2:
+                break
         print(f"direct {direct:.0f} MB/s, out {there:.0f} MB/s, in {back:.0f} MB/s")
         assert min(there, back) > direct / 2
     finally:
