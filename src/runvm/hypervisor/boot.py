@@ -14,7 +14,7 @@ from runvm import __version__
 from runvm.errors import DeadlineError, GuestError, HostError, RunvmError, VmmError
 from runvm.hypervisor import jail, ram
 from runvm.hypervisor.driver import Driver, Endpoints, Machine, Vm
-from runvm.linux import files, process
+from runvm.linux import architecture, files, process
 from runvm.log import log
 from runvm.protocol import frames, messages, version
 
@@ -128,6 +128,7 @@ def machine_for(
     cmdline = f"{driver.kernel_args}{extra} {_AGENT} {config.kernel_args}".strip()
     vcpus = min(vcpus, driver.capabilities.max_vcpus)
     return Machine(
+        architecture.chosen(config.arch),
         accelerator,
         vcpus,
         _max_vcpus(vcpus) if driver.capabilities.hotplug_cpu else vcpus,
