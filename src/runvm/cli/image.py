@@ -28,8 +28,8 @@ COMMAND = Command(
             description="Build the guest image from Debian's packages: downloaded and unpacked, never installed on "
             "this host, and of the same release on every host. An image that is there is built anew of the packages "
             "that it has, and a warning says when newer ones are there; --update takes those. Fast where nothing has "
-            "changed. Prints the image's name. Containers of another architecture than this host's (--arch) need an image "
-            "of their own, which is kept beside this host's.",
+            "changed. Prints the image's name. Containers of another architecture than this host's need an image of "
+            "that one (--arch), which is kept beside this host's.",
             examples=(
                 ("", "runvm image build"),
                 ("security updates of the guest", "runvm image build --update"),

@@ -190,9 +190,7 @@ class Creation:
         spec = self._plan.spec
         kinds = tuple(kind for kind in placement.JOINED if kind in spec.namespaces)
         pod = placement.pod_of(spec)
-        placement.enlist(
-            place.sandbox, self._cid, self._record.shim, kinds, self._cgroup.directories, pod, place.arch
-        )
+        placement.enlist(place.sandbox, self._cid, self._record.shim, kinds, self._cgroup.directories, pod, place.arch)
 
     def run_hooks(self) -> None:
         """Those of config.json that `create` runs."""

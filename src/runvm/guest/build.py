@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from runvm import __version__
 from runvm.config import Config
 from runvm.errors import HostError, reason
-from runvm.guest import assemble, cpio, current, kernel, packages, pythonpath, store
+from runvm.guest import assemble, cpio, kernel, packages, pythonpath, store
 from runvm.guest.assemble import Sources
 from runvm.guest.plan import Plan, Report, described, gather
 from runvm.guest.programs import Root
@@ -25,9 +25,9 @@ from runvm.guest.programs import Root
 Progress = Callable[[str], None]
 
 
-def build(config: Config, report: Report, *, update: bool) -> str:
-    """Build the image of the architecture that *config* names, make it that one's current, return its directory;
-    *update* takes the archive's newest packages.
+def build(config: Config, report: Report, link: str, *, update: bool) -> str:
+    """Build the image of the architecture that *config* names, let *link* lead to it, return its directory; *update*
+    takes the archive's newest packages.
 
     Raises: HostError, DeadlineError (the lock).
     """
@@ -39,7 +39,7 @@ def build(config: Config, report: Report, *, update: bool) -> str:
         with store.locked(base, report.progress):
             work = tempfile.mkdtemp(prefix=store.TEMPORARY, dir=base)
             try:
-                return _build(config, base, work, report, update)
+                return _build(config, base, work, report, link, update)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except PermissionError as error:
@@ -50,9 +50,8 @@ def build(config: Config, report: Report, *, update: bool) -> str:
         os.umask(umask)
 
 
-def _build(config: Config, base: str, work: str, report: Report, update: bool) -> str:
+def _build(config: Config, base: str, work: str, report: Report, link: str, update: bool) -> str:
     progress = report.progress
-    link = current.link(config.arch)
     before = store.manifests(base).get(os.path.realpath(os.path.join(base, link)), {})
     plan, debs = gather(config, os.path.join(config.data_dir, "cache"), before, report, update=update)
     images = store.manifests(base)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from runvm import __version__
 from runvm.errors import ConfigError, HostError
-from runvm.guest import current
 from runvm.linux import architecture
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ class Image(NamedTuple):
 
 
 class Built(NamedTuple):
-    """An image on this host, as `image list` shows it: *current* for its architecture, or not; *packages_taken* is when the archive had its packages as the
-    newest, 0 where that isn't known."""
+    """An image on this host, as `image list` shows it; *packages_taken* is when the archive had its packages as the
+    newest, 0 where that isn't known; each architecture has one that is *current*."""
 
     name: str
     directory: str
@@ -66,6 +65,11 @@ class Manifest(NamedTuple):
 def images_directory(config: Config) -> str:
     """Where the images are."""
     return os.path.join(config.data_dir, "images")
+
+
+def link(arch: str) -> str:
+    """The name of the symlink to the image of the setting `arch` that was built last: each architecture has one."""
+    return f"current-{arch}" if architecture.is_foreign(arch) else "current"
 
 
 def resolve(config: Config, kernel_format: str = "bzImage") -> Image:
@@ -143,7 +147,7 @@ def build(
     from runvm.guest import build as builder
     from runvm.guest.plan import Report
 
-    return _read(builder.build(config, Report(progress, notice), update=update))
+    return _read(builder.build(config, Report(progress, notice), link(config.arch), update=update))
 
 
 def list_images(config: Config) -> list[Built]:
@@ -157,8 +161,8 @@ def list_images(config: Config) -> list[Built]:
         except HostError:
             continue
         size = sum(manifest.sizes.values())
-        link = os.path.join(base, current.link(manifest.architecture))
-        is_current = os.path.realpath(directory) == os.path.realpath(link)
+        latest = os.path.join(base, link(manifest.architecture))
+        is_current = os.path.realpath(directory) == os.path.realpath(latest)
         version, taken = manifest.kernel_version, manifest.packages_taken
         found.append(Built(name, directory, manifest.architecture, version, taken, manifest.created, size, is_current))
     return sorted(found, key=lambda image: (image.created, image.name), reverse=True)
@@ -194,7 +198,7 @@ def _locate(config: Config) -> str:
     base = images_directory(config)
     foreign = architecture.is_foreign(config.arch)
     if not config.image or foreign:
-        latest = os.path.join(base, current.link(config.arch))
+        latest = os.path.join(base, link(config.arch))
         if not os.path.exists(latest):
             kind = f"{config.arch} guest image" if foreign else "guest image"
             raise HostError(f"there is no {kind} in {base}", do=_how_to_build(config))

@@ -184,7 +184,7 @@ def stdlib(root: Root, tools: Root, imports: tuple[str, ...]) -> list[str]:
 
 
 def compile_all(tools: Root, jobs: list[tuple[str, str, str]], scratch: str) -> None:
-    """Write bytecode by the compiler of *tools*' Python: *jobs* are (source, target, the file name that tracebacks show).
+    """Write bytecode by the Python of *tools*: *jobs* are (source, target, the file name that tracebacks show).
 
     Unchecked: the image never changes, so no import has to stat or read a source.
     """

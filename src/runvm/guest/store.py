@@ -77,8 +77,8 @@ def note(directory: str, manifest: Mapping[str, object]) -> None:
     os.replace(f"{path}.new", path)
 
 
-def make_current(base: str, directory: str, link: str) -> None:
-    """Point *link* (of current.link()) at *directory*."""
+def make_current(base: str, directory: str, link: str = "current") -> None:
+    """Point *link* (image.link()) at *directory*."""
     temporary = os.path.join(base, f"{TEMPORARY}{link}")
     os.symlink(os.path.basename(directory), temporary)
     os.replace(temporary, os.path.join(base, link))

@@ -128,7 +128,6 @@ def machine_for(
     cmdline = f"{driver.kernel_args}{extra} {_AGENT} {config.kernel_args}".strip()
     vcpus = min(vcpus, driver.capabilities.max_vcpus)
     return Machine(
-        architecture.chosen(config.arch),
         accelerator,
         vcpus,
         _max_vcpus(vcpus) if driver.capabilities.hotplug_cpu else vcpus,
@@ -138,6 +137,7 @@ def machine_for(
         guest.initramfs,
         guest.key,
         cmdline,
+        architecture.chosen(config.arch),
     )
 
 

@@ -64,10 +64,9 @@ class Finding(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """A virtual machine to be: all that its template depends on. *architecture* is its processors', by Debian's name. Sizes are in MiB; *growth_mib* is how much memory it
-    can get later, *max_vcpus* how many virtual CPUs it can come to have."""
+    """A virtual machine to be: all that its template depends on. Sizes are in MiB; *growth_mib* is how much memory it
+    can get later, *max_vcpus* how many virtual CPUs it can come to have; *architecture* is Debian's name of it."""
 
-    architecture: str
     accelerator: str
     vcpus: int
     max_vcpus: int
@@ -77,6 +76,7 @@ class Machine(NamedTuple):
     initramfs: str
     image_key: str
     cmdline: str
+    architecture: str = "amd64"
 
 
 class Endpoints(NamedTuple):

@@ -28,7 +28,7 @@ def load(config: Config) -> Driver:
     driver = _load(config)
     if architecture.is_foreign(config.arch) and config.arch not in driver.capabilities.architectures:
         raise ConfigError(
-            f"hypervisor '{driver.name}' runs no containers for {config.arch}, only this host's ({architecture.host()})",
+            f"hypervisor '{driver.name}' runs containers for {architecture.host()} alone, not for {config.arch}",
             do='set hypervisor = "qemu"',
         )
     return driver

@@ -27,8 +27,8 @@ pod that joins one finds that no container owns it. A path below /proc is that o
 
 
 class Placement(NamedTuple):
-    """The VM to join (or a new one), per namespace type the container of that VM whose namespace is joined, and the VM's
-    architecture."""
+    """The VM to join (or a new one), per namespace type the container of that VM whose namespace is joined, and the
+    architecture of the VM."""
 
     sandbox: Sandbox
     joins: dict[str, str]
