@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import glob
 import os
-import subprocess
 
 from framework import images
 from runvm.config import Config
 from runvm.errors import RunvmError
-from runvm.guest import archive, image
+from runvm.guest import archive, image, packages
 from runvm.guest.apt import Apt
+from runvm.guest.programs import Root
 from runvm.hypervisor.qemu.driver import Qemu
 from runvm.linux.architecture import KNOWN, host
 
@@ -32,14 +31,22 @@ def lacks(architecture: str) -> str:
 def busybox(architecture: str) -> str:
     """The path of Debian's busybox-static for *architecture*, fetched by apt and kept in the tests' cache."""
     directory = f"{images.CACHE}/busybox-{architecture}"
-    if not glob.glob(f"{directory}/usr/bin/busybox"):
-        os.makedirs(images.CACHE, exist_ok=True)
-        apt = Apt(images.CACHE, archive.chosen(Config()), architecture)
-        if not apt.fetched():
-            apt.refresh()
-        package = apt.closure(("busybox-static",))["busybox-static"]
-        deb = apt.fetch((package,))[package.name]
+    if not os.path.exists(directory):
         partial = f"{directory}.{os.getpid()}"
-        subprocess.run(["dpkg-deb", "--extract", deb, partial], check=True, timeout=60)
+        unpack(partial, architecture, "busybox-static", alone=True)
         os.rename(partial, directory)
     return f"{directory}/usr/bin/busybox"
+
+
+def unpack(target: str, architecture: str, *names: str, alone: bool = False) -> None:
+    """Fill *target* (made here) with Debian's packages *names* for *architecture*, with all that they depend on unless
+    *alone*. Nothing of them is run, so what their scripts would set up isn't."""
+    os.makedirs(images.CACHE, exist_ok=True)
+    apt = Apt(images.CACHE, archive.chosen(Config()), architecture)
+    if not apt.fetched():
+        apt.refresh()
+    found = apt.closure(names)
+    wanted = [found[name] for name in (names if alone else found)]
+    Root(target).make_merged_usr()
+    for deb in apt.fetch(wanted).values():
+        packages.unpack(deb, target)
