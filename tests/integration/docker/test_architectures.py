@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from framework import foreign, rootfs
+from framework import archives, foreign, rootfs
 from framework.foreign import OTHER
 from runvm.linux.architecture import KNOWN
 
@@ -30,15 +29,21 @@ int main(void) { struct utsname name; uname(&name); printf("built on %s\\n", nam
 """
 
 
+def load(docker: Dockerd, name: str, root: str, scratch: str) -> None:
+    """Have the image *name* of the directory *root*; Docker 20.10's `import` would take it for the host's."""
+    path = f"{scratch}/{name.replace(':', '-')}.tar"
+    archives.write(path, name=name, root=root, command=["sh"], architecture=OTHER)
+    docker.ok("load", "--input", path, timeout=200)
+
+
 @pytest.fixture(scope="module")
 def image(docker: Dockerd, scratch: str) -> str:
     """An image of busybox for the other architecture."""
     path = f"{scratch}/docker-{OTHER}"
     rootfs.make(path, OTHER)
-    tar = subprocess.run(["tar", "-C", path, "-c", "."], check=True, capture_output=True, timeout=60)
-    docker.ok("import", *PLATFORM, "--change", "ENV PATH=/bin:/usr/bin", "-", IMAGE, stdin=tar.stdout)
+    load(docker, IMAGE, path, scratch)
     # the first one boots, and leaves the template that the others start from
-    docker.call("run", "--rm", *PLATFORM, IMAGE, "true", timeout=400)
+    docker.ok("run", "--rm", *PLATFORM, IMAGE, "true", timeout=400)
     return IMAGE
 
 
@@ -61,8 +66,7 @@ def test_network_volumes_exec_and_stop(docker: Dockerd, image: str) -> None:
 def test_the_classic_builder_compiles_for_the_platform(docker: Dockerd, scratch: str) -> None:
     base = f"{scratch}/compiler-{OTHER}"
     foreign.unpack(base, OTHER, "tcc", "libc6-dev", "bash", "coreutils", "dash")
-    tar = subprocess.run(["tar", "-C", base, "-c", "."], check=True, capture_output=True, timeout=120)
-    docker.ok("import", *PLATFORM, "-", "compiler:test", stdin=tar.stdout, timeout=200)
+    load(docker, "compiler:test", base, scratch)
     written = SOURCE.replace("\\", "\\\\").replace("\n", "\\n")
     lines = (
         "FROM compiler:test",
