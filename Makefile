@@ -21,7 +21,7 @@ BIN = $(VENV)/bin
 RUN = PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 $(PYTHON)
 
 .DELETE_ON_ERROR:
-.PHONY: all docs help deps test-deps image kernel demo test test-kvm bench bench-check unit lint format install uninstall deb wheel clean FORCE
+.PHONY: all docs help deps test-deps image image-other kernel demo test test-kvm bench bench-check unit lint format install uninstall deb wheel clean FORCE
 
 all: build/package/.done build/runvm build/runvm.8 build/runvm.bash build/runvm@.service  ## build: bytecode, manual page, completion
 
@@ -99,6 +99,11 @@ test-deps: deps  ## install the packages that the tests need besides
 image:  ## build the guest image, if it isn't built
 	$(RUN) -m runvm image build
 
+OTHER_ARCH = $(if $(filter aarch64,$(shell uname -m)),amd64,arm64)
+
+image-other:  ## the same for containers of another architecture than this host's
+	$(RUN) -m runvm image build --arch $(OTHER_ARCH)
+
 DATA_DIR ?= /var/lib/runvm
 
 kernel:  ## build the guest's kernel for User Mode Linux from the distribution's sources, if it isn't built; minutes
@@ -114,7 +119,7 @@ $(BIN)/.done: packaging/deps/python-test.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-test: test-deps $(BIN)/.done image  ## all tests, as root, under an hour; TESTFLAGS="-k lifecycle" runs some, RUNTIME=runc proves them on runc
+test: test-deps $(BIN)/.done image image-other  ## all tests, as root, under an hour; TESTFLAGS="-k lifecycle" runs some, RUNTIME=runc proves them on runc
 	$(BIN)/pytest tests/unit tests/packages tests/integration tests/faults tests/kvm $(TESTFLAGS)
 
 test-kvm: test-deps $(BIN)/.done image  ## the tests that want KVM, on an emulated host where it works: 20 minutes; TESTFLAGS="-m short": 8

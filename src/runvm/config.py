@@ -21,7 +21,7 @@ DEFAULT_FILE = "/etc/runvm/config.toml"
 FILE_VARIABLE = "RUNVM_CONFIG"
 ANNOTATION_PREFIX = "io.runvm."
 # What a container's author may choose: sizes within the bounds below, never paths or anything of the host's
-CONTAINER_KEYS = ("vcpus", "memory_mib", "template")
+CONTAINER_KEYS = ("vcpus", "memory_mib", "template", "arch")
 
 
 class Config(NamedTuple):
@@ -29,6 +29,7 @@ class Config(NamedTuple):
 
     hypervisor: str = "qemu"
     accelerator: str = "auto"
+    arch: str = "auto"
     qemu: str = ""
     virtiofsd: str = ""
     image: str = ""
@@ -81,7 +82,11 @@ SETTINGS: dict[str, Setting] = {
         "kvm, tcg (emulation), or auto: KVM where a guest really boots with it, else emulation",
         choices=("auto", "kvm", "tcg"),
     ),
-    "qemu": Setting("QEMU's program; empty: found on PATH", path=True),
+    "arch": Setting(
+        "the processor architecture of containers: auto (the one that a container's programs are for), or always that",
+        choices=("auto", "amd64", "arm64"),
+    ),
+    "qemu": Setting("QEMU's program for this host's architecture; empty: found on PATH", path=True),
     "virtiofsd": Setting("the virtiofs daemon; empty: found by QEMU's own descriptions", path=True),
     "image": Setting("the guest image, a name from 'runvm image list' or a path; empty: the newest that was built"),
     "kernel": Setting("a guest kernel of your own instead of the image's", path=True),

@@ -7,10 +7,12 @@ import io
 import json
 import tarfile
 
+from runvm.linux.architecture import host
 
-def write(path: str, *, name: str, root: str, command: list[str], user: str = "") -> None:
+
+def write(path: str, *, name: str, root: str, command: list[str], user: str = "", architecture: str = "") -> None:
     """Write an image called *name* to the file *path*: one layer, the directory *root*; *command* as its CMD, *user*
-    as its USER."""
+    as its USER; for the host's *architecture* unless another is named."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         tar.add(root, arcname=".")
@@ -18,7 +20,7 @@ def write(path: str, *, name: str, root: str, command: list[str], user: str = ""
     settings = {"Cmd": command, "Env": ["PATH=/bin:/usr/bin"], "User": user}
     config = json.dumps(
         {
-            "architecture": "amd64",
+            "architecture": architecture or host(),
             "os": "linux",
             "config": settings,
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},

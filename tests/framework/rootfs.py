@@ -13,22 +13,32 @@ PASSWD = (
 GROUP = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\nuser:x:1000:\nextra:x:2000:user\n"
 
 
+ARCH = os.environ.get("ARCH", "")
+"""The architecture of the containers' programs, by Debian's name; empty: the host's."""
+
+
 def find_busybox() -> str:
-    """The statically linked busybox of Debian's busybox-static. Raises FileNotFoundError."""
+    """The host's statically linked busybox, of Debian's busybox-static. Raises FileNotFoundError."""
     path = shutil.which("busybox")
     if path is None:
         raise FileNotFoundError("busybox isn't there: apt-get install busybox-static")
     return path
 
 
-def make(target: str) -> None:
-    """Fill *target* (made here) with busybox, its applets, and the few files that programs look for."""
+def make(target: str, architecture: str = ARCH) -> None:
+    """Fill *target* (made here) with busybox for *architecture* ('': the host's), its applets, and the few files that
+    programs look for."""
     busybox = find_busybox()
+    program = os.path.realpath(busybox)
+    if architecture:
+        from framework import foreign
+
+        program = foreign.busybox(architecture)
     for name in ("bin", "dev", "etc", "home/user", "proc", "root", "sys", "tmp", "usr/bin", "var"):
         os.makedirs(f"{target}/{name}")
     os.chmod(f"{target}/tmp", 0o1777)
     os.chown(f"{target}/home/user", 1000, 1000)
-    shutil.copy(os.path.realpath(busybox), f"{target}/bin/busybox")
+    shutil.copy(program, f"{target}/bin/busybox")
     applets = subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True, timeout=10).stdout
     for applet in applets.split():
         if applet != "busybox":

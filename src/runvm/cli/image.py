@@ -21,12 +21,20 @@ COMMAND = Command(
         Command(
             "build",
             help="build the guest image and make it the current one",
-            flags=(Flag("update", "take the newest packages, security updates among them", "u"),),
+            flags=(
+                Flag("update", "take the newest packages, security updates among them", "u"),
+                Flag("arch", "the processor architecture of the guest", metavar="ARCH", choices=("amd64", "arm64")),
+            ),
             description="Build the guest image from Debian's packages: downloaded and unpacked, never installed on "
             "this host, and of the same release on every host. An image that is there is built anew of the packages "
             "that it has, and a warning says when newer ones are there; --update takes those. Fast where nothing has "
-            "changed. Prints the image's name.",
-            examples=(("", "runvm image build"), ("security updates of the guest", "runvm image build --update")),
+            "changed. Prints the image's name. Containers of another architecture than this host's need an image of "
+            "that one (--arch), which is kept beside this host's.",
+            examples=(
+                ("", "runvm image build"),
+                ("security updates of the guest", "runvm image build --update"),
+                ("for containers of another architecture", "runvm image build --arch arm64"),
+            ),
         ),
         Command(
             "list",
@@ -42,7 +50,7 @@ COMMAND = Command(
             help="remove old guest images",
             flags=(Flag("keep", "how many of the newest stay", metavar="N", default="1", number=True),),
             description="Remove all but the newest images. The current one stays, and those that a virtual machine "
-            "runs from. Prints the names of the removed ones.",
+            "runs from, and --keep counts for each architecture. Prints the names of the removed ones.",
             examples=(("", "runvm image prune --keep 2"),),
         ),
     ),
@@ -54,11 +62,13 @@ COMMAND = Command(
 def run(ctx: Context, args: Args) -> int:
     """Call the subcommand's verb."""
     from runvm.guest import image
+    from runvm.linux import architecture
 
     if args.command.name == "build":
         from runvm.log import log, progress
 
-        write(image.build(ctx.config, progress, log.warning, update=args.on("update")).name + "\n")
+        config = ctx.config._replace(arch=args.text("arch") or architecture.chosen(ctx.config.arch))
+        write(image.build(config, progress, log.warning, update=args.on("update")).name + "\n")
     elif args.command.name == "list":
         built = image.list_images(ctx.config)
         if args.on("quiet"):
@@ -82,10 +92,11 @@ def keep_of(args: Args) -> int:
 
 def rendered(built: list[Built]) -> str:
     """The table of `image list`."""
-    rows = [["NAME", "KERNEL", "PACKAGES OF", "CREATED", "SIZE", "CURRENT"]]
+    rows = [["NAME", "ARCH", "KERNEL", "PACKAGES OF", "CREATED", "SIZE", "CURRENT"]]
     rows += [
         [
             each.name,
+            each.architecture,
             each.kernel_version,
             age(each.packages_taken),
             timestamp(each.created),

@@ -9,8 +9,10 @@ from runvm import __version__
 from runvm.checkpoint import image, support
 from runvm.container import state
 from runvm.errors import HostError, RunvmError, StateError, reason
+from runvm.hypervisor import drivers
 from runvm.hypervisor.driver import Machine
 from runvm.linux import files, process
+from runvm.linux.architecture import is_foreign
 from runvm.log import log
 from runvm.protocol import frames, messages, version
 from runvm.sandbox import registry
@@ -108,6 +110,8 @@ def _end(connection: socket.socket, *, keep: bool) -> None:
 
 def _manifest(ctx: Context, cid: str, driver: Driver, stopped: Stopped) -> image.Manifest:
     machine = Machine(**stopped.machine)
+    if is_foreign(machine.architecture):
+        driver = drivers.load(ctx.config._replace(arch=machine.architecture))
     config = state.load_config(ctx, cid)
     return image.Manifest(
         format=image.FORMAT,

@@ -49,7 +49,7 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
         failed.callback(clear, ctx, cid)
         creation = Creation(ctx, cid, plan, failed, held)
         creation.make_cgroup()
-        with placement.placed(ctx.config, plan.spec, cid) as place, explaining(place.sandbox):
+        with placement.placed(plan.config, plan.spec, cid) as place, explaining(place.sandbox):
             creation.start_shim(place)
             creation.start_vm()
             creation.enlist(place)
@@ -189,9 +189,8 @@ class Creation:
         """From here on others find the container in its VM."""
         spec = self._plan.spec
         kinds = tuple(kind for kind in placement.JOINED if kind in spec.namespaces)
-        placement.enlist(
-            place.sandbox, self._cid, self._record.shim, kinds, self._cgroup.directories, placement.pod_of(spec)
-        )
+        pod = placement.pod_of(spec)
+        placement.enlist(place.sandbox, self._cid, self._record.shim, kinds, self._cgroup.directories, pod, place.arch)
 
     def run_hooks(self) -> None:
         """Those of config.json that `create` runs."""

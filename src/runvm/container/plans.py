@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from runvm.container import guest_spec, passed, terminal
+from runvm.container import architecture, guest_spec, passed, terminal
 from runvm.errors import UnsupportedError
 from runvm.linux import process
+from runvm.linux.architecture import is_foreign
 from runvm.log import log
 from runvm.protocol import names
 from runvm.sandbox import placement
@@ -53,7 +54,11 @@ def plan(ctx: Context, cid: str, options: CreateOptions, *, own_terminal: bool) 
         log.info(f"devices of the host that are not in the virtual machine: {', '.join(guest.notes)}")
     if placement.pod_of(spec):
         guest_spec.check_propagation(spec)
-    found = ContainerPlan(spec, guest, _config(ctx, spec), handed, _has_network(ctx, spec))
+    program = architecture.Program(spec.process.args, spec.process.env, spec.process.cwd)
+    config = architecture.settle(_config(ctx, spec), guest.view.rootfs, program)
+    if is_foreign(config.arch):
+        guest = guest._replace(spec=architecture.with_seccomp(guest.spec, config.arch))
+    found = ContainerPlan(spec, guest, config, handed, _has_network(ctx, spec))
     log.debug("create: config.json read")
     return found
 

@@ -14,6 +14,7 @@ from runvm.container.checkpoint import cpu_of, shape
 from runvm.errors import CheckpointError, UnsupportedError
 from runvm.hypervisor.driver import Machine
 from runvm.linux import syscalls
+from runvm.linux.architecture import KNOWN, is_foreign
 from runvm.log import log
 from runvm.protocol import messages, version
 from runvm.sandbox import placement, registry, sizes
@@ -57,14 +58,18 @@ def restore(
     """
     driver = support.check(ctx.config, "restore")
     saved = read(image_path)
+    config = ctx.config._replace(arch=saved.machine.architecture)
+    if is_foreign(config.arch):
+        driver = support.check(config, "restore")
     plan = plans.plan(ctx, cid, options, own_terminal=terminal_master is not None)
-    _check_versions(saved, ctx.config, driver)
+    plan = plan._replace(config=plan.config._replace(arch=config.arch))
+    _check_versions(saved, config, driver)
     _check_bundle(saved, plan)
     with state.claim(ctx, cid), ExitStack() as failed, ExitStack() as held:
         failed.callback(create.clear, ctx, cid)
         restoration = _Restoration(ctx, cid, plan, failed, held)
         restoration.make_cgroup()
-        with placement.placed(ctx.config, plan.spec, cid) as place, create.explaining(place.sandbox):
+        with placement.placed(plan.config, plan.spec, cid) as place, create.explaining(place.sandbox):
             if not place.new:
                 raise UnsupportedError("a checkpoint can't be restored into another container's virtual machine")
             restoration.start_shim(place)
@@ -115,6 +120,7 @@ def read(directory: str) -> Saved:
         or place in (".", "..")
         or not _PLACE_CHARACTERS.issuperset(place)
         or machine.accelerator not in ("kvm", "tcg")
+        or machine.architecture not in KNOWN
     ):
         raise damaged
     return Saved(directory, manifest, machine, stopped, data)

@@ -9,9 +9,10 @@ import os
 import shutil
 import stat
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from runvm.errors import HostError
-from runvm.guest import commands, cpio, elf, kernel, pythonpath
+from runvm.guest import commands, cpio, elf, kernel, ldcache, pythonpath
 from runvm.guest.programs import Root
 
 _INIT = """#!{python} -SIBu
@@ -43,20 +44,33 @@ NODES = (
 )
 
 
-def fill(stage: Root, root: Root, agent: pythonpath.Agent, modules: str, release: str, scratch: str) -> list[str]:
-    """Make *stage* the guest's root of *root*'s packages and *modules*; returns the names of the kernel modules in it.
+class Sources(NamedTuple):
+    """What an initramfs is made of: unpacked packages, the agent, the directory of kernel modules and the kernel's
+    release. *tools* are packages that run on this host: *root* itself, or the same for the host's architecture."""
+
+    architecture: str
+    root: Root
+    tools: Root
+    agent: pythonpath.Agent
+    modules: str
+    release: str
+
+
+def fill(stage: Root, sources: Sources, scratch: str) -> list[str]:
+    """Make *stage* the guest's root of *sources*; returns the names of the kernel modules in it.
 
     Raises HostError where a package lacks something, or the agent can't be imported in the result.
     """
+    _, root, tools, agent, modules, release = sources
     stage.make_merged_usr()
     for name in _EMPTY:
         os.makedirs(stage.at(name), exist_ok=True)
     os.chmod(stage.at("tmp"), 0o1777)
     _strip_crun(root)
     python = pythonpath.interpreter(root)
-    library = pythonpath.stdlib(root, agent.imports)
+    library = pythonpath.stdlib(root, tools, agent.imports)
     extensions = [path for path in library if path.endswith(".so")]
-    _copy_programs(stage, root, [python, _CRUN, "/bin/kmod"], extensions)
+    _copy_programs(stage, sources, [python, _CRUN, "/bin/kmod"], extensions)
     for name in ("modprobe", "insmod", "rmmod", "lsmod", "depmod"):
         os.symlink("../bin/kmod", stage.at(f"usr/sbin/{name}"))
     # For the shell of `runvm debug`
@@ -65,10 +79,11 @@ def fill(stage: Root, root: Root, agent: pythonpath.Agent, modules: str, release
     _write(stage.at("etc/passwd"), _PASSWD)
     _write(stage.at("etc/group"), _GROUP)
     _write(stage.at("init"), _INIT.format(python=python), executable=True)
-    _copy_python(stage, root, [path for path in library if path.endswith(".py")], agent, scratch)
+    _copy_python(stage, sources, [path for path in library if path.endswith(".py")], scratch)
     core = kernel.copy_core(modules, stage.at(f"usr/lib/modules/{release}"))
-    kernel.depmod(root, stage.path, release)
-    _check(stage, agent)
+    kernel.depmod(tools, stage.path, release)
+    if tools is root:
+        _check(stage, agent)
     return core
 
 
@@ -82,8 +97,9 @@ def _strip_crun(root: Root) -> None:
         file.write(elf.without_library(program, "libsystemd.so.0"))
 
 
-def _copy_programs(stage: Root, root: Root, programs: list[str], extensions: list[str]) -> None:
+def _copy_programs(stage: Root, sources: Sources, programs: list[str], extensions: list[str]) -> None:
     """*programs* and Python's *extensions* with the libraries that they load."""
+    root = sources.root
     libraries = root.libraries([*programs, *extensions])
     folders = sorted({os.path.dirname(path) for path in libraries})
     # glibc loads libgcc_s by name when a thread is cancelled, and aborts without it
@@ -92,21 +108,21 @@ def _copy_programs(stage: Root, root: Root, programs: list[str], extensions: lis
     for path in (*programs, *extensions, *libraries):
         _copy(root.real(path), stage.at(path), executable=path in programs or os.path.basename(path).startswith("ld"))
     # Without the cache each library is looked for in half a dozen directories by each program's start
-    _write(stage.at("etc/ld.so.conf"), "".join(f"{folder}\n" for folder in folders))
-    commands.run((root.real("/sbin/ldconfig"), "-X", "-i", "-r", stage.path))
-    shutil.rmtree(stage.at("var/cache"), ignore_errors=True)
+    with open(stage.at("etc/ld.so.cache"), "wb") as file:
+        file.write(ldcache.render(libraries, sources.architecture))
 
 
-def _copy_python(stage: Root, root: Root, library: Sequence[str], agent: pythonpath.Agent, scratch: str) -> None:
+def _copy_python(stage: Root, sources: Sources, library: Sequence[str], scratch: str) -> None:
     """The standard library as bytecode only, the agent as source and bytecode."""
+    root = sources.root
     jobs = [(root.at(path), stage.at(path) + "c", path) for path in library]
     tag = "cpython-" + pythonpath.interpreter(root).removeprefix("/usr/bin/python").replace(".", "")
-    for name in agent.files:
+    for name in sources.agent.files:
         target = f"/usr/lib/runvm/{name}"
         _copy(os.path.join(pythonpath.package_directory(), name), stage.at(target), executable=False)
         folder, stem = os.path.split(target.removesuffix(".py"))
         jobs.append((stage.at(target), stage.at(f"{folder}/__pycache__/{stem}.{tag}.pyc"), target))
-    pythonpath.compile_all(root, jobs, scratch)
+    pythonpath.compile_all(sources.tools, jobs, scratch)
 
 
 def _check(stage: Root, agent: pythonpath.Agent) -> None:

@@ -18,14 +18,16 @@ from runvm import __version__
 from runvm.config import Config
 from runvm.errors import HostError, reason
 from runvm.guest import assemble, cpio, kernel, packages, pythonpath, store
+from runvm.guest.assemble import Sources
 from runvm.guest.plan import Plan, Report, described, gather
 from runvm.guest.programs import Root
 
 Progress = Callable[[str], None]
 
 
-def build(config: Config, report: Report, *, update: bool) -> str:
-    """Build the image, make it the current one, return its directory; *update* takes the archive's newest packages.
+def build(config: Config, report: Report, link: str, *, update: bool) -> str:
+    """Build the image of the architecture that *config* names, let *link* lead to it, return its directory; *update*
+    takes the archive's newest packages.
 
     Raises: HostError, DeadlineError (the lock).
     """
@@ -37,7 +39,7 @@ def build(config: Config, report: Report, *, update: bool) -> str:
         with store.locked(base, report.progress):
             work = tempfile.mkdtemp(prefix=store.TEMPORARY, dir=base)
             try:
-                return _build(config, base, work, report, update)
+                return _build(config, base, work, report, link, update)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except PermissionError as error:
@@ -48,22 +50,23 @@ def build(config: Config, report: Report, *, update: bool) -> str:
         os.umask(umask)
 
 
-def _build(config: Config, base: str, work: str, report: Report, update: bool) -> str:
+def _build(config: Config, base: str, work: str, report: Report, link: str, update: bool) -> str:
     progress = report.progress
-    current = store.manifests(base).get(os.path.realpath(os.path.join(base, "current")), {})
-    plan, debs = gather(config, os.path.join(config.data_dir, "cache"), current, report, update=update)
+    before = store.manifests(base).get(os.path.realpath(os.path.join(base, link)), {})
+    plan, debs = gather(config, os.path.join(config.data_dir, "cache"), before, report, update=update)
     images = store.manifests(base)
     for directory, manifest in images.items():
         if manifest.get("inputs") == plan.inputs:
             progress(f"nothing has changed since {os.path.basename(directory)} was built")
             store.note(directory, {**manifest, "taken": plan.chosen.taken})
-            store.make_current(base, directory)
+            store.make_current(base, directory, link)
             return directory
     same_kernel = [path for path, manifest in images.items() if manifest.get("kernel_inputs") == plan.kernel_inputs]
     result = os.path.join(work, "image")
     os.mkdir(result)
     root = Root(os.path.join(work, "root"))
     root.make_merged_usr()
+    tools = _unpacked_tools(plan, work) or root
     if same_kernel:
         progress(
             f"unpacking {len(plan.chosen.userland)} packages, with the kernel of {os.path.basename(same_kernel[0])}"
@@ -79,15 +82,26 @@ def _build(config: Config, base: str, work: str, report: Report, update: bool) -
             other = pool.submit(_unpack, [debs[package.name] for package in plan.chosen.kernel], unpacked)
             _unpack([debs[package.name] for package in plan.chosen.userland], root)
             other.result()
-        release = _take_kernel(root, unpacked, result, progress)
+        release = _take_kernel(tools, unpacked, result, progress)
     progress("assembling the initramfs")
     stage = Root(os.path.join(work, "stage"))
-    core = assemble.fill(stage, root, plan.agent, os.path.join(result, "modules"), release, work)
+    modules = os.path.join(result, "modules")
+    core = assemble.fill(stage, Sources(plan.architecture, root, tools, plan.agent, modules, release), work)
     with open(os.path.join(result, "initramfs"), "wb") as file:
         cpio.write(stage.path, file, nodes=assemble.NODES)
     digest = _describe(result, plan, release, core)
     progress("writing to disk")
-    return store.publish(base, result, digest[:12])
+    return store.publish(base, result, digest[:12], link)
+
+
+def _unpacked_tools(plan: Plan, work: str) -> Root | None:
+    """The packages that the build runs, where they aren't the guest's own."""
+    if not plan.tools.packages:
+        return None
+    tools = Root(os.path.join(work, "tools"))
+    tools.make_merged_usr()
+    _unpack([plan.tools.debs[package.sha256] for package in plan.tools.packages], tools)
+    return tools
 
 
 def _unpack(debs: Sequence[str], root: Root) -> None:
@@ -95,11 +109,11 @@ def _unpack(debs: Sequence[str], root: Root) -> None:
         packages.unpack(deb, root.path)
 
 
-def _take_kernel(root: Root, unpacked: Root, result: str, progress: Progress) -> str:
+def _take_kernel(tools: Root, unpacked: Root, result: str, progress: Progress) -> str:
     """Move the kernel and its modules to the image, indexed by depmod; returns the kernel's release."""
     release = kernel.version(unpacked.path)
     progress(f"indexing the modules of {release}")
-    kernel.depmod(root, unpacked.path, release)
+    kernel.depmod(tools, unpacked.path, release)
     os.rename(unpacked.at(f"boot/vmlinuz-{release}"), os.path.join(result, "vmlinuz"))
     modules = os.path.join(result, "modules")
     os.rename(unpacked.at(f"usr/lib/modules/{release}"), modules)
@@ -151,6 +165,7 @@ def _describe(result: str, plan: Plan, release: str, core: list[str]) -> str:
             *(described(package, kernel=False) for package in plan.chosen.userland),
             *(described(package, kernel=True) for package in plan.chosen.kernel),
         ],
+        "tools": [described(package, kernel=False) for package in plan.tools.packages],
     }
     with open(os.path.join(result, "manifest.json"), "w") as file:
         json.dump(manifest, file, indent=2)

@@ -1,4 +1,4 @@
-"""Takes a shared library out of a program that can do without it, by the program's dynamic section.
+"""Reads which shared libraries a program needs, and takes one out that it can do without, by its dynamic section.
 
 crun needs libsystemd only where systemd is its cgroup manager or journald its log, neither of which a guest has; with
 the five libraries that come with it, it is most of what the dynamic linker does at each call of crun.
@@ -54,6 +54,41 @@ def without_library(program: bytes, library: str) -> bytes:
         raise HostError(f"a program of the guest's packages is no sound ELF file: {error}") from None
 
 
+def needed(program: bytes) -> list[str]:
+    """The libraries (sonames) that *program* is linked to; none for what is no 64-bit little-endian ELF file.
+
+    Raises HostError where its tables make no sense.
+    """
+    try:
+        return _needed(program)
+    except (struct.error, IndexError, KeyError, ValueError) as error:
+        raise HostError(f"a program of the guest's packages is no sound ELF file: {error}") from None
+
+
+def _needed(program: bytes) -> list[str]:
+    if not program.startswith(_IDENT):
+        return []
+    segments = _segments(program)
+    entries = _dynamic(program, segments)
+    if not entries:
+        return []
+    strings = _offset(segments, dict(entries)[_STRTAB])
+    starts = [strings + value for tag, value in entries if tag == _NEEDED]
+    return [program[start : program.index(b"\0", start)].decode() for start in starts]
+
+
+def _dynamic(program: bytes | bytearray, segments: list[_Segment]) -> list[tuple[int, int]]:
+    """Tags and values of the dynamic section; none in a static program."""
+    section = next((segment for segment in segments if segment.kind == _PT_DYNAMIC), None)
+    entries = []
+    if section is not None:
+        for tag, value in _DYNAMIC.iter_unpack(program[section.offset : section.offset + section.size]):
+            if tag == _NULL:
+                break
+            entries.append((tag, value))
+    return entries
+
+
 def _edited(program: bytes, library: bytes) -> bytes:
     if not program.startswith(_IDENT):
         return program
@@ -62,11 +97,7 @@ def _edited(program: bytes, library: bytes) -> bytes:
     dynamic = next((segment for segment in segments if segment.kind == _PT_DYNAMIC), None)
     if dynamic is None:
         return program
-    entries = []
-    for tag, value in _DYNAMIC.iter_unpack(data[dynamic.offset : dynamic.offset + dynamic.size]):
-        if tag == _NULL:
-            break
-        entries.append((tag, value))
+    entries = _dynamic(data, segments)
     tables = dict(entries)
     strings = _offset(segments, tables[_STRTAB])
 
@@ -94,7 +125,7 @@ def _edited(program: bytes, library: bytes) -> bytes:
     return bytes(data)
 
 
-def _segments(data: bytearray) -> list[_Segment]:
+def _segments(data: bytes | bytearray) -> list[_Segment]:
     (headers,) = struct.unpack_from("<Q", data, 32)
     size, count = struct.unpack_from("<HH", data, 54)
     found = []

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from runvm import __version__
 from runvm.errors import ConfigError, HostError
+from runvm.linux import architecture
 
 if TYPE_CHECKING:
     from runvm.config import Config
@@ -37,10 +38,11 @@ class Image(NamedTuple):
 
 class Built(NamedTuple):
     """An image on this host, as `image list` shows it; *packages_taken* is when the archive had its packages as the
-    newest, 0 where that isn't known."""
+    newest, 0 where that isn't known; each architecture has one that is *current*."""
 
     name: str
     directory: str
+    architecture: str
     kernel_version: str
     packages_taken: int
     created: int
@@ -57,11 +59,17 @@ class Manifest(NamedTuple):
     sizes: dict[str, int]
     agent: str
     packages_taken: int
+    architecture: str
 
 
 def images_directory(config: Config) -> str:
     """Where the images are."""
     return os.path.join(config.data_dir, "images")
+
+
+def link(arch: str) -> str:
+    """The name of the symlink to the image of the setting `arch` that was built last: each architecture has one."""
+    return f"current-{arch}" if architecture.is_foreign(arch) else "current"
 
 
 def resolve(config: Config, kernel_format: str = "bzImage") -> Image:
@@ -80,14 +88,17 @@ def resolve(config: Config, kernel_format: str = "bzImage") -> Image:
 
 
 def _resolve(config: Config) -> Image:
-    if config.kernel and config.initramfs:
+    # files of one's own, and an image that is named, are for the host's architecture
+    own = not architecture.is_foreign(config.arch)
+    if own and config.kernel and config.initramfs:
         return _with_own_files(config, Image("", "", "", "", "", "", "", ""))
     image = _read(_locate(config))
     if image.agent != __version__:
         raise HostError(
-            f"the guest image {image.name} was built by runvm {image.agent}, this is {__version__}", do=_BUILD
+            f"the guest image {image.name} was built by runvm {image.agent}, this is {__version__}",
+            do=_how_to_build(config),
         )
-    if config.kernel or config.initramfs or config.modules:
+    if own and (config.kernel or config.initramfs or config.modules):
         return _with_own_files(config, image)
     return image
 
@@ -136,13 +147,12 @@ def build(
     from runvm.guest import build as builder
     from runvm.guest.plan import Report
 
-    return _read(builder.build(config, Report(progress, notice), update=update))
+    return _read(builder.build(config, Report(progress, notice), link(config.arch), update=update))
 
 
 def list_images(config: Config) -> list[Built]:
     """The images on this host, newest first."""
     base = images_directory(config)
-    current = os.path.realpath(os.path.join(base, "current"))
     found = []
     for name in _names(base):
         directory = os.path.join(base, name)
@@ -151,21 +161,27 @@ def list_images(config: Config) -> list[Built]:
         except HostError:
             continue
         size = sum(manifest.sizes.values())
-        is_current = os.path.realpath(directory) == current
+        latest = os.path.join(base, link(manifest.architecture))
+        is_current = os.path.realpath(directory) == os.path.realpath(latest)
         version, taken = manifest.kernel_version, manifest.packages_taken
-        found.append(Built(name, directory, version, taken, manifest.created, size, is_current))
+        found.append(Built(name, directory, manifest.architecture, version, taken, manifest.created, size, is_current))
     return sorted(found, key=lambda image: (image.created, image.name), reverse=True)
 
 
 def prune(config: Config, keep: int = 1) -> list[str]:
-    """Remove all but the newest *keep* images; returns the names removed.
+    """Remove all but the newest *keep* images of each architecture; returns the names removed.
 
-    The current one and those that a VM runs from stay, and cached packages that an image left was built from.
+    The current ones and those that a VM runs from stay, and cached packages that an image left was built from.
     """
     from runvm.guest import store
 
     images = list_images(config)
-    spare = [image.name for image in images[max(keep, 0) :] if not image.current]
+    kept: dict[str, int] = {}
+    spare = []
+    for image in images:
+        kept[image.architecture] = kept.get(image.architecture, 0) + 1
+        if kept[image.architecture] > keep and not image.current:
+            spare.append(image.name)
     return store.remove(config.data_dir, spare)
 
 
@@ -180,15 +196,22 @@ def _names(base: str) -> list[str]:
 def _locate(config: Config) -> str:
     """The directory of the image that *config* names, symlinks resolved: a build that ends now changes nothing."""
     base = images_directory(config)
-    if not config.image:
-        current = os.path.join(base, "current")
-        if not os.path.exists(current):
-            raise HostError(f"there is no guest image in {base}", do=_BUILD)
-        return os.path.realpath(current)
+    foreign = architecture.is_foreign(config.arch)
+    if not config.image or foreign:
+        latest = os.path.join(base, link(config.arch))
+        if not os.path.exists(latest):
+            kind = f"{config.arch} guest image" if foreign else "guest image"
+            raise HostError(f"there is no {kind} in {base}", do=_how_to_build(config))
+        return os.path.realpath(latest)
     path = config.image if "/" in config.image else os.path.join(base, config.image)
     if not os.path.isdir(path):
         raise ConfigError(f"image: there is no guest image {path}", do="'runvm image list' shows those that are there")
     return os.path.realpath(path)
+
+
+def _how_to_build(config: Config) -> str:
+    option = f" --arch {config.arch}" if architecture.is_foreign(config.arch) else ""
+    return f"run 'runvm image build{option}'"
 
 
 def _manifest(directory: str) -> Manifest:
@@ -203,6 +226,7 @@ def _manifest(directory: str) -> Manifest:
             dict(fields["sizes"]),
             str(fields["agent"]),
             int(fields.get("taken", 0)),
+            str(fields.get("architecture") or architecture.host()),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HostError(f"can't read {path}: {error}", do=_BUILD) from error

@@ -15,13 +15,15 @@ from typing import NamedTuple
 
 from runvm.config import Config
 from runvm.errors import HostError
-from runvm.guest import archive, packages, pythonpath
+from runvm.guest import archive, packages, pythonpath, tools
 from runvm.guest.apt import Apt, native_architecture
 from runvm.guest.archive import Archive
 from runvm.guest.commands import CommandError
 from runvm.guest.packages import Package
+from runvm.guest.tools import Tools
+from runvm.linux import architecture
 
-USERLAND = ("crun", "python3-minimal", "libpython3-stdlib", "kmod", "busybox-static", "libc-bin")
+USERLAND = ("crun", "python3-minimal", "libpython3-stdlib", "kmod", "busybox-static")
 KERNEL_PREFIXES = ("linux-image-", "linux-modules-")  # some distributions have the modules apart
 _FRESH = 86400.0
 """Seconds that package lists are taken for new."""
@@ -53,30 +55,35 @@ class Chosen(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All that the image depends on; *inputs* is the hash of it."""
+    """All that the image depends on; *inputs* is the hash of it. *tools* are needed where the guest's own programs
+    don't run on this host."""
 
     suite: str
     architecture: str
     chosen: Chosen
+    tools: Tools
     agent: pythonpath.Agent
     inputs: str
 
     @property
     def kernel_inputs(self) -> list[str]:
         """Hashes of what the kernel's and its modules' files come from."""
-        kmod = [package for package in self.chosen.userland if package.name == "kmod"]
+        sources = self.tools.packages or self.chosen.userland
+        kmod = [package for package in sources if package.name == "kmod"]
         return [package.sha256 for package in (*kmod, *self.chosen.kernel)]
 
 
 def gather(
     config: Config, cache: str, current: Manifest, report: Report, *, update: bool
 ) -> tuple[Plan, dict[str, str]]:
-    """The plan and its packages' files in *cache*; *current* is the manifest of the current image, or empty.
+    """The plan for the architecture that *config* names, and its packages' files in *cache*; *current* is the manifest
+    of that architecture's current image, or empty.
 
     Raises: HostError where the archive can't be reached and is needed, or has not what is pinned.
     """
     source = archive.chosen(config)
-    apt = Apt(cache, source, native_architecture())
+    native = native_architecture()
+    apt = Apt(cache, source, config.arch if architecture.is_foreign(config.arch) else native)
     kept = None if update else _kept(current, source, apt.architecture)
     try:
         newest = _newest(apt, source, report, fresh=update)
@@ -97,7 +104,11 @@ def gather(
         apt.refresh()
         chosen = _ask(apt, source)
         debs = _fetch(apt, cache, chosen, report)
-    return _plan(source.suite, apt.architecture, chosen), debs
+    helpers = Tools()
+    if apt.architecture != native:
+        had = () if update else _kept_tools(current)
+        helpers = tools.gather(Apt(cache, source, native), had, report.progress)
+    return _plan(source.suite, apt.architecture, chosen, helpers), debs
 
 
 def described(package: Package, *, kernel: bool) -> dict[str, object]:
@@ -129,6 +140,14 @@ def _kept(manifest: Manifest, source: Archive, architecture: str) -> Chosen | No
     except (KeyError, TypeError, ValueError, HostError):
         return None
     return chosen
+
+
+def _kept_tools(manifest: Manifest) -> tuple[Package, ...]:
+    listed = manifest.get("tools")
+    try:
+        return tuple(_package(each) for each in listed) if isinstance(listed, list) else ()
+    except (KeyError, TypeError, ValueError):
+        return ()
 
 
 def _package(fields: Mapping[str, str | int]) -> Package:
@@ -216,16 +235,17 @@ def _fetch(apt: Apt, cache: str, chosen: Chosen, report: Report) -> dict[str, st
     return apt.fetch(chosen.packages)
 
 
-def _plan(suite: str, architecture: str, chosen: Chosen) -> Plan:
+def _plan(suite: str, architecture: str, chosen: Chosen, helpers: Tools) -> Plan:
     agent = pythonpath.agent()
-    digest = hashlib.sha256(json.dumps([package.sha256 for package in chosen.packages]).encode())
+    used = [package.sha256 for package in (*chosen.packages, *helpers.packages)]
+    digest = hashlib.sha256(json.dumps(used).encode())
     folder = os.path.dirname(__file__)
     builder: Sequence[str] = sorted(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".py"))
     for path in builder:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").hexdigest().encode())
     digest.update(pythonpath.agent_hash(agent).encode())
-    return Plan(suite, architecture, chosen, agent, digest.hexdigest())
+    return Plan(suite, architecture, chosen, helpers, agent, digest.hexdigest())
 
 
 def _day(when: float) -> str:

@@ -1,6 +1,7 @@
-"""Runs and collects programs of an unpacked root with that root's own dynamic linker, without a chroot.
+"""Runs programs of an unpacked root with that root's own dynamic linker, without a chroot, and collects what they need.
 
-So the image is built with the guest's depmod, ldconfig and Python, which the host may lack or have in another version.
+So the image is built with the guest's depmod and Python, which the host may lack or have in another version. Programs
+of another architecture can't run here: those of the same packages for the host's do in their place.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 from collections.abc import Sequence
 
 from runvm.errors import HostError
+from runvm.guest import elf
 from runvm.guest.commands import CommandError, run
 
 
@@ -53,15 +55,38 @@ class Root:
         """Paths in the root of the shared libraries that *programs* (paths there) load, dynamic linker included."""
         self._loader()
         found = {self._name}
-        for program in programs:
-            for line in run((*self._loader(), "--list", self.real(program))).splitlines():
-                name, arrow, target = line.strip().partition(" => ")
-                if target.startswith("not found"):
+        todo = list(programs)
+        while todo:
+            program = todo.pop()
+            with open(self.real(program), "rb") as file:
+                names = elf.needed(file.read())
+            for name in names:
+                path = self._library(name)
+                if not path:
                     raise HostError(f"{program} needs {name}, which no package of the image has")
-                path = (target if arrow else name).rpartition(" (")[0]
-                if path.startswith(self.path + "/") and path != self._linker:  # the vdso has no path
-                    found.add("/" + os.path.relpath(path, self.path))
+                if os.path.basename(path) != os.path.basename(self._name) and path not in found:
+                    found.add(path)
+                    todo.append(path)
         return sorted(found)
+
+    def triplet(self) -> str:
+        """The name of the directory that has the architecture's libraries, and is part of other files' names."""
+        names = [os.path.basename(path) for path in glob.glob(self.at("usr/lib/*-linux-gnu*"))]
+        if len(names) != 1:
+            raise HostError(f"the guest's packages have libraries of {len(names)} architectures instead of one")
+        return names[0]
+
+    def _library(self, name: str) -> str:
+        """The path in the root of the library *name*; '' where there is none."""
+        for folder in self._folders():
+            if os.path.exists(self.real(f"{folder}/{name}")):
+                return f"{folder}/{name}"
+        return ""
+
+    def _folders(self) -> list[str]:
+        """Where the root has its libraries."""
+        folders = [*sorted(glob.glob(self.at("usr/lib/*-linux-gnu*"))), self.at("usr/lib")]
+        return ["/" + os.path.relpath(folder, self.path) for folder in folders]
 
     def _loader(self) -> tuple[str, ...]:
         if not self._linker:
@@ -71,5 +96,5 @@ class Root:
                 raise HostError("the C library's package holds no dynamic linker that runvm knows")
             self._name = "/" + os.path.relpath(min(names), self.path)
             self._linker = self.real(self._name)
-            self._library_path = ":".join([*sorted(glob.glob(self.at("usr/lib/*-linux-gnu*"))), self.at("usr/lib")])
+            self._library_path = ":".join(self.at(folder) for folder in self._folders())
         return (self._linker, "--library-path", self._library_path)

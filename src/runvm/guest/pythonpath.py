@@ -161,18 +161,30 @@ def interpreter(root: Root) -> str:
     return f"/usr/bin/{prefix}{max(minors)}"
 
 
-def stdlib(root: Root, imports: tuple[str, ...]) -> list[str]:
-    """Paths in *root* of the standard library's files (.py and .so) that ALWAYS and *imports* load."""
+def stdlib(root: Root, tools: Root, imports: tuple[str, ...]) -> list[str]:
+    """Paths in *root* of the standard library's files (.py and .so) that ALWAYS and *imports* load, found out with the
+    Python of *tools*. Raises HostError where the two aren't of one version."""
+    if interpreter(root) != interpreter(tools):
+        raise HostError(
+            "the packages of the guest's architecture and of this host's have different versions of Python",
+            do="run 'runvm image build --update' later, when the mirror has both alike",
+        )
     names = [name for name in (*ALWAYS, *imports) if name not in NEVER]
-    answer = root.call(interpreter(root), "-SIB", "-c", _COLLECT, json.dumps(names), json.dumps(NEVER))
+    answer = tools.call(interpreter(tools), "-SIB", "-c", _COLLECT, json.dumps(names), json.dumps(NEVER))
     found = json.loads(answer)
     if found["missing"]:
         raise HostError("the guest's Python lacks modules that the agent imports", details="\n".join(found["missing"]))
-    return ["/" + os.path.relpath(path, root.path) for path in found["files"]]
+    files = ["/" + os.path.relpath(path, tools.path) for path in found["files"]]
+    # extension modules have their architecture in their names
+    files = [path.replace(tools.triplet(), root.triplet()) for path in files]
+    lacking = [path for path in files if not os.path.exists(root.at(path))]
+    if lacking:
+        raise HostError("the guest's Python lacks files that this host's has", details="\n".join(lacking))
+    return files
 
 
-def compile_all(root: Root, jobs: list[tuple[str, str, str]], scratch: str) -> None:
-    """Write bytecode by the guest's compiler: *jobs* are (source, target, the file name that tracebacks show).
+def compile_all(tools: Root, jobs: list[tuple[str, str, str]], scratch: str) -> None:
+    """Write bytecode by the Python of *tools*: *jobs* are (source, target, the file name that tracebacks show).
 
     Unchecked: the image never changes, so no import has to stat or read a source.
     """
@@ -181,4 +193,4 @@ def compile_all(root: Root, jobs: list[tuple[str, str, str]], scratch: str) -> N
     listing = os.path.join(scratch, "compile.json")
     with open(listing, "w") as file:
         json.dump(jobs, file)
-    root.call(interpreter(root), "-SIB", "-c", _COMPILE, listing)
+    tools.call(interpreter(tools), "-SIB", "-c", _COMPILE, listing)

@@ -56,7 +56,7 @@ def manifests(base: str) -> dict[str, dict[str, object]]:
     return found
 
 
-def publish(base: str, result: str, name: str) -> str:
+def publish(base: str, result: str, name: str, link: str) -> str:
     """Move the finished image *result* to *name* in *base*, on disk before it shows, and make it current."""
     directory = os.path.join(base, name)
     os.chmod(result, 0o755)
@@ -65,7 +65,7 @@ def publish(base: str, result: str, name: str) -> str:
         os.replace(os.path.join(result, "manifest.json"), os.path.join(directory, "manifest.json"))
     else:
         os.rename(result, directory)
-    make_current(base, directory)
+    make_current(base, directory, link)
     return directory
 
 
@@ -77,11 +77,11 @@ def note(directory: str, manifest: Mapping[str, object]) -> None:
     os.replace(f"{path}.new", path)
 
 
-def make_current(base: str, directory: str) -> None:
-    """Point `current` at *directory*."""
-    link = os.path.join(base, f"{TEMPORARY}current")
-    os.symlink(os.path.basename(directory), link)
-    os.replace(link, os.path.join(base, "current"))
+def make_current(base: str, directory: str, link: str = "current") -> None:
+    """Point *link* (image.link()) at *directory*."""
+    temporary = os.path.join(base, f"{TEMPORARY}{link}")
+    os.symlink(os.path.basename(directory), temporary)
+    os.replace(temporary, os.path.join(base, link))
     sync(base)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runvm.errors import RunvmError
-from runvm.host import checks
+from runvm.host import architectures, checks
 from runvm.host.checks import Check
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def format_check(check: Check) -> str:
 def _examine(config: Config, show: Callable[[Check], None]) -> None:
     """Run all checks; those that boot a guest come last, and only where nothing is missing that they would fail for."""
     results = [_carry_out(check, config, show) for check in checks.FIRST]
+    for name in architectures.installed(config):
+        show(architectures.check(config, name))
     missing = [check.name for check in results if check.needed and not check.ok]
     if missing:
         show(Check("a guest boots", False, f"not tried, see {missing[0]}", needed=False))

@@ -14,7 +14,7 @@ from runvm import __version__
 from runvm.errors import DeadlineError, GuestError, HostError, RunvmError, VmmError
 from runvm.hypervisor import jail, ram
 from runvm.hypervisor.driver import Driver, Endpoints, Machine, Vm
-from runvm.linux import files, process
+from runvm.linux import architecture, files, process
 from runvm.log import log
 from runvm.protocol import frames, messages, version
 
@@ -137,6 +137,7 @@ def machine_for(
         guest.initramfs,
         guest.key,
         cmdline,
+        architecture.chosen(config.arch),
     )
 
 

@@ -28,13 +28,15 @@ class Capabilities(NamedTuple):
     runs.
     *agent_transport*: how the guest finds its line to the supervisor: 'virtio-serial' (a port named
     protocol.names.AGENT_PORT) or 'tty' (a serial line, in raw mode).
-    *kernel_format*: which of an image's kernels it boots: 'bzImage' or 'uml'.
+    *kernel_format*: which of an image's kernels it boots: 'bzImage' (the image's own, in whatever format its
+    architecture's has) or 'uml'.
     *accelerators*: what can run the guest's instructions, the fastest first.
     *max_vcpus*: how many virtual CPUs a VM can have.
     *nic_transport*: what the host's end of a network interface (NIC) is: 'tap' (a tap's descriptor), or 'packet' (a
     packet socket, one for each NIC that the VM can come to have, made before it).
     *checkpoint*: a VM that runs can be saved with its share: Vm.freeze(), save(), thaw(), and launch() with *share*
     among the endpoints. Whether the versions on this host can is Driver.checkpoint_lacks()'s to say.
+    *architectures*: those of which a guest can be besides the host's own, by Debian's names.
     """
 
     snapshot: bool
@@ -48,6 +50,7 @@ class Capabilities(NamedTuple):
     max_vcpus: int = 255
     nic_transport: str = "tap"
     checkpoint: bool = False
+    architectures: tuple[str, ...] = ()
 
 
 class Finding(NamedTuple):
@@ -62,7 +65,7 @@ class Finding(NamedTuple):
 
 class Machine(NamedTuple):
     """A virtual machine to be: all that its template depends on. Sizes are in MiB; *growth_mib* is how much memory it
-    can get later, *max_vcpus* how many virtual CPUs it can come to have."""
+    can get later, *max_vcpus* how many virtual CPUs it can come to have; *architecture* is Debian's name of it."""
 
     accelerator: str
     vcpus: int
@@ -73,6 +76,7 @@ class Machine(NamedTuple):
     initramfs: str
     image_key: str
     cmdline: str
+    architecture: str = "amd64"
 
 
 class Endpoints(NamedTuple):

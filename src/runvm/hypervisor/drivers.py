@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from runvm.errors import ConfigError
+from runvm.linux import architecture
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -22,8 +23,21 @@ BUILT_IN = {"qemu": ("runvm.hypervisor.qemu.driver", "Qemu"), "uml": ("runvm.hyp
 
 
 def load(config: Config) -> Driver:
-    """The driver called `hypervisor` in *config*. Raises ConfigError for one that isn't there or can't be imported."""
+    """The driver called `hypervisor` in *config*. Raises ConfigError for one that isn't there or can't be imported, or
+    has no guests of the architecture that *config* names."""
+    driver = _load(config)
+    if architecture.is_foreign(config.arch) and config.arch not in driver.capabilities.architectures:
+        raise ConfigError(
+            f"hypervisor '{driver.name}' runs containers for {architecture.host()} alone, not for {config.arch}",
+            do='set hypervisor = "qemu"',
+        )
+    return driver
+
+
+def _load(config: Config) -> Driver:
     name = config.hypervisor
+    if name == AUTO and architecture.is_foreign(config.arch):
+        name = "qemu"
     if name == AUTO:
         name = choice(config).name
     if name in BUILT_IN:

@@ -21,7 +21,7 @@ from runvm.errors import ConfigError, DeadlineError, HostError, RunvmError
 from runvm.guest import image
 from runvm.hypervisor import boot
 from runvm.hypervisor.isolated import Isolated
-from runvm.linux import files, locking
+from runvm.linux import architecture, files, locking
 from runvm.log import log, progress
 from runvm.network import tap
 
@@ -51,8 +51,11 @@ class Verdict(NamedTuple):
 
 
 def accelerator(config: Config, driver: Driver) -> str:
-    """The accelerator that *config* names, or with 'auto' the fastest of the driver's that works here."""
+    """The accelerator that *config* names, or with 'auto' the fastest of the driver's that works here; for another
+    architecture than the host's it is emulation in any case."""
     offered = driver.capabilities.accelerators
+    if architecture.is_foreign(config.arch):
+        return offered[-1]
     if config.accelerator != "auto":
         if config.accelerator not in offered:
             raise ConfigError(

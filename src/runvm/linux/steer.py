@@ -14,6 +14,8 @@ import os
 import socket
 import struct
 
+from runvm.linux import syscalls
+
 _SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
 _MAP_CREATE, _MAP_UPDATE, _PROG_LOAD, _LINK_CREATE = 0, 2, 5, 28
 _SOCKMAP, _SK_LOOKUP_PROGRAM, _SK_LOOKUP_ATTACH = 15, 30, 36
@@ -57,11 +59,8 @@ def steer(netns: int, address: str, port: int, *, udp: int, tcp: int) -> int:
 
 
 def _bpf(command: int, attributes: bytes, what: str) -> int:
-    number = _SYS_BPF.get(os.uname().machine)
-    if number is None:
-        raise OSError(38, f"{what}: unknown machine")
     buffer = ctypes.create_string_buffer(attributes, _ATTRIBUTES)
-    result = int(_libc.syscall(number, command, buffer, _ATTRIBUTES))
+    result = int(_libc.syscall(syscalls.number(_SYS_BPF), command, buffer, _ATTRIBUTES))
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, f"{what}: {os.strerror(error)}")

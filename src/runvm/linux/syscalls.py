@@ -7,6 +7,7 @@ searched for.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 # sched.h, clone(2)
@@ -66,17 +67,27 @@ RB_POWER_OFF = 0x4321FEDC
 
 # linux/openat2.h, openat2(2)
 _SYS_OPENAT2 = 437
-_SYS_PIVOT_ROOT = 155
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 RESOLVE_NO_XDEV = 0x01
-_SYS_CLONE = 56
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
+# asm/unistd.h, by `uname -m`. Numbers from 424 on, of Linux 5.1, are the same on all architectures
+_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
+
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def number(numbers: dict[str, int]) -> int:
+    """Which of a system call's *numbers* is this machine's. Raises OSError where none is."""
+    machine = os.uname().machine
+    if machine not in numbers:
+        raise OSError(errno.ENOSYS, f"the number of a system call isn't known for {machine}")
+    return numbers[machine]
 
 
 def _check(result: int, what: str) -> int:
@@ -150,7 +161,7 @@ def clone(flags: int) -> int:
 
     The interpreter isn't told, see process.fork_in_pid_namespace().
     """
-    pid = int(ctypes.PyDLL(None, use_errno=True).syscall(_SYS_CLONE, ctypes.c_ulong(flags), 0, 0, 0, 0))
+    pid = int(ctypes.PyDLL(None, use_errno=True).syscall(number(_CLONE), ctypes.c_ulong(flags), 0, 0, 0, 0))
     return pid if pid >= 0 else -ctypes.get_errno()
 
 
@@ -161,7 +172,7 @@ def setns(fd: int, flags: int = 0) -> None:
 
 def pivot_root(new: str, old: str) -> None:
     """pivot_root(2); glibc has no wrapper."""
-    _check(_libc.syscall(_SYS_PIVOT_ROOT, os.fsencode(new), os.fsencode(old)), f"pivot_root {new}")
+    _check(_libc.syscall(number(_PIVOT_ROOT), os.fsencode(new), os.fsencode(old)), f"pivot_root {new}")
 
 
 def prctl(option: int, value: int) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm.errors import ContainerExistsError, HostError, SpecError, UnsupportedError, reason
-from runvm.linux import process
+from runvm.linux import architecture, process
 from runvm.linux.process import Identity
 from runvm.sandbox import registry
 
@@ -27,10 +27,12 @@ pod that joins one finds that no container owns it. A path below /proc is that o
 
 
 class Placement(NamedTuple):
-    """The VM to join (or a new one), and per namespace type the container of that VM whose namespace is joined."""
+    """The VM to join (or a new one), per namespace type the container of that VM whose namespace is joined, and the
+    architecture of the VM."""
 
     sandbox: Sandbox
     joins: dict[str, str]
+    arch: str
     new: bool = False
 
 
@@ -43,19 +45,21 @@ class Enlisted(NamedTuple):
     namespaces: dict[str, int]
     cgroups: tuple[str, ...]
     pod: str
+    arch: str
 
 
 @contextmanager
 def placed(config: Config, spec: Spec, cid: str) -> Iterator[Placement]:
     """Find the VM for the container *cid*, and hold its lock until the container is enlisted there.
 
-    Raises: UnsupportedError where the namespaces joined are in different VMs, or in none, ContainerExistsError where
-    the VM has a container of that id (of another --root), DeadlineError.
+    Raises: UnsupportedError where the namespaces joined are in different VMs, or in none, or the VM is of another
+    architecture than *config* names, ContainerExistsError where the VM has a container of that id (of another --root),
+    DeadlineError.
     """
     while True:
         found = _place(config, spec)
         if found is None:
-            yield Placement(registry.new(config.state_dir), {}, new=True)
+            yield Placement(registry.new(config.state_dir), {}, architecture.chosen(config.arch), new=True)
             return
         with registry.locked(found.sandbox) as there:
             if not there or _place(config, spec) != found:
@@ -75,7 +79,7 @@ def _place(config: Config, spec: Spec) -> Placement | None:
         return None
     members = all_members(config)
     joins: dict[str, str] = {}
-    chosen: Sandbox | None = None
+    chosen: Enlisted | None = None
     for kind, path in paths.items():
         if process.same_namespace(path, f"/proc/self/ns/{process.namespace_name(kind)}"):
             continue
@@ -90,13 +94,21 @@ def _place(config: Config, spec: Spec) -> Placement | None:
             raise UnsupportedError(
                 f"the {kind} namespace {path} isn't a runvm container's: only containers of one virtual machine can share it"  # noqa: E501
             )
-        if chosen is not None and owner.sandbox.name != chosen.name:
+        if chosen is not None and owner.sandbox.name != chosen.sandbox.name:
             raise UnsupportedError("the namespaces to be joined are in different virtual machines")
-        chosen = owner.sandbox
+        chosen = owner
         joins[kind] = owner.container
     if chosen is None and pod:
-        chosen = next((member.sandbox for member in members if member.pod == pod), None)
-    return None if chosen is None else Placement(chosen, joins)
+        chosen = next((member for member in members if member.pod == pod), None)
+    if chosen is None:
+        return None
+    if config.arch not in (architecture.AUTO, chosen.arch):
+        raise UnsupportedError(
+            f"the container's programs are for {config.arch}, and the virtual machine that it would join is of"
+            f" {chosen.arch}",
+            do="containers that share namespaces or a pod have to be of one architecture",
+        )
+    return Placement(chosen.sandbox, joins, chosen.arch)
 
 
 def pod_of(spec: Spec) -> str:
@@ -106,10 +118,16 @@ def pod_of(spec: Spec) -> str:
 
 
 def enlist(
-    sandbox: Sandbox, container: str, shim: Identity, kinds: tuple[str, ...], cgroups: tuple[str, ...], pod: str
+    sandbox: Sandbox,
+    container: str,
+    shim: Identity,
+    kinds: tuple[str, ...],
+    cgroups: tuple[str, ...],
+    pod: str,
+    arch: str,
 ) -> None:
-    """Record a container of *sandbox*, with those namespaces of its shim which are its own, its host cgroup and *pod*
-    (pod_of()). Raises HostError where the shim has ended, OSError."""
+    """Record a container of *sandbox*, with those namespaces of its shim which are its own, its host cgroup, *pod*
+    (pod_of()), and the virtual machine's architecture. Raises HostError where the shim has ended, OSError."""
     namespaces = {kind: os.stat(f"/proc/{shim.pid}/ns/{process.namespace_name(kind)}").st_ino for kind in kinds}
     if not process.alive(shim):
         raise HostError("the container's process on the host has ended")
@@ -124,6 +142,7 @@ def enlist(
                 "namespaces": namespaces,
                 "cgroups": cgroups,
                 "pod": pod or container,
+                "arch": arch,
             },
             file,
         )
@@ -172,8 +191,8 @@ def _members(sandbox: Sandbox) -> list[Enlisted]:
                 body = json.load(file)
             namespaces = {str(kind): int(inode) for kind, inode in body["namespaces"].items()}
             cgroups = tuple(str(directory) for directory in body["cgroups"])
-            container, pod = str(body["container"]), str(body["pod"])
-            found.append(Enlisted(sandbox, container, Identity(*body["shim"]), namespaces, cgroups, pod))
+            container, pod, arch = str(body["container"]), str(body["pod"]), str(body["arch"])
+            found.append(Enlisted(sandbox, container, Identity(*body["shim"]), namespaces, cgroups, pod, arch))
         except (OSError, ValueError, TypeError, KeyError):
             continue  # removed just now
     return found

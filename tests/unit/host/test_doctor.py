@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from runvm.config import Config
-from runvm.host import checks, doctor
+from runvm.host import architectures, checks, doctor
 from runvm.host.checks import Check
+from runvm.hypervisor.qemu.boards import BOARDS
+from runvm.hypervisor.qemu.driver import Qemu
+from runvm.linux.architecture import KNOWN, host
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces and cgroups: needs root")
 
@@ -48,6 +51,21 @@ def test_a_virtiofsd_that_does_not_run_is_told(tmp_path: Path) -> None:
     check = checks.check_virtiofsd(Config(virtiofsd=program(tmp_path / "virtiofsd", "exit 1")))
     assert not check.ok
     assert check.fix.startswith("apt-get install ")
+
+
+def test_another_architecture_is_looked_at_where_there_is_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = next(name for name in KNOWN if name != host())
+    config = Config(data_dir=str(tmp_path))
+    assert architectures.installed(config) == []
+    (tmp_path / "images" / "one").mkdir(parents=True)
+    (tmp_path / "images" / f"current-{other}").symlink_to("one")
+    assert architectures.installed(config) == [other]
+    monkeypatch.setattr(Qemu, "program", lambda self: "/nonexistent/qemu")
+    check = architectures.check(config, other)
+    assert (check.ok, check.needed, check.name) == (False, False, f"{other} containers")
+    assert check.fix == f"apt-get install {BOARDS[other].package}"
 
 
 def test_a_missing_image_is_told_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from runvm.hypervisor.qemu.boards import BOARDS
 from runvm.protocol.interfaces import nic_mac
 from runvm.protocol.names import AGENT_PORT, SHARE_TAG
 
@@ -22,12 +23,13 @@ def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: b
     plugged in later."""
     accelerator = "kvm" if machine.accelerator == "kvm" else f"tcg,thread=multi,tb-size={TRANSLATION_MIB}"
     max_vcpus = machine.max_vcpus
+    board = BOARDS[machine.architecture]
     argv = [
         program, "-name", "runvm,debug-threads=on", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot", "-S",  # noqa: E501
         "-sandbox", _SANDBOX,
-        "-machine", "q35,usb=off,vmport=off,smm=off,graphics=off,hpet=off,memory-backend=ram",
+        "-machine", f"{board.machine},memory-backend=ram",
         "-accel", accelerator,
-        "-cpu", "host" if machine.accelerator == "kvm" else "max,-erms,-fsrm",
+        "-cpu", "host" if machine.accelerator == "kvm" else board.emulated,
         "-smp", f"{max_vcpus},sockets=1,cores={max_vcpus},threads=1",
         "-m", f"{machine.memory_mib}M,maxmem={machine.memory_mib + machine.growth_mib}M",
         "-object", f"memory-backend-file,id=ram,size={machine.memory_mib}M,mem-path=/ram,share=on",
@@ -41,8 +43,9 @@ def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: b
         "-netdev", f"tap,id=nic0,fd={fds['tap']}",
         "-device", f"virtio-net-pci,id=nic0,netdev=nic0,mac={nic_mac(0)},romfile=,disable-legacy=on",
         "-device", "virtio-balloon-pci,free-page-reporting=on,disable-legacy=on",
-        "-device", "vmgenid,guid=auto",
     ]  # fmt: skip
+    for device in board.devices:
+        argv += ["-device", device]
     for number in range(PORTS):
         argv += ["-device", f"pcie-root-port,id=port{number},chassis={number + 1},slot={number + 1}"]
     if fds.get("share", -1) >= 0:
@@ -51,11 +54,11 @@ def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: b
     if restore:
         argv += ["-incoming", "defer"]
     else:
-        argv += ["-kernel", machine.kernel, "-initrd", machine.initramfs, "-append", _cmdline(machine)]
+        argv += ["-kernel", machine.kernel, "-initrd", machine.initramfs, "-append", cmdline(machine)]
     return argv
 
 
-def _cmdline(machine: Machine) -> str:
+def cmdline(machine: Machine) -> str:
     """The kernel's, which brings up as many processors as the machine begins with. The others are there and offline
     until the agent takes them into use: Linux 6.12 counts none as hot-pluggable that QEMU tells it may come."""
-    return f"{machine.cmdline} maxcpus={machine.vcpus}"
+    return f"{BOARDS[machine.architecture].kernel_args} {machine.cmdline} maxcpus={machine.vcpus}"

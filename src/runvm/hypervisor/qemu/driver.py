@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from runvm.errors import HostError, VmmError
 from runvm.hypervisor import jail
 from runvm.hypervisor.driver import Capabilities, Endpoints, Finding, Machine
-from runvm.hypervisor.qemu.arguments import PORTS, arguments
+from runvm.hypervisor.qemu.arguments import PORTS, arguments, cmdline
+from runvm.hypervisor.qemu.boards import BOARDS
 from runvm.hypervisor.qemu.monitor import Command, Monitor
 from runvm.hypervisor.qemu.qmp import Qmp
-from runvm.linux import process
+from runvm.linux import architecture, process
 from runvm.log import log
 
 if TYPE_CHECKING:
@@ -24,15 +25,12 @@ if TYPE_CHECKING:
     from runvm.hypervisor.driver import Answered
     from runvm.linux.loop import Loop
 
-_PROGRAM = "qemu-system-x86_64"
 _DATA = ("/usr/share/qemu", "/usr/share/seabios", "/usr/share/ipxe")
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/libexec/qemu")
 _MAX_WRITTEN = 64 << 20
 """Bytes of a file that QEMU may write: its log, or a template's device state; its memory isn't written but mapped."""
 _KERNEL_ARGS = (
-    "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 rcupdate.rcu_expedited=1 cryptomgr.notests net.ifnames=0"
-    # on a busy host an emulated timer loses ticks, and the kernel's test of it ends in a guest that hangs
-    " no_timer_check"
+    "quiet loglevel=4 panic=-1 rcupdate.rcu_expedited=1 cryptomgr.notests net.ifnames=0"
     # what virtio-mem brings is put to use by itself
     " memhp_default_state=online"
     # a kernel that has lost its way ends, and the containers with it: half of one leaves processes that never end
@@ -40,6 +38,7 @@ _KERNEL_ARGS = (
     # virtio needs no bounce buffers, which would take 64 MiB
     " swiotlb=noforce"
 )
+"""On each board; those that one board needs are its own (boards.Board)."""
 
 
 _CHECKPOINTS_FROM = 9
@@ -63,21 +62,26 @@ class Qemu:
         kernel_format="bzImage",
         accelerators=("kvm", "tcg"),
         checkpoint=True,
+        architectures=tuple(BOARDS),
     )
 
     def __init__(self, config: Config) -> None:
         self._config = config
 
     def program(self) -> str:
-        """QEMU's path. Raises HostError where it isn't installed."""
-        if self._config.qemu:
+        """The path of QEMU for the architecture of the configuration. Raises HostError where it isn't installed."""
+        arch = architecture.chosen(self._config.arch)
+        if self._config.qemu and not architecture.is_foreign(arch):
             return self._config.qemu
+        if arch not in BOARDS:
+            raise HostError(f"runvm doesn't run on {arch}", do=f"it does on {', '.join(BOARDS)}")
+        board = BOARDS[arch]
         # not the caller's PATH alone: engines call without one
         for directory in [*os.environ.get("PATH", "").split(":"), "/usr/local/bin", "/usr/bin"]:
-            path = f"{directory}/{_PROGRAM}"
+            path = f"{directory}/{board.program}"
             if directory.startswith("/") and os.access(path, os.X_OK):
                 return path
-        raise HostError(f"{_PROGRAM} isn't installed", do="apt-get install qemu-system-x86")
+        raise HostError(f"{board.program} isn't installed", do=f"apt-get install {board.package}")
 
     def version_key(self) -> str:
         """The program's path, size and time: a new build has another."""
@@ -89,10 +93,9 @@ class Qemu:
         return f"{program}:{status.st_size}:{status.st_mtime_ns}"
 
     def hardware(self, machine: Machine) -> str:
-        """QEMU's argv, apart from the numbers of descriptors."""
-        return " ".join(
-            arguments(machine, dict.fromkeys(("qmp", "agent", "console", "tap"), 0), program="", restore=True)
-        )
+        """QEMU's argv, apart from the numbers of descriptors, and what the guest's kernel was told."""
+        fds = dict.fromkeys(("qmp", "agent", "console", "tap"), 0)
+        return " ".join([*arguments(machine, fds, program="", restore=True), cmdline(machine)])
 
     def release(self) -> str:
         """See Driver.release."""
@@ -112,7 +115,7 @@ class Qemu:
         """See Driver.check."""
         from runvm.hypervisor.qemu import check
 
-        return check.findings(self.program)
+        return check.findings(self.program, BOARDS[architecture.chosen(self._config.arch)])
 
     def launch(
         self,

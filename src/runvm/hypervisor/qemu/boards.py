@@ -1,0 +1,42 @@
+"""What differs between the machines that QEMU makes for each architecture: program, board, processor, console."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Board(NamedTuple):
+    """A machine's parts: *emulated* is its processor under emulation, *devices* are those that only this board has,
+    *kernel_args* the words for the guest's kernel. *package* is Debian's, which has *program*."""
+
+    program: str
+    package: str
+    machine: str
+    emulated: str
+    devices: tuple[str, ...]
+    kernel_args: str
+
+
+BOARDS = {
+    "amd64": Board(
+        "qemu-system-x86_64",
+        "qemu-system-x86",
+        "q35,usb=off,vmport=off,smm=off,graphics=off,hpet=off",
+        # with these, kernel and C library copy by an instruction that QEMU carries out byte by byte
+        "max,-erms,-fsrm",
+        ("vmgenid,guid=auto",),
+        # on a busy host an emulated timer loses ticks, and the kernel's test of it ends in a guest that hangs
+        "console=ttyS0 reboot=t no_timer_check",
+    ),
+    "arm64": Board(
+        "qemu-system-aarch64",
+        "qemu-system-arm",
+        # GICv2 takes 8 processors at most; ACPI is for firmware, which there is none of
+        "virt,usb=off,gic-version=3,acpi=off",
+        # the real algorithm for signed pointers takes longer than all else that a function does; that of vectors
+        # without a fixed length isn't worth its place in each task's state
+        "max,pauth-impdef=on,sve=off",
+        (),
+        "console=ttyAMA0",
+    ),
+}
