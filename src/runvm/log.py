@@ -20,12 +20,13 @@ class Log:
         self.path = ""
         self.format = "text"
         self.debug_on = False
+        self.errors_only = False
         self._trace = os.environ.get("RUNVM_TRACE", "")
         self._started = time.monotonic()
 
-    def configure(self, *, path: str, format: str, debug: bool) -> None:
+    def configure(self, *, path: str, format: str, debug: bool, errors_only: bool = False) -> None:
         """*path* is the log file, appended to ('' = stderr only); *format* is 'text' or 'json'."""
-        self.path, self.format, self.debug_on = path, format, debug
+        self.path, self.format, self.debug_on, self.errors_only = path, format, debug, errors_only
 
     def debug(self, message: str) -> None:
         """A step that is done now. With --debug a line that carries the milliseconds since the command began.
@@ -53,6 +54,8 @@ class Log:
             _stderr(f"runvm: {message}\n" + (details + "\n" if details else ""))
 
     def _write(self, level: str, message: str) -> None:
+        if self.errors_only and level != "error":
+            return
         line = self._line(level, message)
         if not self.path:
             if level != "info":

@@ -12,6 +12,7 @@ from typing import Any
 from runvm.agent import cgroups, crun, pipes
 from runvm.agent.children import Children
 from runvm.agent.crun import Crun
+from runvm.agent.crun_output import Filter, Hooks
 from runvm.agent.errors import AgentError
 from runvm.agent.notify import Notify
 from runvm.agent.pipes import Pipes
@@ -44,6 +45,7 @@ class Container:
         self.submounts: set[str] = set()
         self.oom_kills = 0
         self.notify: Notify | None = None
+        self.hooks: Hooks | None = None
 
 
 class Process:
@@ -58,6 +60,7 @@ class Process:
         self.sources: dict[int, Source] = {}
         self.terminal = -1
         self.reported = False
+        self.filter: Filter | None = None
 
 
 class _Console:
@@ -118,6 +121,8 @@ class Processes:
         container = process.container
         container.processes[process.channel] = process
         self._channels[process.channel] = process
+        program = str((described.get("args") or [""])[0])
+        process.filter = Filter(program, container.hooks)
         console: _Console | None = None
         child: list[int] = []
         if prepared is not None:
@@ -142,7 +147,6 @@ class Processes:
                 console.close()
             if status != 0:
                 self.close(process)
-                program = str((described.get("args") or [""])[0])
                 finished(AgentError(crun.as_runc_says(crun.error(container.bundle, arguments[0]), program)))
                 return
             finished(None)
@@ -161,6 +165,11 @@ class Processes:
         """What crun has left behind becomes ours: its pid, its terminal. 0, or 1 with the reason in crun's log."""
         try:
             process.pid = int(files.read(pid_file))
+            if process.filter is not None:
+                process.filter.pid = process.pid
+                if process.filter.runs():  # what has come is its own
+                    for source in process.sources.values():
+                        source.let_go()
             if console is not None:
                 self._take_terminal(process, console.listener, console.size, plain=console.plain)
         except (OSError, ValueError, EOFError) as error:
@@ -277,8 +286,15 @@ class Processes:
         return theirs
 
     def _source(self, process: Process, kind: int, fd: int) -> None:
+        errors = frames.STDERR if process.terminal < 0 else frames.STDOUT
         process.sources[kind] = Source(
-            self._loop, fd, kind, process.channel, self._send, lambda: self._stream_ended(process, kind)
+            self._loop,
+            fd,
+            kind,
+            process.channel,
+            self._send,
+            lambda: self._stream_ended(process, kind),
+            process.filter if kind == errors else None,
         )
 
     def _stream_ended(self, process: Process, kind: int) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from runvm.agent import cgroups, crun, network, networks, prepared, submounts, sysctls
 from runvm.agent.children import Children
 from runvm.agent.crun import Crun
+from runvm.agent.crun_output import Hooks
 from runvm.agent.errors import AgentError
 from runvm.agent.host_sockets import HostSockets
 from runvm.agent.notify import Notify
@@ -84,6 +85,7 @@ class Runtime:
         spec["linux"]["cgroupsPath"] = container.cgroup.removeprefix(cgroups.ROOT)
         container.submounts = submounts.hold(spec, SHARE)
         container.cpu = cgroups.hold_back(spec["linux"].get("resources", {}))
+        container.hooks = Hooks(spec, bundle)
         config = json.dumps(spec)
         if ready is None:
             files.write(f"{bundle}/config.json", config, make=True)
@@ -122,6 +124,8 @@ class Runtime:
             return
         except OSError as error:
             raise AgentError(f"start container {name}: its init has gone ({error.strerror})") from None
+        if container.hooks is not None and container.init is not None:
+            container.hooks.look(container.init.pid)
         try:
             _limit(container)
             os.write(fd, b"\0")

@@ -51,10 +51,14 @@ class Cgroup:
             self._write_quota(limits.quota, limits.period)
         if limits.shares:
             self._write_shares(limits)
+        if "idle" in cpu:
+            self._write("cpu", "cpu.idle", str(cpu["idle"]))
 
     def lift_cpu(self, cpu: dict[str, Any]) -> None:
         """What limit_cpu() does, undone: no quota, and no smaller weight than the default."""
         limits = host_limits({"cpu": cpu}, overhead_mib=0)
+        if cpu.get("idle"):
+            self._write("cpu", "cpu.idle", "0")
         if limits.quota:
             self._write_quota(0, limits.period)
         if 0 < limits.shares < DEFAULT_SHARES:

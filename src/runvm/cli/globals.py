@@ -24,6 +24,8 @@ GLOBAL = Command(
              "state_dir (/run/runvm), if not given", metavar="DIR"),
         Flag("log", "append messages to this file; errors still go to stderr as well", metavar="FILE"),
         Flag("log-format", "how a message looks; text, if not given", metavar="FORMAT", choices=("text", "json")),
+        Flag("log-level", "error, warning or debug, which is --debug; warning, if not given", metavar="LEVEL",
+             choices=("error", "warning", "debug")),
         Flag("debug", "say what is done and when, on stderr or in the log"),
         Flag("systemd-cgroup", "make cgroups by systemd; cgroupsPath is then slice:prefix:name"),
         Flag("cgroup-manager", "how cgroups are made on the host; cgroupfs, if not given", metavar="MANAGER",
@@ -40,12 +42,13 @@ def configure_log(args: Args, config: Config | None = None) -> None:
     """Set the log up by the flags, and where they are silent by the configuration once it is read."""
     path = log_path(args.text("log"))
     style = args.text("log-format")
-    debug = args.on("debug")
+    level = args.text("log-level")
+    debug = args.on("debug") or level == "debug"
     if config is not None:
         path = path or config.log_file
         style = style or config.log_format
-        debug = debug or config.log_level == "debug"
-    log.configure(path=path, format=style or "text", debug=debug)
+        debug = debug or not level and config.log_level == "debug"
+    log.configure(path=path, format=style or "text", debug=debug, errors_only=level == "error" and not debug)
 
 
 def log_path(destination: str) -> str:

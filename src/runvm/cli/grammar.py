@@ -277,7 +277,17 @@ class _Reader:
 
 
 # The flags before the command; in globals.py they have their meaning, here they only make a message better
-GLOBAL_NAMES = ("root", "log", "log-format", "debug", "systemd-cgroup", "cgroup-manager", "rootless", "version")
+GLOBAL_NAMES = (
+    "root",
+    "log",
+    "log-format",
+    "log-level",
+    "debug",
+    "systemd-cgroup",
+    "cgroup-manager",
+    "rootless",
+    "version",
+)
 
 
 def _dashed(name: str) -> str:

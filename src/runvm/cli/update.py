@@ -28,6 +28,8 @@ COMMAND = Command(
              "r", metavar="FILE"),
         Flag("blkio-weight", "weight of block I/O, 10 to 1000", metavar=_NUMBER, number=True),
         Flag("cpu-burst", "CPU time beyond the quota that may be saved up, microseconds", metavar=_NUMBER),
+        Flag("cpu-idle", "1: CPU time only where nobody else wants it (SCHED_IDLE); 0: as others", metavar=_NUMBER,
+             choices=("0", "1")),
         Flag("cpu-period", "period of the CPU limit, microseconds", metavar=_NUMBER),
         Flag("cpu-quota", "CPU time in a period, microseconds; -1: no limit", metavar=_NUMBER),
         Flag("cpu-rt-period", f"{WITHOUT_EFFECT}: see --cpu-rt-runtime", metavar=_NUMBER),
@@ -54,7 +56,7 @@ COMMAND = Command(
 
 # Flags by the kind of their values: where they go in linux.resources
 _UNSIGNED = {"cpu-burst": "burst", "cpu-period": "period", "cpu-rt-period": "realtimePeriod", "cpu-share": "shares"}
-_SIGNED = {"cpu-quota": "quota", "cpu-rt-runtime": "realtimeRuntime"}
+_SIGNED = {"cpu-idle": "idle", "cpu-quota": "quota", "cpu-rt-runtime": "realtimeRuntime"}
 _LISTS = {"cpuset-cpus": "cpus", "cpuset-mems": "mems"}
 _SIZES = {"memory": "limit", "memory-reservation": "reservation", "memory-swap": "swap"}
 _MAX = 2**63 - 1

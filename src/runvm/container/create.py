@@ -139,15 +139,12 @@ class Creation:
         console_size = spec.process.console_size if spec.process.terminal else None
         self._launch = Launch(place.sandbox, self._cid, INIT, self._held, console_size=console_size)
         namespaces = _namespaces(spec, self._held)
-        execs = state.execs(self._ctx, self._cid)
-        self._held.callback(os.close, execs)
         self.started = self._launch.start(
             title=list(spec.process.args),
             namespaces=namespaces,
             cgroup_procs=self._cgroup.procs,
             view=self._view,
-            execs=execs,
-            # elsewhere execs outlive it
+            # in a namespace that it has joined it isn't process 1
             last=namespaces.pid_new,
             passed=self._plan.handed,
             oom_score=spec.raw["process"].get("oomScoreAdj"),

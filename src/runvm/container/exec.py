@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from runvm.container import environment, guest_spec, passed, shim, state, terminal
 from runvm.container.launching import Launch
 from runvm.errors import RunvmError, StateError
-from runvm.linux import syscalls
+from runvm.linux import process, syscalls
 from runvm.log import log
 from runvm.oci import rules
 from runvm.protocol import messages, names
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from runvm.container.context import Context
     from runvm.container.options import ExecOptions
+    from runvm.container.state import ContainerRecord
 
 
 def base_process(ctx: Context, cid: str) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
     size = described.get("consoleSize") or {}
     rows, columns = int(size.get("height") or 0), int(size.get("width") or 0)
     with ExitStack() as held:
-        execs = -1 if outside else _lock_execs(ctx, cid, held)
+        namespaces = shim.Namespaces(0, (), -1 if outside else _pid_namespace(record, held), False)
         console_size = (rows, columns) if wants_terminal else None
         held.enter_context(cpu_limits.lifted(sandbox))
         if not outside:
@@ -66,16 +66,20 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
         request = messages.ExecProcess(cid, key, described, options.cgroup, rows, columns, list(handed.ways), outside)
         # the guest begins while the shim is made; should that fail, the supervisor ends what the guest has made
         with registry.begin(sandbox, request) as asked:
-            started = launch.start(
-                title=[str(word) for word in described.get("args", [])],
-                namespaces=shim.Namespaces(0, (), -1, False),
-                cgroup_procs=tuple(f"{directory}/cgroup.procs" for directory in record.cgroups),
-                view=None,
-                execs=execs,
-                last=False,
-                passed=handed,
-                oom_score=described.get("oomScoreAdj"),
-            )
+            try:
+                started = launch.start(
+                    title=[str(word) for word in described.get("args", [])],
+                    namespaces=namespaces,
+                    cgroup_procs=tuple(f"{directory}/cgroup.procs" for directory in record.cgroups),
+                    view=None,
+                    last=False,
+                    passed=handed,
+                    oom_score=described.get("oomScoreAdj"),
+                )
+            except OSError:
+                if process.alive(record.shim):
+                    raise
+                raise StateError("cannot exec in a stopped container") from None
             log.debug("exec: shim started")
             try:
                 registry.finish(asked, request)
@@ -94,13 +98,14 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
     return wait_foreground(started.pid, master)
 
 
-def _lock_execs(ctx: Context, cid: str, held: ExitStack) -> int:
-    """The container's file of execs, locked as one of them; *held* closes it. Raises StateError where the container's
-    process is ending, which waits for no more of them."""
-    execs = state.execs(ctx, cid)
-    held.callback(os.close, execs)
+def _pid_namespace(record: ContainerRecord, held: ExitStack) -> int:
+    """The container's on the host: what its own process takes with it when it ends. *held* closes the descriptor.
+
+    Raises: StateError where that has ended.
+    """
     try:
-        fcntl.flock(execs, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fd = process.open_namespace(record.shim, "pid")
+    except OSError:
         raise StateError("cannot exec in a stopped container") from None
-    return execs
+    held.callback(os.close, fd)
+    return fd

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from runvm.container import host_view
 from runvm.container.passed import Passed
-from runvm.errors import DeadlineError, HostError, RunvmError
-from runvm.linux import locking, process, syscalls
+from runvm.errors import HostError, RunvmError
+from runvm.linux import process, syscalls
 from runvm.linux.loop import IN, Loop
 from runvm.linux.terminal import get_size
 from runvm.protocol import frames, messages
@@ -51,9 +51,9 @@ class Namespaces(NamedTuple):
 
 
 class ShimPlan(NamedTuple):
-    """What a shim is to be. *terminal* is a pty slave or -1; *view* what its root shall show (None = the host's),
-    *execs* state.execs (or -1), which a container's shim waits for at its end (*last*) and an exec's has locked,
-    *passed* the descriptors beyond stdio that the process gets, *oom_score* its oom_score_adj (None = the caller's)."""
+    """What a shim is to be. *terminal* is a pty slave or -1; *view* what its root shall show (None = the host's).
+    *last*: it is process 1 of its PID namespace, and ends after those of the container's execs. *passed* are the
+    descriptors beyond stdio that the process gets, *oom_score* is its oom_score_adj (None = the caller's)."""
 
     title: str
     namespaces: Namespaces
@@ -61,7 +61,6 @@ class ShimPlan(NamedTuple):
     terminal: int
     view: host_view.View | None
     connection: int
-    execs: int
     last: bool
     passed: Passed = Passed()
     oom_score: int | None = None
@@ -122,7 +121,7 @@ def _main(plan: ShimPlan, gate: object) -> None:
     os.setsid()
     process.set_oom_score(plan.oom_score)
     # first of all the sandbox's listener: held here it would let commands connect to a supervisor that has gone
-    own = (plan.connection, gate.fileno(), *plan.passed.fds, *(fd for fd in (plan.terminal, plan.execs) if fd >= 0))
+    own = (plan.connection, gate.fileno(), *plan.passed.fds, *([plan.terminal] if plan.terminal >= 0 else []))
     process.close_above(2, (*own, *plan.namespaces.join))
     try:
         process.join_cgroups(plan.cgroup_procs)
@@ -144,32 +143,34 @@ def _main(plan: ShimPlan, gate: object) -> None:
     if order != b"g":
         os._exit(LOST)  # the command gave up or was killed
     shim = Shim(plan)
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     syscalls.set_name("runvm-shim")
     syscalls.set_title(plan.title)
     # from here on nothing of the host's files is there: neither /proc nor a module to import
     if plan.view is not None:
         _show_root(plan.view.at, own_processes=plan.namespaces.pid_new or plan.namespaces.pid_join >= 0)
     # whatever stays open, an engine may wait for the end of (or, like containerd's own socket, must never find here)
-    process.close_above(2, (plan.connection, gate.fileno(), null, *shim.descriptors))
-    for fd in range(3):
-        os.dup2(null, fd)
-    if null > 2:
-        os.close(null)
+    process.close_above(2, (plan.connection, gate.fileno(), *shim.descriptors))
+    shim.take_standard_streams()
     gate.sendall(b"s")
     gate.close()
     gc.freeze()
-    code = shim.run()
+    try:
+        code = shim.run()
+    except Exception:
+        os._exit(LOST)  # not a word of it: 2 is the container's standard error
     if plan.last:
-        _await_execs(plan.execs)
+        _await_others()
     os._exit(code)
 
 
-def _await_execs(fd: int) -> None:
-    """Until the processes of this container's execs have ended, as in a kernel's PID namespace, where process 1 is the
-    last: containerd drops what it hears of an exec once its container has ended, and `docker exec` never returns."""
-    with suppress(DeadlineError):
-        locking.lock(fd, deadline=time.monotonic() + _EXECS_SECONDS, timeout_message="", interval=0.002)
+def _await_others() -> None:
+    """Until nothing else is in this PID namespace: as process 1 this one takes all others with it, and what an exec's
+    has still to pass on would be lost."""
+    deadline = time.monotonic() + _EXECS_SECONDS
+    with suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.kill(-1, 0)  # kill(2): every process that this one sees, but itself and process 1
+            time.sleep(0.002)
 
 
 def _make_view(view: host_view.View) -> bytes:
@@ -232,7 +233,6 @@ class Shim:
         self._loop = Loop()
         self._code: int | None = None
         self._terminal = plan.terminal
-        self._execs = plan.execs
         self._sinks: dict[int, Sink] = {}
         self._sources: dict[int, Source] = {}
         self._connection_fd = plan.connection
@@ -253,7 +253,25 @@ class Shim:
     def descriptors(self) -> tuple[int, ...]:
         """What must stay open."""
         own = [fd for fd, _ in (*self._stdio, *self._passed)]
-        return (*own, *self._signals, *(fd for fd in (self._terminal, self._execs) if fd >= 0))
+        return (*own, *self._signals, *([self._terminal] if self._terminal >= 0 else []))
+
+    def take_standard_streams(self) -> None:
+        """What the process has as 0, 1 and 2 in the guest this one has here, and nowhere else: who writes to
+        /proc/PID/fd/1 meets the same file as with a process of the host's."""
+        if self._terminal >= 0:
+            given = [self._terminal] * 3
+        else:
+            given = [fd for fd, _ in self._stdio]
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in given]
+        for fd in {*given} - {0, 1, 2}:
+            os.close(fd)
+        for number, fd in enumerate(high):
+            os.dup2(fd, number, inheritable=False)
+            os.close(fd)
+        if self._terminal >= 0:
+            self._terminal = 2
+        else:
+            self._stdio = [(number, careful) for number, (_, careful) in enumerate(self._stdio)]
 
     def run(self) -> int:
         """Relay until the process has ended and its output is out; its exit code."""
@@ -264,8 +282,8 @@ class Shim:
         send = connection.send
         if self._terminal >= 0:
             os.set_blocking(self._terminal, False)
-            self._sinks[frames.STDOUT] = Sink(self._loop, os.dup(self._terminal), frames.STDOUT, 0, send, keep=True)
-            self._read(frames.STDIN, os.dup(self._terminal))
+            self._sinks[frames.STDOUT] = Sink(self._loop, 1, frames.STDOUT, 0, send, keep=True)
+            self._read(frames.STDIN, 0)
             self._resize()
         else:
             for kind, (fd, careful) in zip((frames.STDOUT, frames.STDERR), self._stdio[1:], strict=True):

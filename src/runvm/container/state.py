@@ -118,15 +118,6 @@ def lock(ctx: Context, cid: str, *, timeout: float = LOCK_SECONDS) -> Lock:
     return Lock(fd)
 
 
-def execs(ctx: Context, cid: str) -> int:
-    """A descriptor of the file on which every exec's process has a shared lock (flock(2)), so that the container's own
-    can end after them. Raises ContainerNotFoundError."""
-    try:
-        return os.open(f"{directory(ctx, cid)}/execs", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        raise ContainerNotFoundError() from None
-
-
 def save(ctx: Context, record: ContainerRecord) -> None:
     """Write the record, whole or not at all."""
     body = record._asdict()

@@ -20,11 +20,24 @@ Send = Callable[[int, int, bytes], None]
 
 
 class Source:
-    """Reads *fd* (owned) to its end into frames of *kind* on *channel*; *on_end* is called once when it is closed."""
+    """Reads *fd* (owned) to its end into frames of *kind* on *channel*; *on_end* is called once when it is closed.
 
-    def __init__(self, loop: Loop, fd: int, kind: int, channel: int, send: Send, on_end: Callable[[], None]) -> None:
+    What is read goes through *change* first, until that says that nothing more shall: it gets data, or nothing at the
+    end, and gives what is to be sent.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        fd: int,
+        kind: int,
+        channel: int,
+        send: Send,
+        on_end: Callable[[], None],
+        change: Callable[[bytes], tuple[bytes, bool]] | None = None,
+    ) -> None:
         self._loop, self._fd, self._kind, self._channel = loop, fd, kind, channel
-        self._send, self._on_end = send, on_end
+        self._send, self._on_end, self._change = send, on_end, change
         self._window = frames.WINDOW
         self._paused = False
         self.open = True
@@ -59,6 +72,7 @@ class Source:
             self._loop.forget(self._fd)
             os.close(self._fd)
             if not silent:
+                self.let_go()
                 self._send(self._kind, self._channel, b"")
             self._on_end()
 
@@ -67,8 +81,21 @@ class Source:
         while self.open and self._window and self._read():
             pass
 
+    def let_go(self) -> None:
+        """Send what *change* has held back until now."""
+        if self._change is not None and (left := self._changed(b"")):
+            self._window -= len(left)
+            self._send(self._kind, self._channel, left)
+
     def _ready(self, events: int) -> None:
         self._read()
+
+    def _changed(self, data: bytes) -> bytes:
+        assert self._change is not None
+        data, more = self._change(data)
+        if not more:
+            self._change = None
+        return data[: self._window]
 
     def _read(self) -> bool:
         try:
@@ -80,6 +107,10 @@ class Source:
         if not data:
             self.close()
             return False
+        if self._change is not None:
+            data = self._changed(data)
+            if not data:
+                return True
         self._window -= len(data)
         self._send(self._kind, self._channel, data)
         if not self._window:

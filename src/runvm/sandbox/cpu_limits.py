@@ -31,11 +31,11 @@ LIFTED_SECONDS = 10.0
 _LOCK_SECONDS = 2.0
 _INTERVAL = 0.002
 _AGAIN_SECONDS = 1.0
-_KEYS = ("quota", "period", "shares")
+_KEYS = ("quota", "period", "shares", "idle")
 
 
 class Entry(NamedTuple):
-    """A container's limits: the *directories* of its cgroup, quota, period and shares of its *cpu* (an OCI object), and
+    """A container's limits: the *directories* of its cgroup, and of its *cpu* (an OCI object) what _KEYS name, and
     whether they hold: *begun* is set by its `start`."""
 
     directories: tuple[str, ...]
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 def note(sandbox: Sandbox, cid: str, directories: tuple[str, ...], cpu: dict[str, Any]) -> None:
     """Write down a new container's limits, if it has any. Raises OSError."""
     found = _of(cpu)
-    if not directories or not any(found.get(key) for key in ("quota", "shares")):
+    if not directories or not any(found.get(key) for key in ("quota", "shares", "idle")):
         return
     _write(sandbox, cid, Entry(directories, found, begun=False))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 from typing import TYPE_CHECKING, Any
@@ -211,6 +212,31 @@ def test_a_failing_start_container_hook_stops_the_container(box: Box, runtime: R
     container.wait_status("stopped")
     assert b"never" not in container.stdout()
     container.delete()
+
+
+@pytest.mark.parametrize(
+    ("path", "argv", "timeout", "wanted"),
+    [
+        ("/bin/sh", ["sh", "-c", "echo one; echo two >&2; exit 3"], None, "exit status 3, stdout: one"),
+        ("/bin/sh", ["sh", "-c", "exit 7"], None, "error running hook: exit status 7, stdout: , stderr: "),
+        ("/no/such", ["such"], None, "fork/exec /no/such: no such file or directory"),
+        ("/bin/sleep", ["sleep", "1000"], 1, "hook ran past specified timeout of 1.0s"),
+    ],
+)
+def test_a_start_container_hooks_error_reads_as_the_others(
+    box: Box, path: str, argv: list[str], timeout: int | None, wanted: str
+) -> None:
+    """What the caller sees is that error and nothing else, with the number of the hook that has failed."""
+    container = box("echo", "never")
+    container.bundle.hook("startContainer", "/bin/sh", ["sh", "-c", "exit 0"])
+    container.bundle.hook("startContainer", path, argv, timeout=timeout)
+    result = container.run()
+    assert result.code != 0
+    assert result.stdout == b""
+    text = result.stderr.decode()
+    assert re.match(r"error running (startContainer )?hook #1: ", text), text
+    assert wanted in text
+    assert '"msg"' not in text
 
 
 @pytest.mark.differs("runc", "1.1 skips the hooks after a failing poststop hook")

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -319,6 +320,34 @@ def test_a_missing_program_fails_at_create(box: Box, runtime: Runtime) -> None:
         assert command in result.error
         assert runtime.call("state", container.id).error == "container does not exist"
     assert runtime.ids() == []
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_program_that_the_kernel_refuses_is_told_on_stderr(box: Box, terminal: bool) -> None:
+    """What execve(2) says of a file of no known format, or of a script whose interpreter isn't there, in the words that
+    people know from runc; by run and by exec."""
+    for content, wanted in (
+        ("no program\n", "exec /bad: exec format error"),
+        ("", "exec /bad: exec format error"),
+        ("#!/no/such/interpreter\n", "exec /bad: no such file or directory"),
+    ):
+        container = box("/bad")
+        container.bundle.file("/bad", content, mode=0o755)
+        container.bundle.process["terminal"] = terminal
+        if terminal:
+            shown = container.terminal(partial(container.create, "--console-socket"))
+            container.start()
+            assert shown.read_to_end().decode() == f"{wanted}\r\n"
+            continue
+        result = container.run()
+        assert result.code in (1, 255)  # runc 1.1 and before, 1.2 and later
+        assert result.stderr.decode() == f"{wanted}\n"
+    if not terminal:
+        other = box.sleeper()
+        other.bundle.file("/bad", "no program\n", mode=0o755)
+        result = other.exec("/bad")
+        assert result.code in (1, 255)
+        assert result.stderr == b"exec /bad: exec format error\n"
 
 
 def test_bundle_defaults_to_the_current_directory(box: Box, runtime: Runtime) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import select
+import signal
 import socket
 import sys
 import threading
@@ -171,6 +172,50 @@ def test_a_descriptor_that_the_caller_leaks_is_held_by_nobody(box: Box) -> None:
         held = [path for path in process.open_files(pid) if "leaked-by-caller" in path]
         assert held == [], process.describe(pid)
     assert "leaked" not in container.sh("ls -l /proc/1/fd")
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """What each descriptor of a process leads to."""
+    return {int(name): os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
+
+
+def test_the_process_on_the_host_has_its_streams_and_no_file_of_the_runtimes(box: Box) -> None:
+    """Of the container and of an exec: 1 and 2 are the files that the caller gave, which others can write to by
+    /proc/PID/fd/1, and what is open besides has no name in any file system; programs have 0, 1 and 2."""
+    container = box.idle()
+    pid_file = f"{container.bundle.path}/exec.pid"
+    outputs = [f"{container.bundle.path}/exec-{name}" for name in ("stdout", "stderr")]
+    container.launch()
+    with open(outputs[0], "wb") as out, open(outputs[1], "wb") as err:
+        arguments = ("exec", "--detach", "--pid-file", pid_file, container.id, "sleep", "1000")
+        container.runtime.start(*arguments, stdout=out, stderr=err).wait(container.runtime.timeout).expect(0)
+    with open(pid_file, encoding="ascii") as file:
+        pid = int(file.read())
+    own = [f"{container.bundle.path}/{name}" for name in ("stdout", "stderr")]
+    for found, files in ((descriptors(container.init_pid), own), (descriptors(pid), outputs)):
+        assert [found.pop(1), found.pop(2)] == files
+        assert [path for fd, path in found.items() if "/" in path and (fd, path) != (0, "/dev/null")] == []
+    with open(f"/proc/{container.init_pid}/fd/1", "ab") as stream:
+        stream.write(b"from outside\n")
+    assert container.stdout() == b"from outside\n"
+    for one in ("self", "1"):
+        assert container.sh(f"cd /proc/{one}/fd; echo *").split()[:3] == ["0", "1", "2"]
+    assert set(container.sh("cd /proc/1/fd; echo *").split()) <= {"0", "1", "2", "10"}  # 10: the shell's own
+    os.kill(pid, signal.SIGKILL)
+    process.reap(pid, 20)
+
+
+def test_at_a_terminal_the_process_on_the_host_has_that_alone(box: Box) -> None:
+    """0, 1 and 2 are the terminal that came by --console-socket."""
+    container = box.idle()
+    container.bundle.process["terminal"] = True
+    container.terminal(lambda path: container.create("--console-socket", path))
+    container.start()
+    found = descriptors(container.init_pid)
+    terminals = {found.pop(number) for number in range(3)}
+    assert len(terminals) == 1
+    assert re.fullmatch(r"(/dev)?/(pts/)?\d+|/dev/null", terminals.pop())
+    assert [path for path in found.values() if "/" in path and "pts" not in path] == []  # a shell keeps it once more
 
 
 SHIFT = """import os, sys

@@ -67,6 +67,38 @@ def compose(request: pytest.FixtureRequest, docker: Dockerd, tmp_path: os.PathLi
     return made
 
 
+SERVICES_THAT_SLEEP = """version: "3.7"
+services:
+  one:
+    image: busybox:test
+    command: ["sleep", "1002"]
+  two:
+    image: busybox:test
+    command: ["sleep", "1003"]
+"""
+
+
+@pytest.mark.parametrize("client", ["docker-compose", "docker compose"])
+def test_top_lists_the_processes_of_each_service(docker: Dockerd, client: str, tmp_path: os.PathLike[str]) -> None:
+    """By each client: a table for each container with what runs there, as far as it has a pid on the host."""
+    argv = [CLIENT, "compose"] if client == "docker compose" else ["docker-compose"]
+    if shutil.which(argv[0]) is None or call([*argv, "version"]).code:
+        pytest.skip(f"{client} isn't installed")
+    directory = f"{tmp_path}/sleepers"
+    os.mkdir(directory)
+    with open(f"{directory}/docker-compose.yml", "w", encoding="ascii") as file:
+        file.write(SERVICES_THAT_SLEEP)
+    environment = dict(os.environ, DOCKER_HOST=f"unix://{docker.socket}", COMPOSE_HTTP_TIMEOUT="300")
+    compose = Compose(argv, {**environment, "PORT": "0"}, directory)
+    try:
+        compose("up", "--detach")
+        shown = compose("top")
+        assert "sleep 1002" in shown
+        assert "sleep 1003" in shown
+    finally:
+        compose("down", "--timeout", "1")
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

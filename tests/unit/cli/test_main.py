@@ -299,6 +299,9 @@ def test_the_log_is_the_flags_then_the_configurations(tmp_path: Path, monkeypatc
     assert (made.path, made.format, made.debug_on) == ("/var/log/runvm", "json", True)
     given.context(flags("--log", "/l", "--log-format", "text"), read_config=True)
     assert (made.path, made.format) == ("/l", "text")
+    for level, debug, errors in (("debug", True, False), ("warning", False, False), ("error", False, True)):
+        given.context(flags("--log-level", level), read_config=True)
+        assert (made.debug_on, made.errors_only) == (debug, errors)
 
 
 @pytest.mark.parametrize(("destination", "path"), [("/a/b", "/a/b"), ("file:/a", "/a"), ("/a:b", "/a:b"), ("", "")])

@@ -29,6 +29,8 @@ def resources(*argv: str) -> JsonObject:
         (["--cpu-shares", "512"], {"cpu": {"shares": 512}}),
         (["--cpu-quota", "-1", "--cpu-period", "100000"], {"cpu": {"period": 100000, "quota": -1}}),
         (["--cpu-burst=7"], {"cpu": {"burst": 7}}),
+        (["--cpu-idle", "1"], {"cpu": {"idle": 1}}),
+        (["--cpu-idle=0"], {"cpu": {"idle": 0}}),
         (["--cpu-rt-period=5", "--cpu-rt-runtime=4"], {"cpu": {"realtimePeriod": 5, "realtimeRuntime": 4}}),
         (["--cpuset-cpus", "0-1", "--cpuset-mems", "0"], {"cpu": {"cpus": "0-1", "mems": "0"}}),
         (["--pids-limit", "20"], {"pids": {"limit": 20}}),
