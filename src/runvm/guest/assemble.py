@@ -11,7 +11,7 @@ import stat
 from collections.abc import Sequence
 
 from runvm.errors import HostError
-from runvm.guest import commands, cpio, elf, kernel, pythonpath
+from runvm.guest import commands, cpio, elf, event_module, kernel, pythonpath
 from runvm.guest.programs import Root
 
 _INIT = """#!{python} -SIBu
@@ -68,6 +68,7 @@ def fill(stage: Root, root: Root, agent: pythonpath.Agent, modules: str, release
     _copy_python(stage, root, [path for path in library if path.endswith(".py")], agent, scratch)
     core = kernel.copy_core(modules, stage.at(f"usr/lib/modules/{release}"))
     kernel.depmod(root, stage.path, release)
+    event_module.add(modules, release, stage.at("usr/lib/runvm/events.ko"))
     _check(stage, agent)
     return core
 
