@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from runvm.agent.networks import GuestNetworks
     from runvm.agent.processes import Container
     from runvm.agent.runtime import Runtime
+    from runvm.agent.watches import Watches
     from runvm.linux.loop import Loop
     from runvm.protocol.messages import Json
 
@@ -34,13 +35,20 @@ class Checkpoints:
     """*port* is the descriptor of the host's line."""
 
     def __init__(
-        self, loop: Loop, port: int, runtime: Runtime, networks: GuestNetworks, connections: Connections
+        self,
+        loop: Loop,
+        port: int,
+        runtime: Runtime,
+        networks: GuestNetworks,
+        connections: Connections,
+        watches: Watches,
     ) -> None:
         self._loop = loop
         self._port = port
         self._runtime = runtime
         self._networks = networks
         self._connections = connections
+        self._watches = watches
         self._container: Container | None = None
         self._was_frozen = False
 
@@ -82,6 +90,7 @@ class Checkpoints:
             with suppress(FileNotFoundError):  # it has ended, and that is all that is left to tell of it
                 _set_hostname(container.init.pid, request.hostname)
         self._runtime.processes.attach_again()
+        self._watches.tell_again()
         self._go_on(container, frozen=False)
 
     def _go_on(self, container: Container, *, frozen: bool) -> None:

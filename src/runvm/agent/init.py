@@ -25,7 +25,9 @@ from runvm.agent.connections import Connections
 from runvm.agent.errors import AgentError
 from runvm.agent.memory import Memory
 from runvm.agent.networks import GuestNetworks
+from runvm.agent.replay import MODULE, Replay
 from runvm.agent.runtime import Runtime
+from runvm.agent.watches import Watches
 from runvm.errors import RunvmError
 from runvm.linux import clock, files, syscalls
 from runvm.linux.loop import IN, Loop
@@ -34,6 +36,7 @@ from runvm.protocol.connection import Connection
 from runvm.protocol.frames import Frame
 from runvm.protocol.interfaces import NetworkError
 from runvm.protocol.messages import (
+    Changed,
     Clock,
     Connect,
     Create,
@@ -99,7 +102,9 @@ class Agent:
         self.runtime = Runtime(self.loop, self.connection.send, self._event)
         self.memory = Memory(self.loop, self._event)
         self.connections = Connections(self.loop, self.connection.send)
-        self.checkpoints = Checkpoints(self.loop, port, self.runtime, self.networks, self.connections)
+        self.watches = Watches(self.loop, self._event)
+        self.replay = Replay(self.watches)
+        self.checkpoints = Checkpoints(self.loop, port, self.runtime, self.networks, self.connections, self.watches)
         self._initializing: tuple[str, Answered] | None = None
         self._handlers = self._table()
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -113,6 +118,9 @@ class Agent:
         gc.freeze()  # what is here now never becomes garbage: leave its pages alone
         messages.prepare()
         self.runtime.limit_files(int(files.read(f"/proc/sys/{_NR_OPEN}")))
+        if os.path.exists(MODULE):
+            with suppress(OSError):  # a kernel without probes, as User Mode Linux
+                self.watches.set_up()
         if TEMPLATE_WORD in files.read("/proc/cmdline").split():
             self.runtime.prepare()
             _clear_memory()
@@ -189,12 +197,13 @@ class Agent:
             UseCpus: lambda request, done: processors.use(self.loop, request.vcpus, done),
             Clock: at_once(_clock),
             Stats: at_once(lambda request: runtime.stats(request.container)),
-            Remove: lambda request, done: runtime.remove(request.container, done),
+            Remove: self._remove,
             SetNetwork: at_once(lambda request: _noted({}, networks.set(request.network, request.interfaces))),
             RemoveNetwork: at_once(lambda request: networks.remove(request.network)),
             **dict.fromkeys((Quiesce, Unquiesce, Restored), at_once(self.checkpoints.serve)),
             Connect: self.connections.open,
             Dialled: lambda answer, done: runtime.host_sockets.dialled(answer),
+            Changed: at_once(self.replay.changed),
             Resize: lambda event, done: runtime.processes.resize(event.channel, event.rows, event.columns),
         }
 
@@ -204,6 +213,10 @@ class Agent:
         self.runtime.create(
             request, lambda result: done(result if isinstance(result, AgentError) else _noted(result, notes))
         )
+
+    def _remove(self, request: Remove, done: Answered) -> None:
+        self.runtime.remove(request.container, done)
+        self.watches.look_again()
 
     def _initialize(self, request: Initialize, done: Answered) -> None:
         """Become this VM and no other: random state, clock, machine-id; then the share, which was plugged in while

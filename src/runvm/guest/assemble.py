@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from runvm.errors import HostError
-from runvm.guest import commands, cpio, elf, kernel, ldcache, pythonpath
+from runvm.guest import commands, cpio, elf, event_module, kernel, ldcache, pythonpath
 from runvm.guest.programs import Root
 
 _INIT = """#!{python} -SIBu
@@ -82,6 +82,8 @@ def fill(stage: Root, sources: Sources, scratch: str) -> list[str]:
     _copy_python(stage, sources, [path for path in library if path.endswith(".py")], scratch)
     core = kernel.copy_core(modules, stage.at(f"usr/lib/modules/{release}"))
     kernel.depmod(tools, stage.path, release)
+    if sources.architecture == event_module.ARCHITECTURE:
+        event_module.add(modules, release, stage.at("usr/lib/runvm/events.ko"))
     if tools is root:
         _check(stage, agent)
     return core

@@ -201,6 +201,16 @@ class Dialled(NamedTuple):
     channel: int
 
 
+class Changed(NamedTuple):
+    """The host has changed something in directories that containers watch, each by its number in Watch: an inotify
+    mask, the cookie of a move's two halves, the name there ('.': the directory itself). Result: {}."""
+
+    directories: list[int]
+    masks: list[int]
+    cookies: list[int]
+    names: list[str]
+
+
 class Resize(NamedTuple):
     """An event: the size of a channel's terminal has changed."""
 
@@ -259,6 +269,13 @@ class Dial(NamedTuple):
     uid: int
     gid: int
     groups: list[int]
+
+
+class Watch(NamedTuple):
+    """An event: containers watch these *directories* by inotify(7), paths in the share by a number each; none any more
+    where the path is empty. Changed tells of what the host does there."""
+
+    directories: Json
 
 
 # --- command or shim → supervisor
@@ -360,14 +377,14 @@ class Status(NamedTuple):
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Clock, UseMemory, Stats, Remove, SetNetwork, RemoveNetwork, Quiesce, Unquiesce, Restored, Connect, Dialled, Resize, Hello,  # noqa: E501
-        Exited, OutOfMemory, MemoryLow, MemoryFree, Notified, Dial,
+        Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Clock, UseMemory, Stats, Remove, SetNetwork, RemoveNetwork, Quiesce, Unquiesce, Restored, Connect, Dialled, Changed, Resize, Hello,  # noqa: E501
+        Exited, OutOfMemory, MemoryLow, MemoryFree, Notified, Dial, Watch,
         Attach, CreateContainer, ExecProcess, Checkpoint, EndCheckpoint, RestoreContainer, DeleteContainer, Status,
     )
 }  # fmt: skip
 
 FROM_GUEST = frozenset(
-    {"Done", "Failed", "Hello", "Exited", "OutOfMemory", "MemoryLow", "MemoryFree", "Notified", "Dial"}
+    {"Done", "Failed", "Hello", "Exited", "OutOfMemory", "MemoryLow", "MemoryFree", "Notified", "Dial", "Watch"}
 )
 """The only messages that the supervisor takes from a guest."""
 

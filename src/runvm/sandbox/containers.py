@@ -213,6 +213,8 @@ class Containers:
         elif isinstance(message, messages.Dial):
             member = self.members.get(message.container)
             self.life.vm.sockets.dial(None if member is None else member.sockets, message)
+        elif isinstance(message, messages.Watch):
+            self.life.vm.changes.watch(message.directories)
 
     def _out_of_memory(self, container: str) -> None:
         member = self.members.get(container)

@@ -15,6 +15,7 @@ from runvm.log import log
 from runvm.sandbox import diagnosis
 from runvm.sandbox.growth import Growth
 from runvm.sandbox.guest_link import GuestLink
+from runvm.sandbox.host_changes import HostChanges
 from runvm.sandbox.host_sockets import HostSockets
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class RunningVm:
         )
         self.guest.vm.attach(loop)
         self.sockets = HostSockets(loop, self.agent, next_channel)
+        self.changes = HostChanges(loop, self.agent, f"{self._directory}/share", self.daemon.pid)
         self.networks.attach(loop, self.guest.vm, self.agent, next_channel)
         self.growth = Growth(
             loop, plan.config, plan.machine, plan.max_mib, self.guest.vm, self.agent, plan.driver.capabilities
@@ -81,6 +83,7 @@ class RunningVm:
         self._loop.forget(self.guest.console.fileno())
         self._loop.forget(self.daemon.output)
         self.sockets.close()
+        self.changes.close()
         self.agent.close()
         # its memory goes while the VMM ends, which takes as long: one after the other, an end would take twice that
         for pid in (self.guest.vm.pid, self.daemon.pid):
