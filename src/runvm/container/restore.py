@@ -12,6 +12,7 @@ from runvm.checkpoint import image, support
 from runvm.container import create, plans, state
 from runvm.container.checkpoint import cpu_of, shape
 from runvm.errors import CheckpointError, UnsupportedError
+from runvm.hypervisor import drivers
 from runvm.hypervisor.driver import Machine
 from runvm.linux import syscalls
 from runvm.log import log
@@ -55,10 +56,13 @@ def restore(
 
     Raises: CheckpointError for an image that is damaged or doesn't fit, RunvmError; nothing half-made is left then.
     """
-    driver = support.check(ctx.config, "restore")
-    saved = read(image_path)
     plan = plans.plan(ctx, cid, options, own_terminal=terminal_master is not None)
-    _check_versions(saved, ctx.config, driver)
+    # what new containers get need not be what the checkpoint's had
+    hypervisor = drivers.with_checkpoints(plan.config)
+    driver = support.check(plan.config, "restore", hypervisor)
+    plan = plan._replace(config=plan.config._replace(hypervisor=hypervisor))
+    saved = read(image_path)
+    _check_versions(saved, plan.config, driver)
     _check_bundle(saved, plan)
     with state.claim(ctx, cid), ExitStack() as failed, ExitStack() as held:
         failed.callback(create.clear, ctx, cid)
@@ -221,4 +225,5 @@ class _Restoration(create.Creation):
             str(self._plan.guest.spec.get("hostname") or ""),
         )
         registry.call(place.sandbox, request)
+        self.note_hypervisor(saved.manifest.driver, saved.machine.accelerator)
         log.debug("restore: container taken up by the guest")
