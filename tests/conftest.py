@@ -99,8 +99,7 @@ def has_capability(name: str) -> bool:
     from runvm.config import Config
     from runvm.hypervisor import drivers
 
-    config = Config(hypervisor=HYPERVISOR) if HYPERVISOR else Config()
-    return bool(getattr(drivers.load(config).capabilities, name))
+    return bool(getattr(drivers.load(Config(hypervisor=HYPERVISOR)).capabilities, name))
 
 
 def runtime_name(config: pytest.Config) -> str:

@@ -27,7 +27,7 @@ CONTAINER_KEYS = ("vcpus", "memory_mib", "template", "arch")
 class Config(NamedTuple):
     """All settings of one command; the table SETTINGS holds what each means and may be."""
 
-    hypervisor: str = "qemu"
+    hypervisor: str = "auto"
     accelerator: str = "auto"
     arch: str = "auto"
     qemu: str = ""
@@ -46,6 +46,7 @@ class Config(NamedTuple):
     vcpus: int = 0
     memory_mib: int = 0
     default_memory_mib: int = 1024
+    fixed_memory_mib: int = 2048
     max_memory_mib: int = 0
     overhead_mib: int = 128
     state_dir: str = "/run/runvm"
@@ -75,8 +76,8 @@ _MAX_MIB = 16 * 1024 * 1024
 
 SETTINGS: dict[str, Setting] = {
     "hypervisor": Setting(
-        "the driver that runs the virtual machines: qemu, uml (User Mode Linux), auto (QEMU where KVM works, else uml"
-        " where that works, else qemu), or one that a package adds"
+        "the driver that runs the virtual machines: auto (QEMU where KVM works, else User Mode Linux where a kernel for"
+        " it is there and boots, else QEMU), qemu, uml (User Mode Linux), or one that a package adds"
     ),
     "accelerator": Setting(
         "kvm, tcg (emulation), or auto: KVM where a guest really boots with it, else emulation",
@@ -111,6 +112,12 @@ SETTINGS: dict[str, Setting] = {
     ),
     "default_memory_mib": Setting(
         "the guest's memory where the container has no limit, MiB: what it begins with", low=128, high=_MAX_MIB
+    ),
+    "fixed_memory_mib": Setting(
+        "the guest's memory at least, MiB, where the hypervisor can't let it grow (User Mode Linux); what isn't used"
+        " takes none of the host's",
+        low=128,
+        high=_MAX_MIB,
     ),
     "max_memory_mib": Setting(
         "what such a guest may grow to as its containers need it, MiB; 0: as much as the host has",

@@ -18,7 +18,8 @@ from framework.terminal import ConsoleSocket, Terminal
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-HYPERVISOR = os.environ.get("HYPERVISOR", "")
+HYPERVISOR = os.environ.get("HYPERVISOR") or "qemu"
+"""Not what a host would choose: what is tested has to be the same everywhere."""
 """The setting `hypervisor` that the tests run with; empty: its default."""
 SOURCE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", "src"))
 BOOT_S = 60
@@ -107,8 +108,7 @@ class Runtime:
             # guest images and templates of this checkout alone, where several with different agents are tested at once
             if data_dir := os.environ.get("RUNVM_TEST_DATA_DIR"):
                 file.write(f"data_dir = {json.dumps(data_dir)}\n")
-            if HYPERVISOR:
-                file.write(f"hypervisor = {json.dumps(HYPERVISOR)}\n")
+            file.write(f"hypervisor = {json.dumps(HYPERVISOR)}\n")
             # what a host needs besides: more time, say, where it has much else to do
             file.write(os.environ.get("RUNVM_TEST_SETTINGS", ""))
         with open(path, "w", encoding="utf-8") as file:

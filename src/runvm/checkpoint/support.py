@@ -13,16 +13,30 @@ if TYPE_CHECKING:
     from runvm.hypervisor.driver import Driver
 
 
+_OTHER = (
+    'set hypervisor = "qemu", or allow containers to choose it by container_hypervisors, and make the container anew'
+)
+
+
 def lacks(config: Config) -> list[str]:
-    """What it would take, with what was found; nothing where it can be done. Raises HostError, ConfigError."""
-    driver = drivers.load(config)
+    """What it would take, with what was found; nothing where it can be done. No guest is booted for it. Raises
+    HostError, ConfigError."""
+    return _lacks(config, drivers.likely(config))
+
+
+def check(config: Config, command: str, hypervisor: str) -> Driver:
+    """The driver of *hypervisor* ('': the configured one), which can.
+
+    Raises: UnsupportedError, HostError, ConfigError.
+    """
+    driver = drivers.load(config._replace(hypervisor=hypervisor) if hypervisor else config)
+    if missing := _lacks(config, driver):
+        do = "" if driver.capabilities.checkpoint else _OTHER
+        raise UnsupportedError(f"{command} is not supported here: it takes {'; and '.join(missing)}", do=do)
+    return driver
+
+
+def _lacks(config: Config, driver: Driver) -> list[str]:
     if not driver.capabilities.checkpoint:
         return [f"another hypervisor: '{driver.name}' can't save a virtual machine that runs"]
     return [lack for lack in (driver.checkpoint_lacks(), virtiofs.checkpoint_lacks(config)) if lack]
-
-
-def check(config: Config, command: str) -> Driver:
-    """The driver, which can. Raises UnsupportedError, HostError, ConfigError."""
-    if missing := lacks(config):
-        raise UnsupportedError(f"{command} is not supported here: it takes {'; and '.join(missing)}")
-    return drivers.load(config)

@@ -20,9 +20,12 @@ COMMAND = Command(
 
 def run(ctx: Context, args: Args) -> int:
     """Print what the verb finds."""
+    from runvm.hypervisor import drivers
     from runvm.oci.features import features
 
-    write_json(features(ctx.config, checkpoint=_checkpoints(ctx)), indent=4)
+    # engines ask at their start, and don't wait for a guest to boot
+    hypervisor = drivers.known_name(ctx.config) or ctx.config.hypervisor
+    write_json(features(ctx.config, hypervisor=hypervisor, checkpoint=_checkpoints(ctx)), indent=4)
     return 0
 
 

@@ -17,8 +17,9 @@ COMMAND = Command(
     least=1,
     most=1,
     description="Print the container's state as JSON, as the OCI runtime specification has it, with rootfs, created "
-    "and owner in addition. The status is creating, created, running, paused or stopped. The pid is that of a "
-    "process on the host that lives as long as the container's own first process; 0 once it has stopped.",
+    "and owner in addition, as runc has them, and with the hypervisor and the accelerator of its virtual machine. The "
+    "status is creating, created, running, paused or stopped. The pid is that of a process on the host that lives as "
+    "long as the container's own first process; 0 once it has stopped.",
     examples=(("", "runvm state web1 | jq -r .status"),),
 )
 
@@ -45,4 +46,7 @@ def describe(record: ContainerRecord) -> dict[str, object]:
     if record.annotations:
         described["annotations"] = dict(sorted(record.annotations.items()))
     described["owner"] = ""  # in runc's state, too; `list` has it
+    if record.hypervisor:
+        described["hypervisor"] = record.hypervisor
+        described["accelerator"] = record.accelerator
     return described

@@ -43,7 +43,7 @@ def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
         record = state.load(ctx, cid)
         if record.status not in ("running", "paused"):
             raise StateError(f"container cannot be checkpointed in {record.status} state")
-        driver = support.check(ctx.config, "checkpoint")
+        driver = support.check(ctx.config, "checkpoint", record.hypervisor)
         sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
         request = messages.Checkpoint(cid)
         with image.Writer(options.image_path) as writer, registry.begin(sandbox, request) as connection:

@@ -236,9 +236,14 @@ class Creation:
         # where a template proves broken only now, the supervisor boots instead
         timeout = registry.ANSWER_SECONDS + plan.config.boot_timeout_s
         answer = registry.call(place.sandbox, request, timeout=timeout)
+        self.note_hypervisor(str(answer.get("hypervisor", "")), str(answer.get("accelerator", "")))
         for note in answer.get("notes", ()):
             log.warning(note)
         log.debug("create: container created in the guest")
+
+    def note_hypervisor(self, hypervisor: str, accelerator: str) -> None:
+        """For `state`: what the container's VM runs on."""
+        self._record = self._record._replace(hypervisor=hypervisor, accelerator=accelerator)
 
     def release(self, options: CreateOptions, terminal_master: list[int] | None, *, started: bool = False) -> None:
         """The shim takes its streams over, the caller gets what it asked for, the container is complete."""

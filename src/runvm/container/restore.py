@@ -12,9 +12,10 @@ from runvm.checkpoint import image, support
 from runvm.container import create, plans, state
 from runvm.container.checkpoint import cpu_of, shape
 from runvm.errors import CheckpointError, UnsupportedError
+from runvm.hypervisor import drivers
 from runvm.hypervisor.driver import Machine
 from runvm.linux import syscalls
-from runvm.linux.architecture import KNOWN, is_foreign
+from runvm.linux.architecture import KNOWN
 from runvm.log import log
 from runvm.protocol import messages, version
 from runvm.sandbox import placement, registry, sizes
@@ -56,13 +57,15 @@ def restore(
 
     Raises: CheckpointError for an image that is damaged or doesn't fit, RunvmError; nothing half-made is left then.
     """
-    driver = support.check(ctx.config, "restore")
-    saved = read(image_path)
-    config = ctx.config._replace(arch=saved.machine.architecture)
-    if is_foreign(config.arch):
-        driver = support.check(config, "restore")
     plan = plans.plan(ctx, cid, options, own_terminal=terminal_master is not None)
-    plan = plan._replace(config=plan.config._replace(arch=config.arch))
+    # what new containers get need not be what the checkpoint's had
+    hypervisor = drivers.with_checkpoints(plan.config)
+    driver = support.check(plan.config, "restore", hypervisor)
+    saved = read(image_path)
+    config = plan.config._replace(hypervisor=hypervisor, arch=saved.machine.architecture)
+    if config.arch != plan.config.arch:
+        driver = support.check(config, "restore", hypervisor)
+    plan = plan._replace(config=config)
     _check_versions(saved, config, driver)
     _check_bundle(saved, plan)
     with state.claim(ctx, cid), ExitStack() as failed, ExitStack() as held:
@@ -227,4 +230,5 @@ class _Restoration(create.Creation):
             str(self._plan.guest.spec.get("hostname") or ""),
         )
         registry.call(place.sandbox, request)
+        self.note_hypervisor(saved.manifest.driver, saved.machine.accelerator)
         log.debug("restore: container taken up by the guest")

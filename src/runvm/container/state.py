@@ -55,6 +55,9 @@ class ContainerRecord(NamedTuple):
     cgroup_shared: bool = False
     scope: str = ""
     """The unit of systemd's that its cgroup is, '' where systemd doesn't manage it."""
+    hypervisor: str = ""
+    """What its VM runs on, and what runs the guest's instructions; '' until that is known."""
+    accelerator: str = ""
 
 
 class Lock:

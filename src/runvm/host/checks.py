@@ -45,8 +45,7 @@ def check_hypervisor(config: Config) -> Check:
     from runvm.hypervisor import drivers
 
     # with "auto", what comes into question besides is looked at later, by a boot
-    driver = drivers.built_in("qemu", config) if config.hypervisor == drivers.AUTO else drivers.load(config)
-    findings = driver.check()
+    findings = drivers.likely(config).check()
     bad = next((finding for finding in findings if not finding.ok), None)
     if bad is not None:
         return Check(bad.name, False, bad.found, bad.fix)
@@ -83,9 +82,7 @@ def check_image(config: Config) -> Check:
     from runvm.hypervisor import drivers
 
     try:
-        auto = config.hypervisor == drivers.AUTO
-        kernel_format = "bzImage" if auto else drivers.load(config).capabilities.kernel_format
-        found = image.resolve(config, kernel_format)
+        found = image.resolve(config, drivers.likely(config).capabilities.kernel_format)
     except RunvmError as error:
         return Check("guest image", False, error.message, "runvm image build")
     for path in (found.kernel, found.initramfs):
@@ -224,16 +221,22 @@ def check_disk(config: Config) -> Check:
 
 
 def check_choice(config: Config) -> Check:
-    """Which hypervisor a container gets, and why."""
+    """Which hypervisor a container gets, why, and what would be faster."""
     from runvm.guest import uml_kernel
     from runvm.hypervisor import drivers
 
-    if config.hypervisor != drivers.AUTO:
-        return Check("hypervisor", True, f"{config.hypervisor}, as configured", needed=False)
-    chosen = drivers.choice(config)
-    found = f"{chosen.name}: {chosen.reason}"
-    if chosen.name == "qemu" and not chosen.reason.startswith(("KVM works", "accelerator")):
-        return Check("hypervisor", False, f"{found}; containers run emulated, slower", uml_kernel.FIX, needed=False)
+    chosen = drivers.choice(config._replace(hypervisor=drivers.AUTO))
+    if config.hypervisor == drivers.AUTO:
+        found = f"{chosen.name}: {chosen.reason}"
+        if chosen.emulated and config.accelerator == "auto":
+            return Check("hypervisor", False, f"{found}; containers run emulated, slower", uml_kernel.FIX, needed=False)
+        if not chosen.emulated and chosen.name != "qemu":
+            found += "; with KVM system calls would be faster"
+        return Check("hypervisor", True, found, needed=False)
+    found = f"{config.hypervisor}, as configured"
+    if config.hypervisor in drivers.BUILT_IN and config.hypervisor != chosen.name:
+        fix = 'set hypervisor = "auto" in /etc/runvm/config.toml'
+        return Check("hypervisor", False, f"{found}; {chosen.name} would be faster here", fix, needed=False)
     return Check("hypervisor", True, found, needed=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm.errors import DeadlineError, HostError, RunvmError
@@ -17,44 +18,84 @@ if TYPE_CHECKING:
     from runvm.config import Config
     from runvm.hypervisor.driver import Driver
 
+    Drivers = Callable[[str], Driver]
+    """A built-in driver by its name, made where it is needed: each import counts at a start."""
+
+QEMU, UML = "qemu", "uml"
+
 
 class Choice(NamedTuple):
-    """The hypervisor's name, and why it is this one."""
+    """The hypervisor's name, and why it is this one; *emulated*: each of the guest's instructions is translated."""
 
     name: str
     reason: str
+    emulated: bool = False
 
 
-def choose(config: Config, qemu: Driver, uml: Driver) -> Choice:
+def choose(config: Config, drivers: Drivers) -> Choice:
     """The choice, each candidate proved by a boot once per host boot. Raises DeadlineError, OSError."""
-    if config.accelerator == "tcg":
-        return Choice("qemu", "accelerator is tcg")
-    if config.accelerator == "kvm":
-        return Choice("qemu", "accelerator is kvm")
-    kvm = proof.verdict(config, qemu)
+    found = _decide(
+        config,
+        lambda: _kvm_verdict(config, drivers(QEMU)),
+        lambda kernel: _failure(config, drivers(UML), kernel),
+    )
+    assert found is not None, "whoever boots a guest finds out"
+    return found
+
+
+def known(config: Config) -> Choice | None:
+    """The choice where no guest has to be booted to find it out, else None. Raises OSError."""
+    return _decide(config, lambda: proof.known(config), lambda kernel: _remembered(config, kernel.key))
+
+
+def _decide(
+    config: Config,
+    kvm_verdict: Callable[[], proof.Verdict | None],
+    uml_failure: Callable[[uml_kernel.Kernel], str | None],
+) -> Choice | None:
+    """None where one of the two doesn't know."""
+    if config.accelerator in ("tcg", "kvm"):
+        return Choice(QEMU, f"accelerator is {config.accelerator}", emulated=config.accelerator == "tcg")
+    if config.kernel:
+        return Choice(QEMU, "kernel names one of your own, which is taken for one that QEMU boots")
+    kvm = kvm_verdict()
+    if kvm is None:
+        return None
     if kvm.works:
-        return Choice("qemu", "KVM works")
+        return Choice(QEMU, "KVM works")
+    without = f"KVM does not work here: {kvm.reason}"
     try:
         kernel = uml_kernel.find(config)
     except HostError as error:
-        return Choice("qemu", f"KVM does not work ({kvm.reason}), and {error.message}")
-    failure = _failure(config, uml, kernel.key)
+        return Choice(QEMU, f"{without}; {error.message}", emulated=True)
+    failure = uml_failure(kernel)
+    if failure is None:
+        return None
     if failure:
-        return Choice("qemu", f"KVM does not work ({kvm.reason}), nor does User Mode Linux: {failure}")
-    return Choice("uml", f"KVM does not work: {kvm.reason}")
+        return Choice(QEMU, f"{without}; User Mode Linux does not either: {failure}", emulated=True)
+    return Choice(UML, without)
 
 
-def _failure(config: Config, uml: Driver, key: str) -> str:
-    """Why no guest boots as User Mode Linux; '' where one does. Remembered for this boot of the host and that kernel,
-    but for one that was only late."""
-    memo = f"{config.state_dir}/uml.json"
-    stamp = {"boot": files.read("/proc/sys/kernel/random/boot_id").strip(), "kernel": key}
+def _kvm_verdict(config: Config, qemu: Driver) -> proof.Verdict:
     try:
-        body = json.loads(files.read(memo))
-        if {name: body[name] for name in stamp} == stamp:
-            return str(body["failure"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not found out yet
+        qemu.version_key()
+    except HostError as error:
+        return proof.Verdict(False, error.message)
+    return proof.verdict(config, qemu)
+
+
+def _failure(config: Config, uml: Driver, kernel: uml_kernel.Kernel) -> str:
+    """Why no guest boots as User Mode Linux; '' where one does. Remembered for this boot of the host and that kernel,
+    but for one that was only late; who comes meanwhile waits for the answer."""
+    found = _remembered(config, kernel.key)
+    if found is not None:
+        return found
+    with proof.alone(config, "uml", "whether User Mode Linux works"):
+        found = _remembered(config, kernel.key)
+        return found if found is not None else _find_out(config, uml, kernel)
+
+
+def _find_out(config: Config, uml: Driver, kernel: uml_kernel.Kernel) -> str:
     progress("finding out whether a guest boots as User Mode Linux, once per host boot")
     failure = ""
     try:
@@ -64,10 +105,30 @@ def _failure(config: Config, uml: Driver, key: str) -> str:
     except RunvmError as error:
         last = error.details.strip().rpartition("\n")[2]
         failure = error.message + (f": {last}" if last else "")
-    files.make_directories(config.state_dir, 0o711, exist_ok=True)
+    memo = _memo(config)
     temporary = f"{memo}.{os.getpid()}"
     with open(temporary, "w", opener=files.private) as file:
-        json.dump({**stamp, "failure": failure}, file)
+        json.dump({**_stamp(kernel.key), "failure": failure}, file)
     os.rename(temporary, memo)
     log.debug(f"User Mode Linux {'does not work here: ' + failure if failure else 'works'}")
     return failure
+
+
+def _remembered(config: Config, key: str) -> str | None:
+    """What _failure() found for the kernel *key* on this boot of the host, None where it hasn't yet."""
+    try:
+        body = json.loads(files.read(_memo(config)))
+        stamp = _stamp(key)
+        if {name: body[name] for name in stamp} == stamp:
+            return str(body["failure"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def _memo(config: Config) -> str:
+    return f"{config.state_dir}/uml.json"
+
+
+def _stamp(key: str) -> dict[str, str]:
+    return {"boot": files.read("/proc/sys/kernel/random/boot_id").strip(), "kernel": key}

@@ -67,7 +67,31 @@ def choice(config: Config) -> Choice:
     """What 'auto' means here, found out now if need be. Raises DeadlineError, OSError."""
     from runvm.hypervisor import choice
 
-    return choice.choose(config, built_in("qemu", config), built_in("uml", config))
+    return choice.choose(config, lambda name: built_in(name, config))
+
+
+def likely(config: Config) -> Driver:
+    """As load(), for what only tells of the host: no guest is booted to find out what 'auto' means; where that would
+    be needed it is QEMU. Raises ConfigError, OSError."""
+    return load(config if config.hypervisor != AUTO else config._replace(hypervisor=known_name(config) or "qemu"))
+
+
+def with_checkpoints(config: Config) -> str:
+    """The hypervisor that a checkpoint is restored with: of 'auto' the one that can."""
+    if config.hypervisor != AUTO:
+        return config.hypervisor
+    return next(name for name in BUILT_IN if built_in(name, config).capabilities.checkpoint)
+
+
+def known_name(config: Config) -> str:
+    """The hypervisor that a container would get by those settings; '' where a guest would have to be booted to find
+    out. Raises OSError."""
+    if config.hypervisor != AUTO:
+        return config.hypervisor
+    from runvm.hypervisor import choice
+
+    found = choice.known(config)
+    return "" if found is None else found.name
 
 
 def _entry_point(name: str) -> EntryPoint | None:

@@ -14,7 +14,7 @@ import json
 import os
 import select
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm.errors import ConfigError, DeadlineError, HostError, RunvmError
@@ -26,7 +26,7 @@ from runvm.log import log, progress
 from runvm.network import tap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from runvm.config import Config
     from runvm.hypervisor.driver import Driver
@@ -69,34 +69,46 @@ def accelerator(config: Config, driver: Driver) -> str:
 def verdict(config: Config, driver: Driver) -> Verdict:
     """What is known of KVM on this boot of the host, found out now if need be; who comes meanwhile waits for the
     answer. Raises DeadlineError, OSError."""
-    try:
-        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        return Verdict(False, f"/dev/kvm: {error.strerror}")
-    known = _remembered(config)
-    if known is not None:
-        return known
-    files.make_directories(config.state_dir, 0o711, exist_ok=True)
-    fd = os.open(f"{config.state_dir}/kvm.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        locking.lock(
-            fd,
-            deadline=time.monotonic() + 3 * config.boot_timeout_s,
-            timeout_message="timed out waiting for another process that finds out whether KVM works",
-            interval=0.05,
-            waiting=lambda: progress("waiting for another command that finds out whether KVM works"),
-        )
-        known = _remembered(config)
-        if known is not None:
-            return known
+    found = known(config)
+    if found is not None:
+        return found
+    with alone(config, "kvm", "whether KVM works"):
+        found = _remembered(config)
+        if found is not None:
+            return found
         progress("finding out whether KVM works here, once per host boot")
         found = race(config, driver)
         if found.certain:
             _remember(config, found)
         log.debug(f"KVM {'works' if found.works else 'is not used'} {found.reason}")
         return found
+
+
+@contextmanager
+def alone(config: Config, name: str, question: str) -> Iterator[None]:
+    """Hold the lock *name* while this process finds out *question*. Raises DeadlineError, OSError."""
+    files.make_directories(config.state_dir, 0o711, exist_ok=True)
+    fd = os.open(f"{config.state_dir}/{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        locking.lock(
+            fd,
+            deadline=time.monotonic() + 3 * config.boot_timeout_s,
+            timeout_message=f"timed out waiting for another process that finds out {question}",
+            interval=0.05,
+            waiting=lambda: progress(f"waiting for another command that finds out {question}"),
+        )
+        yield
     finally:
         os.close(fd)
+
+
+def known(config: Config) -> Verdict | None:
+    """What is known of KVM without a boot, else None. Raises OSError."""
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return Verdict(False, f"/dev/kvm: {error.strerror}")
+    return _remembered(config)
 
 
 def judge(kvm: RunvmError | None, emulated: RunvmError | None) -> Verdict:

@@ -76,8 +76,8 @@ _MOUNT_OPTIONS = (
 )
 
 
-def features(config: Config, *, checkpoint: bool) -> JsonObject:
-    """The features structure; *config* says which hypervisor and accelerator stand behind it."""
+def features(config: Config, *, hypervisor: str, checkpoint: bool) -> JsonObject:
+    """The features structure; *hypervisor* and the accelerator of *config* stand behind it."""
     return {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": OCI_VERSION,
@@ -105,7 +105,7 @@ def features(config: Config, *, checkpoint: bool) -> JsonObject:
         },
         "annotations": {
             "io.runvm.version": runvm.__version__,
-            "io.runvm.hypervisor": config.hypervisor,
+            "io.runvm.hypervisor": hypervisor,
             "io.runvm.accelerator": config.accelerator,
             "org.opencontainers.runc.checkpoint.enabled": "true" if checkpoint else "false",
         },

@@ -282,7 +282,14 @@ class Containers:
                 member.created = True
                 task.running = True
                 networks.log_notes(answer)
-                answer = Done({"notes": self.life.notes})
+                plan = self.life.plan
+                answer = Done(
+                    {
+                        "notes": self.life.notes,
+                        "hypervisor": plan.driver.name,
+                        "accelerator": plan.machine.accelerator,
+                    }
+                )
             client.creating = ""
             reply(answer)
             if isinstance(answer, Done):

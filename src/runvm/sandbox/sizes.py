@@ -85,10 +85,10 @@ def base_mib(config: Config, limits: dict[str, Any], max_mib: int = 0) -> int:
 
 
 def fixed_mib(config: Config, limits: dict[str, Any], max_mib: int = 0) -> int:
-    """The RAM in MiB of a VM that can't grow: for a container with those *limits*, but never less than for one without;
-    *max_mib* of max_mib()."""
+    """The RAM in MiB of a VM that can't grow: for a container with those *limits*, but never less than
+    fixed_memory_mib; *max_mib* of max_mib()."""
     wanted = memory_mib(config, [limit_mib(limits)], max_mib)
-    least = 0 if config.memory_mib else config.default_memory_mib
+    least = 0 if config.memory_mib else config.fixed_memory_mib
     return max(wanted, min(least, max_mib or least))
 
 

@@ -78,6 +78,7 @@ def test_help_and_version_end_with_0(runtime: Runtime) -> None:
 
 
 @pytest.mark.only("runvm", "it needs new versions of QEMU and virtiofsd, where runc needs CRIU")
+@pytest.mark.capability("checkpoint", "which refuses it by that name: test_uml.py")
 def test_checkpoints_that_cant_be_had_are_refused_by_version(box: Box, runtime: Runtime) -> None:
     """At once, naming what was found and what it takes; the container goes on. `doctor` tells the same."""
     if runtime.ok("features").json()["annotations"]["org.opencontainers.runc.checkpoint.enabled"] == "true":

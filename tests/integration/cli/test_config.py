@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from framework.runtime import facts
+from framework.runtime import HYPERVISOR, facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 
 # Of the host's kernel, not of a namespace (as kernel.pid_max is since Linux 6.14)
-SETTINGS = (
+SETTINGS: tuple[str, ...] = (
     *("fs/aio-max-nr", "fs/file-max", "fs/inotify/max_user_instances", "fs/inotify/max_user_watches", "fs/nr_open"),
     *("kernel/threads-max", "vm/max_map_count", "vm/swappiness", "fs/epoll/max_user_watches", "fs/protected_symlinks"),
-    *("kernel/perf_event_paranoid", "user/max_user_namespaces", "user/max_net_namespaces", "kernel/io_uring_disabled"),
-    "../../sys/kernel/mm/transparent_hugepage/enabled",
+    *("user/max_user_namespaces", "user/max_net_namespaces", "kernel/io_uring_disabled"),
 )
+if HYPERVISOR != "uml":  # which counts no events of a processor, and has no huge pages
+    SETTINGS += ("kernel/perf_event_paranoid", "../../sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def capability_set(*names: str) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from framework.runtime import SOURCE
+from framework.runtime import HYPERVISOR, SOURCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +89,8 @@ def test_a_packages_driver_runs_a_container(box: Box, command: list[str], tmp_pa
     container.bundle.save()
     runtime = box.runtime
     config = tmp_path / "config.toml"
-    config.write_text(Path(runtime.config_file).read_text() + 'hypervisor = "parrot"\ntemplate = false\n')
+    settings = Path(runtime.config_file).read_text().replace(f'hypervisor = "{HYPERVISOR}"', 'hypervisor = "parrot"')
+    config.write_text(f"{settings}template = false\n")
     call = [*command, "--root", runtime.root, "run", "--bundle", container.bundle.path, container.id]
     done = subprocess.run(
         call, env={"PATH": "/usr/bin:/bin", "RUNVM_CONFIG": str(config)}, capture_output=True, timeout=180, check=False

@@ -22,6 +22,7 @@ def total(container: Container) -> int:
     return int(container.sh("awk '/MemTotal/ {print $2}' /proc/meminfo")) // 1024
 
 
+@pytest.mark.capability("hotplug_memory", "its memory is fixed at its start")
 def test_a_container_without_a_limit_takes_what_it_needs(box: Box) -> None:
     """More than twice of what its machine began with, at once, and then some; nothing is killed."""
     container = box.idle().launch()
@@ -31,6 +32,7 @@ def test_a_container_without_a_limit_takes_what_it_needs(box: Box) -> None:
     assert container.sh(TAKE.format(1900) + f" & {TAKE.format(1900)}; wait").split() == ["2", "2"]
 
 
+@pytest.mark.capability("hotplug_memory", "its memory is fixed at its start")
 def test_it_ends_at_the_setting(box: Box, runtime: Runtime) -> None:
     """max_memory_mib: what needs more is killed, and the container goes on."""
     with open(runtime.config_file, encoding="utf-8") as file:
@@ -54,6 +56,7 @@ def test_memory_may_be_reserved_beyond_what_there_is(box: Box) -> None:
     assert container.run().stdout == b"1\n"
 
 
+@pytest.mark.capability("hotplug_memory", "its memory is fixed at its start")
 @pytest.mark.slow
 def test_what_is_free_for_some_time_is_taken_back(box: Box) -> None:
     """A machine that has grown for a moment's sake gets smaller again."""
@@ -64,6 +67,7 @@ def test_what_is_free_for_some_time_is_taken_back(box: Box) -> None:
     assert container.sh(TAKE.format(1900)) == "2"
 
 
+@pytest.mark.capability("hotplug_memory", "its memory is fixed at its start")
 def test_a_container_with_a_limit_gets_no_more(box: Box) -> None:
     """Its machine's size is its limit's, and its limit holds."""
     container = box.sh(f"{TAKE.format(600)}; awk '/MemTotal/ {{print $2}}' /proc/meminfo")

@@ -15,7 +15,7 @@ from framework.network import NetNamespace, address, veth
 from framework.runtime import HYPERVISOR
 
 if TYPE_CHECKING:
-    from framework.runtime import Box
+    from framework.runtime import Box, Runtime
 
 pytestmark = pytest.mark.skipif(HYPERVISOR != "uml", reason="of User Mode Linux: HYPERVISOR=uml")
 
@@ -118,6 +118,29 @@ def test_what_it_cant_do_is_refused_clearly(box: Box) -> None:
     assert result.code != 0
     assert "can't grow" in result.error
     assert container.sh("echo on") == "on"
+
+
+def test_a_checkpoint_is_refused_and_the_container_goes_on(box: Box, runtime: Runtime) -> None:
+    """With what would have to be chosen instead."""
+    container = box.sleeper()
+    for command in (["checkpoint", container.id], ["restore", "--bundle", container.bundle.path, "another"]):
+        result = runtime.call(*command)
+        assert result.code == 1
+        assert "'uml' can't save a virtual machine that runs" in result.error
+        assert 'set hypervisor = "qemu"' in result.error
+    assert container.status == "running"
+
+
+def test_it_is_named_where_somebody_asks(box: Box, runtime: Runtime) -> None:
+    """`state`, `features`, `doctor` and `--debug`."""
+    container = box.sleeper()
+    state = container.state()
+    assert (state["hypervisor"], state["accelerator"]) == ("uml", "ptrace")
+    assert runtime.ok("features").json()["annotations"]["io.runvm.hypervisor"] == "uml"
+    another = box("true")
+    another.bundle.save()
+    result = runtime.call("--debug", "run", "--bundle", another.bundle.path, another.id)
+    assert "hypervisor uml, accelerator ptrace" in f"{result.log}"
 
 
 def test_an_interface_that_is_taken_down_comes_up_again(box: Box) -> None:

@@ -26,9 +26,17 @@ class Host:
         self.kvm = False
         self.failure: RunvmError | None = None
         self.boots = 0
-        monkeypatch.setattr(proof, "verdict", lambda config, driver: proof.Verdict(self.kvm, "it hangs"))
+        self.qemu = tmp_path / "qemu"
+        self.qemu.write_text("")
+        self.config = self.config._replace(qemu=str(self.qemu))
+        self.verdict_known = True
+        monkeypatch.setattr(proof, "verdict", lambda config, driver: self._verdict())
+        monkeypatch.setattr(proof, "known", lambda config: self._verdict() if self.verdict_known else None)
         monkeypatch.setattr(proof, "prove", self._prove)
         self._directory = tmp_path / "data" / "kernels" / "uml"
+
+    def _verdict(self) -> proof.Verdict:
+        return proof.Verdict(self.kvm, "it hangs")
 
     def _prove(self, *_: object, timeout: float) -> None:
         self.boots += 1
@@ -97,6 +105,41 @@ def test_an_accelerator_that_is_named_is_qemus(host: Host) -> None:
         host.config = host.config._replace(accelerator=name)
         assert host.choose().name == "qemu"
     assert host.boots == 0
+
+
+def test_user_mode_linux_where_there_is_no_qemu(host: Host) -> None:
+    host.kvm = True
+    host.add_kernel()
+    host.qemu.unlink()
+    found = host.choose()
+    assert found.name == "uml"
+    assert "No such file" in found.reason
+
+
+def test_a_kernel_of_ones_own_is_qemus(host: Host) -> None:
+    host.add_kernel()
+    host.config = host.config._replace(kernel="/boot/vmlinuz")
+    assert host.choose().name == "qemu"
+    assert host.boots == 0
+
+
+def test_what_only_tells_boots_nothing(host: Host) -> None:
+    """`features`, say: an engine that asks at its start doesn't wait for a guest."""
+    host.add_kernel()
+    assert drivers.known_name(host.config) == ""
+    assert drivers.likely(host.config).name == "qemu"
+    assert host.boots == 0
+    host.choose()
+    assert drivers.known_name(host.config) == "uml"
+    assert drivers.likely(host.config).name == "uml"
+    host.verdict_known = False
+    assert drivers.known_name(host.config) == ""
+
+
+def test_a_checkpoint_is_restored_with_the_hypervisor_that_can(host: Host) -> None:
+    host.add_kernel()
+    assert drivers.with_checkpoints(host.config) == "qemu"
+    assert drivers.with_checkpoints(host.config._replace(hypervisor="uml")) == "uml"
 
 
 def test_the_driver_that_is_loaded_is_the_chosen_one(host: Host) -> None:

@@ -11,7 +11,7 @@ from runvm.oci.features import features
 
 
 def test_the_shape_is_that_of_the_spec_1_1() -> None:
-    found = features(Config(), checkpoint=False)
+    found = features(Config(), hypervisor="qemu", checkpoint=False)
     assert set(found) == {"ociVersionMin", "ociVersionMax", "hooks", "mountOptions", "linux", "annotations"}
     linux = found["linux"]
     assert set(linux) == {"namespaces", "capabilities", "cgroup", "seccomp", "apparmor", "selinux", "intelRdt"}
@@ -23,7 +23,7 @@ def test_what_it_says_is_what_config_json_may_have(
     config: dict[str, Any], load: Callable[[dict[str, Any]], spec.Spec]
 ) -> None:
     """features.md: "the runtime MUST recognize the elements"."""
-    found = features(Config(), checkpoint=False)
+    found = features(Config(), hypervisor="qemu", checkpoint=False)
     linux = found["linux"]
     config["hooks"] = {kind: [{"path": "/bin/true"}] for kind in found["hooks"]}
     config["process"]["capabilities"]["bounding"] = linux["capabilities"]
@@ -50,4 +50,4 @@ def test_what_it_says_is_what_config_json_may_have(
 
 @pytest.mark.parametrize("option", ["idmap", "ridmap"])
 def test_what_files_of_the_host_cannot_have_is_not_said(option: str) -> None:
-    assert option not in features(Config(), checkpoint=False)["mountOptions"]
+    assert option not in features(Config(), hypervisor="qemu", checkpoint=False)["mountOptions"]
