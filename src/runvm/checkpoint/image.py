@@ -35,7 +35,7 @@ class Manifest(NamedTuple):
     Driver.hardware(), *cpu* the host's processor under KVM, *guest* the guest image's key.
 
     *container* is what its container was called, *shape* what a bundle must have in common with it
-    (container.checkpoint.shape()), *resources* its limits as config.json had them, *vm* are the fields of
+    (container.shape), *resources* its limits as config.json had them, *vm* are the fields of
     sandbox.checkpointing.Stopped, *files* the length and hash of each file.
     """
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from runvm import __version__
 from runvm.checkpoint import image, layer, support
-from runvm.container import state
+from runvm.container import shape, state
 from runvm.errors import HostError, RunvmError, StateError, reason
 from runvm.hypervisor import drivers
 from runvm.hypervisor.driver import Machine
@@ -75,23 +75,6 @@ def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
         delete(ctx, cid, force=True)  # as runc does: the container is the image now
 
 
-def shape(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a config.json must be the same in a bundle that a checkpoint is restored with: the mounts but for their
-    sources, the devices, the terminal."""
-    linux = config.get("linux") or {}
-    return {
-        "mounts": [
-            [mount["destination"], mount.get("type", ""), sorted(mount.get("options") or ())]
-            for mount in config.get("mounts") or ()
-        ],
-        "devices": sorted(
-            [device["path"], device.get("type", ""), device.get("major", 0), device.get("minor", 0)]
-            for device in linux.get("devices") or ()
-        ),
-        "terminal": bool((config.get("process") or {}).get("terminal")),
-    }
-
-
 def cpu_of(machine: Machine) -> str:
     """The host's processor where it is the guest's, too."""
     from runvm.hypervisor import template
@@ -136,7 +119,7 @@ def _manifest(ctx: Context, cid: str, driver: Driver, stopped: Stopped) -> image
         guest=machine.image_key,
         container=cid,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        shape=shape(config),
+        shape=shape.of(config),
         resources=(config.get("linux") or {}).get("resources") or {},
         vm=stopped._asdict(),
         files={},

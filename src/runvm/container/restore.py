@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm import __version__
 from runvm.checkpoint import image, support
-from runvm.container import create, plans, state
-from runvm.container.checkpoint import cpu_of, shape
+from runvm.container import create, plans, shape, state
+from runvm.container.checkpoint import cpu_of
 from runvm.errors import CheckpointError, UnsupportedError
 from runvm.hypervisor import drivers
 from runvm.hypervisor.driver import Machine
@@ -148,16 +148,7 @@ def _short(text: str) -> str:
 
 def check_bundle(saved: Saved, plan: ContainerPlan) -> None:
     """Raises CheckpointError, naming what differs."""
-    then, now = saved.manifest.shape, shape(plan.spec.raw)
-    if then == now:
-        return
-    for kind in ("mounts", "devices"):
-        old, new = then.get(kind), now[kind]
-        if old != new:
-            other = [entry[0] for entry in [*new, *(old or ())] if entry not in new or entry not in (old or ())]
-            names = ", ".join(dict.fromkeys(map(str, other))) or "their order"
-            raise CheckpointError(f"the bundle's {kind} aren't those of the checkpoint: {names}")
-    raise CheckpointError(f"the checkpoint's container had {'a' if then.get('terminal') else 'no'} terminal")
+    shape.check(saved.manifest.shape, shape.of(plan.spec.raw))
 
 
 class Restoration(create.Creation):
@@ -175,7 +166,7 @@ class Restoration(create.Creation):
             hashes={name: saved.manifest.files[name][1] for name in _CONTENTS},
             before=saved.manifest.container,
             place=stopped.place,
-            shares=self._plan.guest.shares,
+            shares=shape.renamed(self._plan.guest.shares, saved.manifest.shape, shape.of(self._plan.spec.raw)),
             shim=self._record.shim,
             layout=stopped.layout,
             channel=stopped.channel,
