@@ -89,7 +89,7 @@ def test_a_web_application_starts_warm(docker: Dockerd, runtime: Runtime) -> Non
         )
         number, host = answer(docker, name)
         took = time.monotonic() - began
-        assert number == 1
+        assert number in (1, 2)  # the first one may have answered before its checkpoint was taken
         assert host == docker.inspect(name)["Config"]["Hostname"]
         return took
 
