@@ -24,10 +24,10 @@ def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: l
 
         chance = warm.look(ctx, plan)
         if chance is not None and chance.saved is not None:
-            warm.create(ctx, cid, plan, options, chance, terminal_master)
+            warm.create(ctx, cid, options, chance, terminal_master)
             return
         if chance is not None:
-            record = (chance.key, chance.upper)
+            plan, record = chance.plan, (chance.key, chance.upper)
     creating.create(ctx, cid, plan, options, terminal_master=terminal_master, warm=record)
 
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm import __version__
-from runvm.checkpoint import image, layer, overlay, warmed
+from runvm.checkpoint import image, layer, overlay, support, warmed
 from runvm.config import ANNOTATION_PREFIX, WARM, WARM_VOLUMES
 from runvm.container import create as creating
 from runvm.container import restore, state, wishes
@@ -48,9 +48,10 @@ _OWN_SETTINGS = ("state_dir", "log_file", "log_format", "log_level", "debug_cons
 
 
 class Chance(NamedTuple):
-    """A container that can be started warm: its *key*, the *upper* directory of its root's overlay, and what it is to
-    go on from, None where it is the first."""
+    """A container that can be started warm: its *plan*, by a hypervisor that can do it, its *key*, the *upper*
+    directory of its root's overlay, and what it is to go on from, None where it is the first."""
 
+    plan: ContainerPlan
     key: str
     upper: str
     saved: Saved | None
@@ -60,23 +61,28 @@ def look(ctx: Context, plan: ContainerPlan) -> Chance | None:
     """Whether the container can be started warm; None, and the log has the reason, where it starts as any other. Raises
     ConfigError."""
     wanted = wishes.read(plan.spec.annotations)
+    # 'auto' may mean one that makes no checkpoints
+    plan = plan._replace(config=plan.config._replace(hypervisor=drivers.with_checkpoints(plan.config)))
     try:
         driver = drivers.load(plan.config)
         found = overlay.of(plan.spec.root_path)
         identity = None if found is None else overlay.identity(found)
-        if why := _unfit(plan, wanted, driver, identity):
+        why = _unfit(plan, wanted, driver, identity)
+        if why or found is None or identity is None:
             log.warning(f"{WARM}: no warm start: {why}")
             return None
-        assert found is not None and identity is not None
         name = key(plan, driver, identity)
-    except (OSError, HostError) as error:
+        directory = warmed.directory(plan.config, name)
+        saved = _saved(plan, driver, directory)
+        if saved is None:  # else it has been found out
+            support.check(plan.config, "a warm start", "")
+    except (OSError, HostError, UnsupportedError) as error:
         log.warning(f"{WARM}: no warm start: {error}")
         return None
-    directory = warmed.directory(plan.config, name)
     if warmed.is_hopeless(directory):
         log.warning(f"{WARM}: no warm start: it has failed repeatedly; 'runvm template prune' makes it be tried again")
         return None
-    return Chance(name, found.upper, _saved(plan, driver, directory))
+    return Chance(plan, name, found.upper, saved)
 
 
 def key(plan: ContainerPlan, driver: Driver, identity: str) -> str:
@@ -122,17 +128,10 @@ def alike(spec: Spec) -> dict[str, Any]:
     return found
 
 
-def create(
-    ctx: Context,
-    cid: str,
-    plan: ContainerPlan,
-    options: CreateOptions,
-    chance: Chance,
-    terminal_master: list[int] | None,
-) -> None:
+def create(ctx: Context, cid: str, options: CreateOptions, chance: Chance, terminal_master: list[int] | None) -> None:
     """`create` of a container that goes on from a warm one, once it is started; or is as any other, where that doesn't
     come up. Raises: RunvmError; nothing half-made is left then."""
-    saved = chance.saved
+    saved, plan = chance.saved, chance.plan
     assert saved is not None  # else there is nothing to go on from
     with state.claim(ctx, cid), ExitStack() as failed, ExitStack() as held:
         failed.callback(creating.clear, ctx, cid)

@@ -175,11 +175,8 @@ class Unquiesce(NamedTuple):
 
 class Restored(NamedTuple):
     """The VM comes from a checkpoint that was taken after Quiesce, of *before*; its container is called *container*
-    now.
-
-    Clock and entropy as for Initialize; *hostname* ('' = as it was); *network* and *interfaces* as for Create. Result:
-    {}.
-    """
+    now. Clock and entropy as for Initialize; *hostname* ('' = as it was); *network* and *interfaces* as for Create.
+    Result: {}."""
 
     before: str
     container: str
@@ -358,10 +355,8 @@ class EndCheckpoint(NamedTuple):
 
 class RestoreContainer(NamedTuple):
     """From restore, to the supervisor of a VM that comes from a checkpoint: its container, attached to a new shim.
-
     The fields are those of CreateContainer; *resources* are the limits from now on, {} if they are as they were. With
-    *at_start* that is done by its Start, and until then it is as one that has been created. Result: {}.
-    """
+    *at_start* that is done by its Start, and until then it is as one that has been created. Result: {}."""
 
     container: str
     resources: Json
