@@ -13,7 +13,7 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm.errors import UnsupportedError
-from runvm.linux import syscalls
+from runvm.linux import files, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -197,15 +197,8 @@ def _copy_data(source: _Place, target: _Place, name: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         writer = os.open(name, flags, 0o600, dir_fd=target.fd)
         try:
-            size = os.fstat(reader).st_size
-            os.ftruncate(writer, size)
-            offset = 0
-            while offset < size:
-                try:
-                    offset = os.lseek(reader, offset, os.SEEK_DATA)
-                except OSError:
-                    break  # ENXIO: only a hole is left
-                end = os.lseek(reader, offset, os.SEEK_HOLE)
+            os.ftruncate(writer, os.fstat(reader).st_size)
+            for offset, end in files.data(reader):
                 while offset < end and (copied := _copy_range(reader, writer, offset, min(_CHUNK, end - offset))):
                     offset += copied
         finally:
