@@ -12,6 +12,7 @@ import time
 
 from bench import (
     arch,
+    checkpoint,
     commands,
     compare,
     density,
@@ -29,7 +30,7 @@ from bench.runner import Bench, Skip
 
 FAMILIES = {
     module.FAMILY: module
-    for module in (start, commands, host_cost, memory, idle, streams, files, network, density, arch)
+    for module in (start, commands, host_cost, memory, idle, streams, files, network, density, arch, checkpoint)
 }
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OUTPUT = f"{HERE}/build/bench/results.json"

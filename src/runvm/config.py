@@ -22,6 +22,8 @@ FILE_VARIABLE = "RUNVM_CONFIG"
 ANNOTATION_PREFIX = "io.runvm."
 # What a container's author may choose: sizes within the bounds below, never paths or anything of the host's
 CONTAINER_KEYS = ("vcpus", "memory_mib", "template", "arch")
+WARM, WARM_VOLUMES = f"{ANNOTATION_PREFIX}warm", f"{ANNOTATION_PREFIX}warm-volumes"
+"""Annotations that are no settings: container.warm reads them."""
 
 
 class Config(NamedTuple):
@@ -205,7 +207,7 @@ def _merge(file: str, annotations: Mapping[str, str]) -> dict[str, tuple[Value, 
     for key, raw in _read(path, must_exist=path != file).items():
         merged[key] = (_checked(key, raw, path), path)
     for name, text in annotations.items():
-        if name.startswith(ANNOTATION_PREFIX):
+        if name.startswith(ANNOTATION_PREFIX) and name not in (WARM, WARM_VOLUMES):
             key = name.removeprefix(ANNOTATION_PREFIX)
             if key == "hypervisor":
                 _check_choosable(text, str(merged.get("container_hypervisors", ("", ""))[0]), name)

@@ -25,7 +25,7 @@ from runvm.agent.host_sockets import HostSockets
 from runvm.agent.notify import Notify
 from runvm.agent.prepared import Prepared
 from runvm.agent.processes import Container, Process, Processes
-from runvm.linux import files
+from runvm.linux import files, syscalls
 from runvm.linux.loop import Loop
 from runvm.linux.netns import in_namespace
 from runvm.linux.process import namespace_name
@@ -204,6 +204,23 @@ class Runtime:
         if container.network:
             result["net/dev"] = _counters(networks.name(container.network))
         return result
+
+    def has_file(self, name: str, path: str) -> bool:
+        """Whether the container's own process would find *path*."""
+        container = self._container(name)
+        if container.init is None:
+            return False
+        try:
+            root = os.open(f"/proc/{container.init.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False  # it has ended
+        try:
+            os.close(syscalls.open_in_root(root, path.lstrip("/"), os.O_PATH))
+        except OSError:
+            return False
+        finally:
+            os.close(root)
+        return True
 
     def remove(self, name: str, done: Callable[[Json | AgentError], None]) -> None:
         """Forget a container and everything of it: processes, crun's state, cgroup, bundle."""

@@ -19,10 +19,12 @@ from runvm.checkpoint import memory
 from runvm.errors import CheckpointError, HostError, reason
 from runvm.linux import files, syscalls
 
-FORMAT = 1
-_MANIFEST = "checkpoint.json"
+FORMAT = 2
+MANIFEST = "checkpoint.json"
 _MEMORY = ("ram", "more")
 _FILES = (*_MEMORY, "state")
+_CRIUS = "inventory.img"
+"""The file without which Podman takes no directory for a checkpoint: CRIU's list of processes. Nothing reads it."""
 _MAX_MANIFEST = 32 << 20
 _MAX_STATE = 64 << 20
 _MAKE = "make the checkpoint anew"
@@ -33,7 +35,7 @@ class Manifest(NamedTuple):
     Driver.hardware(), *cpu* the host's processor under KVM, *guest* the guest image's key.
 
     *container* is what its container was called, *shape* what a bundle must have in common with it
-    (container.checkpoint.shape()), *resources* its limits as config.json had them, *vm* are the fields of
+    (container.shape), *resources* its limits as config.json had them, *vm* are the fields of
     sandbox.checkpointing.Stopped, *files* the length and hash of each file.
     """
 
@@ -62,13 +64,13 @@ class Files:
 
     def manifest(self) -> Manifest:
         """The manifest, the files' lengths compared with it. Raises CheckpointError."""
-        data = self._read(_MANIFEST, _MAX_MANIFEST)
+        data = self._read(MANIFEST, _MAX_MANIFEST)
         try:
             body = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise self._damaged(f"{_MANIFEST} is no JSON: {error}") from None
+            raise self._damaged(f"{MANIFEST} is no JSON: {error}") from None
         if not isinstance(body, dict) or type(body.get("format")) is not int:
-            raise self._damaged(f"{_MANIFEST} says no format")
+            raise self._damaged(f"{MANIFEST} says no format")
         if body["format"] != FORMAT:
             raise CheckpointError(
                 f"the checkpoint {self._directory} is of format {body['format']}, this runvm reads {FORMAT}",
@@ -78,7 +80,7 @@ class Files:
         for name in _FILES:
             told = manifest.files.get(name)
             if not (isinstance(told, list) and len(told) == 2 and type(told[0]) is int and isinstance(told[1], str)):
-                raise self._damaged(f"{_MANIFEST} doesn't tell of {name}")
+                raise self._damaged(f"{MANIFEST} doesn't tell of {name}")
             if self._size(name) != told[0]:
                 raise self._damaged(f"{name} has {self._size(name)} bytes, and {told[0]} were written")
         if manifest.files["state"][0] > _MAX_STATE:
@@ -102,11 +104,11 @@ class Files:
 
     def _typed(self, body: dict[str, Any]) -> Manifest:
         if body.keys() != set(Manifest._fields):
-            raise self._damaged(f"{_MANIFEST} has other fields than it should")
+            raise self._damaged(f"{MANIFEST} has other fields than it should")
         for field, hint in get_type_hints(Manifest).items():
             kind = hint if hint in (int, str) else dict
             if type(body[field]) is not kind:
-                raise self._damaged(f"{field} in {_MANIFEST} should be a {kind.__name__}")
+                raise self._damaged(f"{field} in {MANIFEST} should be a {kind.__name__}")
         return Manifest(**body)
 
     def _size(self, name: str) -> int:
@@ -168,10 +170,10 @@ class Writer:
         os.close(self._lock)
         _remove(self.path)
 
-    def add_memory(self, ram_file: str, more_file: str) -> None:
-        """Copy a stopped VM's memory, its used pages. Raises OSError."""
+    def add_memory(self, ram_file: str, more_file: str, *, compress: bool = False) -> None:
+        """Copy a stopped VM's memory, its used pages. Raises OSError, HostError."""
         for name, source in zip(_MEMORY, (ram_file, more_file), strict=True):
-            memory.pack(source, f"{self.path}/{name}")
+            memory.pack(source, f"{self.path}/{name}", compress=compress)
 
     def add_state(self, source: str) -> None:
         """Copy its device state. Raises OSError."""
@@ -184,9 +186,11 @@ class Writer:
         for name in _FILES:
             path = f"{self.path}/{name}"
             told[name] = [os.stat(path).st_size, memory.digest(path)]
-        with open(f"{self.path}/{_MANIFEST}", "w", opener=files.private) as file:
+        with open(f"{self.path}/{MANIFEST}", "w", opener=files.private) as file:
             json.dump(manifest._replace(files=told)._asdict(), file)
-        for name in (*_FILES, _MANIFEST):
+        with open(f"{self.path}/{_CRIUS}", "w", opener=files.private) as file:
+            file.write(f"a checkpoint of runvm, not of CRIU: see {MANIFEST}\n")
+        for name in (*_FILES, MANIFEST):
             _sync(f"{self.path}/{name}")
         _sync(self.path)
         try:
@@ -205,7 +209,7 @@ class Writer:
             return
         except OSError as error:
             raise HostError(f"{self.directory}: {reason(error)}") from error
-        if found and _MANIFEST not in found:
+        if found and MANIFEST not in found:
             raise HostError(f"{self.directory} has files that are no checkpoint's", do="name an empty or new directory")
 
     def _sweep(self) -> None:

@@ -39,6 +39,7 @@ COMMAND = Command(
     flags=(
         IMAGE_PATH,
         Flag("leave-running", "let the container go on"),
+        Flag("compress", "compress its memory, by zstd: it stands still for longer"),
         *CRIUS,
         LAZY,
         Flag("parent-path", "", metavar="DIR", hidden=True),
@@ -82,5 +83,6 @@ def run(ctx: Context, args: Args) -> int:
     check(args, ("pre-dump", LAZY.name, "page-server"))
     from runvm.container.checkpoint import CheckpointOptions, checkpoint
 
-    checkpoint(ctx, cid, CheckpointOptions(image_path(args), leave_running=args.on("leave-running")))
+    options = CheckpointOptions(image_path(args), leave_running=args.on("leave-running"), compress=args.on("compress"))
+    checkpoint(ctx, cid, options)
     return 0

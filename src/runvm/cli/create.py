@@ -29,7 +29,7 @@ COMMAND = Command(
 
 def run(ctx: Context, args: Args) -> int:
     """Call the verb."""
-    from runvm.container.create import create
+    from runvm.container.verbs import create
 
     create(ctx, container_id(args), create_options(args))
     return 0

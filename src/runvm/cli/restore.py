@@ -43,7 +43,7 @@ def run(ctx: Context, args: Args) -> int:
     cid = container_id(args)
     check(args, (LAZY.name,))
     from runvm.container.options import CreateOptions
-    from runvm.container.restore import run_restored
+    from runvm.container.run import run_restored
 
     options = CreateOptions(
         bundle=absolute(args.text("bundle") or "."),

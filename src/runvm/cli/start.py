@@ -22,7 +22,7 @@ COMMAND = Command(
 
 def run(ctx: Context, args: Args) -> int:
     """Call the verb."""
-    from runvm.container.start import start
+    from runvm.container.verbs import start
 
     start(ctx, container_id(args))
     return 0

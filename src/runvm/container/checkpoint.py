@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from runvm import __version__
-from runvm.checkpoint import image, support
-from runvm.container import state
+from runvm.checkpoint import image, layer, support
+from runvm.container import shape, state
 from runvm.errors import HostError, RunvmError, StateError, reason
 from runvm.hypervisor import drivers
 from runvm.hypervisor.driver import Machine
@@ -31,10 +31,17 @@ _FLUSH_SECONDS = 12.0
 
 
 class CheckpointOptions(NamedTuple):
-    """`runvm checkpoint`: the image's directory, absolute, and whether the container goes on."""
+    """`runvm checkpoint`: the image's directory, absolute, whether the container goes on, and whether its memory is
+    compressed.
+
+    With *layer*, the upper directory of the root's overlay is saved, too; the checkpoint is to be one that many can
+    start from: it fails while processes of exec run or input is on its way.
+    """
 
     image_path: str
     leave_running: bool = False
+    layer: str = ""
+    compress: bool = False
 
 
 def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
@@ -45,11 +52,11 @@ def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
             raise StateError(f"container cannot be checkpointed in {record.status} state")
         driver = support.check(ctx.config, "checkpoint", record.hypervisor)
         sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
-        request = messages.Checkpoint(cid)
+        request = messages.Checkpoint(cid, bool(options.layer))
         with image.Writer(options.image_path) as writer, registry.begin(sandbox, request) as connection:
             stopped = Stopped(**registry.finish(connection, request))
             try:
-                _copy(writer, stopped)
+                _copy(writer, stopped, options)
                 if options.leave_running:
                     _end(connection, keep=True)
                 log.debug("checkpoint: memory copied")
@@ -68,23 +75,6 @@ def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
         delete(ctx, cid, force=True)  # as runc does: the container is the image now
 
 
-def shape(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a config.json must be the same in a bundle that a checkpoint is restored with: the mounts but for their
-    sources, the devices, the terminal."""
-    linux = config.get("linux") or {}
-    return {
-        "mounts": [
-            [mount["destination"], mount.get("type", ""), sorted(mount.get("options") or ())]
-            for mount in config.get("mounts") or ()
-        ],
-        "devices": sorted(
-            [device["path"], device.get("type", ""), device.get("major", 0), device.get("minor", 0)]
-            for device in linux.get("devices") or ()
-        ),
-        "terminal": bool((config.get("process") or {}).get("terminal")),
-    }
-
-
 def cpu_of(machine: Machine) -> str:
     """The host's processor where it is the guest's, too."""
     from runvm.hypervisor import template
@@ -92,10 +82,14 @@ def cpu_of(machine: Machine) -> str:
     return template.processor(files.read("/proc/cpuinfo")) if machine.accelerator == "kvm" else ""
 
 
-def _copy(writer: image.Writer, stopped: Stopped) -> None:
+def _copy(writer: image.Writer, stopped: Stopped, options: CheckpointOptions) -> None:
     """From the supervisor's mount namespace, which alone has the memory."""
+    if options.layer:
+        if stopped.input or stopped.input_ended:
+            raise RunvmError("input is on its way to the container")
+        layer.save(options.layer, f"{writer.path}/{layer.NAME}")
     root = f"/proc/{stopped.pid}/root"
-    writer.add_memory(f"{root}{stopped.ram}", f"{root}{stopped.more}")
+    writer.add_memory(f"{root}{stopped.ram}", f"{root}{stopped.more}", compress=options.compress)
     writer.add_state(f"{root}{stopped.state}")
 
 
@@ -125,7 +119,7 @@ def _manifest(ctx: Context, cid: str, driver: Driver, stopped: Stopped) -> image
         guest=machine.image_key,
         container=cid,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        shape=shape(config),
+        shape=shape.of(config),
         resources=(config.get("linux") or {}).get("resources") or {},
         vm=stopped._asdict(),
         files={},

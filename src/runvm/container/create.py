@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from runvm.cgroup import cgroup as cgroups
-from runvm.container import environment, plans, shim, state
+from runvm.container import environment, shim, state
 from runvm.container.host_view import Made
 from runvm.container.launching import Launch
 from runvm.container.state import ContainerRecord
@@ -38,17 +38,25 @@ if TYPE_CHECKING:
 _NEW = {"network": syscalls.CLONE_NEWNET, "ipc": syscalls.CLONE_NEWIPC, "uts": syscalls.CLONE_NEWUTS}
 
 
-def create(ctx: Context, cid: str, options: CreateOptions, *, terminal_master: list[int] | None = None) -> None:
+def create(
+    ctx: Context,
+    cid: str,
+    plan: ContainerPlan,
+    options: CreateOptions,
+    *,
+    terminal_master: list[int] | None = None,
+    warm: tuple[str, str] = ("", ""),
+) -> None:
     """Make the container and leave it created. With *terminal_master*, a terminal's master is appended there instead
-    of sent away.
+    of sent away; *warm* is for its record.
 
     Raises: RunvmError; nothing half-made is left then.
     """
-    plan = plans.plan(ctx, cid, options, own_terminal=terminal_master is not None)
     with state.claim(ctx, cid), ExitStack() as failed, ExitStack() as held:
         failed.callback(clear, ctx, cid)
         creation = Creation(ctx, cid, plan, failed, held)
         creation.make_cgroup()
+        creation.keep_warm(*warm)
         with placement.placed(plan.config, plan.spec, cid) as place, explaining(place.sandbox):
             creation.start_shim(place)
             creation.start_vm()
@@ -124,6 +132,10 @@ class Creation:
         self._cgroup = cgroups.make(planned, rootless=ctx.rootless)
         self._cgroup.limit(spec.resources, overhead_mib=config.overhead_mib)
         log.debug("create: cgroup made")
+
+    def keep_warm(self, key: str, upper: str) -> None:
+        """See ContainerRecord."""
+        self._record = self._record._replace(warm=key, upper=upper)
 
     def start_shim(self, place: Placement) -> None:
         """The container's process on the host, in its namespaces and its cgroup."""
@@ -203,14 +215,17 @@ class Creation:
             uid = self._plan.spec.process.uid
             self._plan.guest.settle(Made({}, environment.home_of(self.started.pid, uid)))
 
-    def await_vm(self, place: Placement) -> None:
-        """Until a new VM runs. Raises RunvmError with what its supervisor says."""
+    def await_vm(self, place: Placement) -> str:
+        """Until a new VM runs: why it isn't that of the checkpoint that it was to be, or ''. Raises RunvmError with
+        what its supervisor says."""
+        note = ""
         if self._report is not None:
             from runvm.sandbox import launch
 
             report, self._report = self._report, None
-            launch.await_running(report, self._plan.config, place.sandbox)
+            note = launch.await_running(report, self._plan.config, place.sandbox)
             log.debug("create: virtual machine runs")
+        return note
 
     def create_in_guest(self, place: Placement) -> None:
         """Have the supervisor make the container in the guest."""

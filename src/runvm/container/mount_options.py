@@ -38,7 +38,7 @@ _PLAIN = (
 _OPPOSITE = {a: b for one, other in _PLAIN for a, b in ((one, other), (other, one))}
 _OPPOSITE |= {f"r{a}": f"r{b}" for a, b in _OPPOSITE.items()}
 _PRIVATE = frozenset(("private", "rprivate", "unbindable", "runbindable"))
-_PROPAGATION = _PRIVATE | {"slave", "rslave", "shared", "rshared"}
+PROPAGATION = _PRIVATE | {"slave", "rslave", "shared", "rshared"}
 _READ_ONLY = {"ro": True, "rro": True, "rw": False, "rrw": False}
 
 
@@ -81,4 +81,4 @@ def recursively_read_only(options: Sequence[str]) -> bool:
 
 def private(options: Sequence[str]) -> bool:
     """Whether what the host mounts below later is not to come: runc's mounts are slaves unless they are told so."""
-    return next((option in _PRIVATE for option in reversed(options) if option in _PROPAGATION), False)
+    return next((option in _PRIVATE for option in reversed(options) if option in PROPAGATION), False)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm import __version__
 from runvm.checkpoint import image, support
-from runvm.container import create, plans, state
-from runvm.container.checkpoint import cpu_of, shape
+from runvm.container import create, plans, shape, state
+from runvm.container.checkpoint import cpu_of
 from runvm.errors import CheckpointError, UnsupportedError
 from runvm.hypervisor import drivers
 from runvm.hypervisor.driver import Machine
-from runvm.linux import syscalls
 from runvm.linux.architecture import KNOWN
 from runvm.log import log
 from runvm.protocol import messages, version
@@ -67,10 +66,10 @@ def restore(
         driver = support.check(config, "restore", hypervisor)
     plan = plan._replace(config=config)
     _check_versions(saved, config, driver)
-    _check_bundle(saved, plan)
+    check_bundle(saved, plan)
     with state.claim(ctx, cid), ExitStack() as failed, ExitStack() as held:
         failed.callback(create.clear, ctx, cid)
-        restoration = _Restoration(ctx, cid, plan, failed, held)
+        restoration = Restoration(ctx, cid, plan, failed, held)
         restoration.make_cgroup()
         with placement.placed(plan.config, plan.spec, cid) as place, create.explaining(place.sandbox):
             if not place.new:
@@ -86,21 +85,6 @@ def restore(
         restoration.release(options, terminal_master, started=True)
         failed.pop_all()
     log.debug("restore: done")
-
-
-def run_restored(
-    ctx: Context, cid: str, options: CreateOptions, image_path: str, *, detach: bool, no_subreaper: bool
-) -> int:
-    """The container's exit code, or 0 once it runs detached. Raises as restore() does."""
-    from runvm.container.run import await_end
-
-    if not detach:
-        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-    master: list[int] = []
-    restore(ctx, cid, options, image_path, terminal_master=None if detach or options.console_socket else master)
-    if no_subreaper:
-        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
-    return 0 if detach else await_end(ctx, cid, master, keep=False)
 
 
 def read(directory: str) -> Saved:
@@ -162,26 +146,18 @@ def _short(text: str) -> str:
     return f"'{text[:120]}…'" if len(text) > 120 else f"'{text}'"
 
 
-def _check_bundle(saved: Saved, plan: ContainerPlan) -> None:
+def check_bundle(saved: Saved, plan: ContainerPlan) -> None:
     """Raises CheckpointError, naming what differs."""
-    then, now = saved.manifest.shape, shape(plan.spec.raw)
-    if then == now:
-        return
-    for kind in ("mounts", "devices"):
-        old, new = then.get(kind), now[kind]
-        if old != new:
-            other = [entry[0] for entry in [*new, *(old or ())] if entry not in new or entry not in (old or ())]
-            names = ", ".join(dict.fromkeys(map(str, other))) or "their order"
-            raise CheckpointError(f"the bundle's {kind} aren't those of the checkpoint: {names}")
-    raise CheckpointError(f"the checkpoint's container had {'a' if then.get('terminal') else 'no'} terminal")
+    shape.check(saved.manifest.shape, shape.of(plan.spec.raw))
 
 
-class _Restoration(create.Creation):
+class Restoration(create.Creation):
     """The steps of one `restore`, most of which are those of a `create`. The VM comes after the hooks: what the
     container's files are has to be settled before virtiofsd looks for them."""
 
-    def restore_vm(self, saved: Saved) -> None:
-        """Fork the supervisor, which brings the VM up from the image. Raises RunvmError, OSError."""
+    def restore_vm(self, saved: Saved, *, fall_back: bool = False) -> None:
+        """Fork the supervisor, which brings the VM up from the image, or with *fall_back* another one where that fails.
+        Raises RunvmError, OSError."""
         from runvm.sandbox import launch
 
         stopped = saved.stopped
@@ -190,7 +166,7 @@ class _Restoration(create.Creation):
             hashes={name: saved.manifest.files[name][1] for name in _CONTENTS},
             before=saved.manifest.container,
             place=stopped.place,
-            shares=self._plan.guest.shares,
+            shares=shape.renamed(self._plan.guest.shares, saved.manifest.shape, shape.of(self._plan.spec.raw)),
             shim=self._record.shim,
             layout=stopped.layout,
             channel=stopped.channel,
@@ -213,12 +189,13 @@ class _Restoration(create.Creation):
                 machine=saved.machine,
                 restore=restore,
                 network_of=network_of,
+                fall_back=fall_back,
             )
 
         self.fork_supervisor(start)
 
-    def take_up(self, place: Placement, saved: Saved) -> None:
-        """Have the guest take its container up."""
+    def take_up(self, place: Placement, saved: Saved, *, at_start: bool = False) -> None:
+        """Have the guest take its container up: now, or when it is started."""
         spec = self._plan.spec
         same = not saved.stopped.updated and saved.manifest.resources == spec.resources
         request = messages.RestoreContainer(
@@ -228,6 +205,7 @@ class _Restoration(create.Creation):
             list(self._cgroup.directories),
             sizes.limit_mib(spec.resources),
             str(self._plan.guest.spec.get("hostname") or ""),
+            at_start,
         )
         registry.call(place.sandbox, request)
         self.note_hypervisor(saved.manifest.driver, saved.machine.accelerator)

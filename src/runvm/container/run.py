@@ -6,9 +6,8 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from runvm.container.create import create
 from runvm.container.delete import delete
-from runvm.container.start import start
+from runvm.container.verbs import create, start
 from runvm.errors import RunvmError
 from runvm.linux import process, syscalls
 from runvm.log import log
@@ -34,6 +33,21 @@ def run(ctx: Context, cid: str, options: CreateOptions, *, detach: bool, keep: b
         delete(ctx, cid, force=True)
         raise
     return 0 if detach else await_end(ctx, cid, master, keep=keep)
+
+
+def run_restored(
+    ctx: Context, cid: str, options: CreateOptions, image_path: str, *, detach: bool, no_subreaper: bool
+) -> int:
+    """`restore`: the container's exit code, or 0 once it runs detached. Raises as restore() does."""
+    from runvm.container.restore import restore
+
+    if not detach:
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+    master: list[int] = []
+    restore(ctx, cid, options, image_path, terminal_master=None if detach or options.console_socket else master)
+    if no_subreaper:
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
+    return 0 if detach else await_end(ctx, cid, master, keep=False)
 
 
 def await_end(ctx: Context, cid: str, master: list[int], *, keep: bool) -> int:

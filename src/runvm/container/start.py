@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from runvm.oci.shapes import JsonObject
 
 
-def start(ctx: Context, cid: str) -> None:
-    """Raises: StateError unless the container is created, ContainerNotFoundError, GuestError."""
+def start(ctx: Context, cid: str) -> ContainerRecord:
+    """The container's record, as it was before. Raises: StateError unless the container is created,
+    ContainerNotFoundError, GuestError."""
     with state.lock(ctx, cid):
         record = state.load(ctx, cid)
         sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
@@ -40,6 +41,7 @@ def start(ctx: Context, cid: str) -> None:
         if record.scope:
             _limit_scope(ctx, record)
     run_hooks(record, config, "poststart", "running")
+    return record
 
 
 def _limit_scope(ctx: Context, record: ContainerRecord) -> None:

@@ -58,6 +58,10 @@ class ContainerRecord(NamedTuple):
     hypervisor: str = ""
     """What its VM runs on, and what runs the guest's instructions; '' until that is known."""
     accelerator: str = ""
+    warm: str = ""
+    """The name of the checkpoint that is to be made of it once it is warm ('' for none), and the upper directory of its
+    root's overlay."""
+    upper: str = ""
 
 
 class Lock:

@@ -89,6 +89,11 @@ def memory_use(files: dict[str, str]) -> MemoryUse:
     return MemoryUse(current, _number(files.get("memory.peak", "")), max(0, current - cached))
 
 
+def cpu_seconds(files: dict[str, str]) -> float:
+    """The CPU time that was used, out of the files that messages.Stats gives."""
+    return _pairs(files.get("cpu.stat", "")).get("usage_usec", 0) / 1e6
+
+
 def watch_oom(ctx: Context, cid: str, callback: Callable[[], None]) -> None:
     """Call *callback* for each process that was killed for the container's memory limit, until the container ends."""
     seen = 0

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 from runvm.errors import VmmError
+from runvm.linux import files
 
 _PAGE = 4096
 MAX_RUN = 1 << 20
@@ -25,14 +26,7 @@ def used(fd: int) -> Iterator[tuple[int, memoryview]]:
     """The runs of pages of a file that aren't zero, MAX_RUN bytes at most, with their offsets (lseek(2), SEEK_DATA).
     Raises OSError."""
     zero = bytes(_PAGE)
-    size = os.fstat(fd).st_size
-    offset = 0
-    while offset < size:
-        try:
-            offset = os.lseek(fd, offset, os.SEEK_DATA)
-        except OSError:
-            return  # ENXIO: only a hole is left
-        end = os.lseek(fd, offset, os.SEEK_HOLE)
+    for offset, end in files.data(fd):
         while offset < end:
             chunk = memoryview(os.pread(fd, min(MAX_RUN, end - offset), offset))
             start = -1
@@ -51,14 +45,7 @@ def copy_sparse(source: str, target: int) -> None:
     SEEK_DATA). Raises OSError, VmmError for a file that has become shorter."""
     fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        size = os.fstat(fd).st_size
-        offset = 0
-        while offset < size:
-            try:
-                offset = os.lseek(fd, offset, os.SEEK_DATA)
-            except OSError:
-                return  # ENXIO: only a hole is left
-            end = os.lseek(fd, offset, os.SEEK_HOLE)
+        for offset, end in files.data(fd):
             os.lseek(target, offset, os.SEEK_SET)
             while offset < end:
                 sent = os.sendfile(target, fd, offset, end - offset)

@@ -59,7 +59,7 @@ def ensure(config: Config, driver: Driver, machine: Machine) -> str:
     """The directory of the template for *machine*, made now if it isn't there. Raises RunvmError where it can't be
     made."""
     name = key(driver, machine)
-    directory = f"{_base(config)}/{name}"
+    directory = f"{base(config)}/{name}"
     if is_whole(directory):
         return directory
     with _Lock(config, timeout=2 * config.boot_timeout_s):
@@ -72,7 +72,7 @@ def ensure(config: Config, driver: Driver, machine: Machine) -> str:
             if not os.path.exists(other.made_from.get("kernel", "/")):
                 _remove(other.directory)  # of an image that has been pruned: no start will want it
         progress("booting a guest to make a template of it; later starts are spared this")
-        temporary = f"{_base(config)}/.{name}.{os.getpid()}"
+        temporary = f"{base(config)}/.{name}.{os.getpid()}"
         try:
             isolated.run(lambda: _make(config, driver, machine, temporary), timeout=2 * config.boot_timeout_s)
             os.rename(temporary, directory)
@@ -85,7 +85,7 @@ class _Lock:
     """The directory of templates, there and locked: a context manager. Raises DeadlineError."""
 
     def __init__(self, config: Config, *, timeout: float) -> None:
-        self._base = _base(config)
+        self._base = base(config)
         self._timeout = timeout
 
     def __enter__(self) -> None:
@@ -146,13 +146,13 @@ def drop(directory: str, reason: str) -> str:
 def list_templates(config: Config) -> list[Template]:
     """The templates there are, oldest first."""
     try:
-        names = [name for name in os.listdir(_base(config)) if not name.startswith(".")]
+        names = [name for name in os.listdir(base(config)) if not name.startswith(".")]
     except FileNotFoundError:
         return []
     found = []
     for name in names:
         try:
-            found.append(read(f"{_base(config)}/{name}"))
+            found.append(read(f"{base(config)}/{name}"))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a broken one: found out and dropped by the start that wants it
     return sorted(found, key=lambda template: template.created)
@@ -161,13 +161,13 @@ def list_templates(config: Config) -> list[Template]:
 def prune(config: Config) -> list[Template]:
     """Remove every template, broken ones too; those removed that weren't broken. A start from one goes on. Raises
     DeadlineError."""
-    if not os.path.isdir(_base(config)):
+    if not os.path.isdir(base(config)):
         return []
     with _Lock(config, timeout=2 * config.boot_timeout_s):
         gone = list_templates(config)
-        for name in os.listdir(_base(config)):
+        for name in os.listdir(base(config)):
             if name != ".lock":
-                _remove(f"{_base(config)}/{name}")
+                _remove(f"{base(config)}/{name}")
     return gone
 
 
@@ -228,7 +228,7 @@ def _remove(directory: str) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _base(config: Config) -> str:
+def base(config: Config) -> str:
     """With the images; where a user may not write there, below the user's own directory for data."""
     if os.access(config.data_dir, os.W_OK) or not os.path.isdir(config.data_dir):
         return f"{config.data_dir}/templates"

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _MAX = 64 << 10
 
 
@@ -66,3 +70,17 @@ def write(path: str, text: str, *, make: bool = False) -> None:
             data = data[os.write(fd, data) :]
     finally:
         os.close(fd)
+
+
+def data(fd: int) -> Iterator[tuple[int, int]]:
+    """Where the data of a sparse file begin and end, without its holes (lseek(2), SEEK_DATA). Raises OSError."""
+    size = os.fstat(fd).st_size
+    offset = 0
+    while offset < size:
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError:
+            return  # ENXIO: only a hole is left
+        end = os.lseek(fd, offset, os.SEEK_HOLE)
+        yield offset, end
+        offset = end

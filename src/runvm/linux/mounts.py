@@ -100,3 +100,22 @@ def _unescaped(text: str) -> str:
         return text
     first, *rest = text.split("\\")
     return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
+
+
+class FileSystem(NamedTuple):
+    """What is mounted somewhere: the type, and the file system's own options."""
+
+    kind: str
+    options: tuple[str, ...]
+
+
+def file_system(point: str) -> FileSystem | None:
+    """Of the mount at *point*, the last one there; None where nothing is mounted. Raises OSError."""
+    wanted = _escaped(point)
+    found = None
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            if line.split(" ", 5)[4] == wanted:
+                kind, _, options = line.rstrip("\n").partition(" - ")[2].split(" ", 2)
+                found = FileSystem(kind, tuple(_unescaped(option) for option in options.split(",")))
+    return found

@@ -136,6 +136,13 @@ class Stats(NamedTuple):
     container: str
 
 
+class FindFile(NamedTuple):
+    """Look for *path* as the container's own process would find it. Result: {"there"}: whether it is."""
+
+    container: str
+    path: str
+
+
 class Remove(NamedTuple):
     """Forget a container that has ended. Result: {}."""
 
@@ -168,11 +175,8 @@ class Unquiesce(NamedTuple):
 
 class Restored(NamedTuple):
     """The VM comes from a checkpoint that was taken after Quiesce, of *before*; its container is called *container*
-    now.
-
-    Clock and entropy as for Initialize; *hostname* ('' = as it was); *network* and *interfaces* as for Create. Result:
-    {}.
-    """
+    now. Clock and entropy as for Initialize; *hostname* ('' = as it was); *network* and *interfaces* as for Create.
+    Result: {}."""
 
     before: str
     container: str
@@ -336,9 +340,11 @@ class ExecProcess(NamedTuple):
 class Checkpoint(NamedTuple):
     """From checkpoint: stop the VM of this container, its only one, and write its device state. While the VM stands
     still the command copies its memory, and sends EndCheckpoint; if this connection closes before, the VM goes on.
-    Result: sandbox.checkpointing.Stopped."""
+    With *spare_execs* it fails while processes that exec has started run, else they are ended. Result:
+    sandbox.checkpointing.Stopped."""
 
     container: str
+    spare_execs: bool
 
 
 class EndCheckpoint(NamedTuple):
@@ -349,10 +355,8 @@ class EndCheckpoint(NamedTuple):
 
 class RestoreContainer(NamedTuple):
     """From restore, to the supervisor of a VM that comes from a checkpoint: its container, attached to a new shim.
-
-    The fields are those of CreateContainer; *resources* are the limits from now on, {} if they are as they were.
-    Result: {}.
-    """
+    The fields are those of CreateContainer; *resources* are the limits from now on, {} if they are as they were. With
+    *at_start* that is done by its Start, and until then it is as one that has been created. Result: {}."""
 
     container: str
     resources: Json
@@ -360,6 +364,7 @@ class RestoreContainer(NamedTuple):
     cgroups: list[str]
     limit_mib: int
     hostname: str
+    at_start: bool
 
 
 class DeleteContainer(NamedTuple):
@@ -377,7 +382,7 @@ class Status(NamedTuple):
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Clock, UseMemory, Stats, Remove, SetNetwork, RemoveNetwork, Quiesce, Unquiesce, Restored, Connect, Dialled, Changed, Resize, Hello,  # noqa: E501
+        Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Clock, UseMemory, Stats, FindFile, Remove, SetNetwork, RemoveNetwork, Quiesce, Unquiesce, Restored, Connect, Dialled, Changed, Resize, Hello,  # noqa: E501
         Exited, OutOfMemory, MemoryLow, MemoryFree, Notified, Dial, Watch,
         Attach, CreateContainer, ExecProcess, Checkpoint, EndCheckpoint, RestoreContainer, DeleteContainer, Status,
     )

@@ -81,6 +81,8 @@ class Checkpointing:
         if self._under_way is not None:
             raise RunvmError("another checkpoint of the container is being taken")
         member = self._checked(request.container)
+        if request.spare_execs and any(key != INIT and not task.ended for key, task in member.tasks.items()):
+            raise RunvmError("processes that exec has started run in the container")
         self._under_way = _Checkpoint(self._loop, self._keeper, self._layout, member, client, reply, self._forget)
         self._under_way.end_execs()
 

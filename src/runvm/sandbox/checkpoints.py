@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 from runvm.errors import RunvmError
+from runvm.protocol.messages import Done, Exited
 from runvm.sandbox.members import INIT
 
 if TYPE_CHECKING:
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from runvm.sandbox.clients import Client, Reply
     from runvm.sandbox.keeping import Keeper
     from runvm.sandbox.members import Task
+
+_HARMLESS = (0, signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
+"""Signals that nothing ends of (signal(7))."""
 
 
 class Checkpoints:
@@ -29,6 +34,8 @@ class Checkpoints:
         self._checkpointing: Checkpointing | None = None
         self.awaited = False
         """The guest comes from a checkpoint, and hasn't said yet that it knows."""
+        self._start: Callable[[Reply], None] | None = None
+        """What a container that was restored waits with for its Start."""
 
     def begin(self, client: Client, request: Checkpoint, reply: Reply) -> None:
         """Stop the VM for a checkpoint."""
@@ -63,9 +70,34 @@ class Checkpoints:
             raise RunvmError("the virtual machine doesn't come from a checkpoint")
 
         def attach(task: Task) -> None:
-            restoring.attach(self._keeper, restore, request, task, reply, known)
+            if not request.at_start:
+                restoring.attach(self._keeper, restore, request, task, reply, known)
+                return
+            # what its new shim sends is for the guest once that knows of it
+            self._keeper.life.vm.agent.hold()
+            self._start = lambda started: restoring.attach(self._keeper, restore, request, task, started, known)
+            reply(Done({}))
 
         def known() -> None:
             self.awaited = False
 
         self._keeper.when_attached(request.container, INIT, attach, reply)
+
+    def start(self, reply: Reply) -> bool:
+        """Let a container that was restored, but not started yet, go on; False where there is none."""
+        if self._start is None:
+            return False
+        start, self._start = self._start, None
+        start(reply)
+        return True
+
+    def signal(self, channel: int, number: int, reply: Reply) -> bool:
+        """Take a signal for a container that was restored, but not started yet: it hasn't got a process that could
+        catch it. False where there is none."""
+        if self._start is None:
+            return False
+        if number not in _HARMLESS:
+            self._start = None
+            self._keeper.guest_event(Exited(channel, 128 + number, number))
+        reply(Done({}))
+        return True

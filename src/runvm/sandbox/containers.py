@@ -86,6 +86,8 @@ class Containers:
     def start(self, client: Client, request: messages.Start, reply: Reply) -> None:
         """Let a created container's process run."""
         member = self._member(request.container)
+        if self.checkpoints.start(reply):
+            return
         self.life.vm.networks.refresh(member.name)
 
         def started(answer: Done | Failed) -> None:
@@ -99,9 +101,13 @@ class Containers:
         member = self._member(request.container)
         task = member.tasks.get(INIT)
         channel = task.channel if task is not None else 0
+        if self.checkpoints.signal(channel, request.number, reply):
+            return
         self.life.vm.agent.ask(Signal(member.name, channel, request.number, request.every), reply)
 
-    def pass_on(self, client: Client, request: messages.Freeze | messages.Stats, reply: Reply) -> None:
+    def pass_on(
+        self, client: Client, request: messages.Freeze | messages.Stats | messages.FindFile, reply: Reply
+    ) -> None:
         """What is the guest's alone to answer."""
         self._member(request.container)
         self.life.vm.agent.ask(request, reply)

@@ -54,6 +54,16 @@ def start(
 
     Raises: RunvmError, OSError.
     """
+    plan = _planned(config, sandbox, spec, cgroup)
+    try:
+        return _fork(plan, spec, cgroup, listener, network_of)
+    finally:
+        if plan.held >= 0:
+            os.close(plan.held)
+
+
+def _planned(config: Config, sandbox: Sandbox, spec: Spec, cgroup: Cgroup) -> VmPlan:
+    """A VM that isn't a checkpoint's. The plan's descriptor is the caller's to close. Raises RunvmError, OSError."""
     chosen = drivers.load(config)
     guest, held = image.take(config, chosen.capabilities.kernel_format)
     try:
@@ -75,11 +85,11 @@ def start(
                 directory = template.ensure(config, chosen, machine)
             except (RunvmError, OSError) as error:
                 log.warning(f"no template could be made, booting instead: {error}")
-        plan = VmPlan(config, chosen, machine, max_mib, directory, sandbox, guest.modules, -1, held)
-        return _fork(plan, spec, cgroup, listener, network_of)
-    finally:
+        return VmPlan(config, chosen, machine, max_mib, directory, sandbox, guest.modules, -1, held)
+    except BaseException:
         if held >= 0:
             os.close(held)
+        raise
 
 
 def restore(
@@ -92,9 +102,12 @@ def restore(
     machine: Machine,
     restore: Restore,
     network_of: Identity | None,
+    fall_back: bool,
 ) -> int:
-    """As start(), for a VM that comes from a checkpoint. Raises: RunvmError, OSError."""
+    """As start(), for a VM that comes from a checkpoint; with *fall_back* one that doesn't is started where that one
+    doesn't come up. Raises: RunvmError, OSError."""
     chosen = drivers.load(config)
+    fallback = _planned(config, sandbox, spec, cgroup) if fall_back else None
     guest, held = image.take(config, chosen.capabilities.kernel_format)
     try:
         if guest.key != machine.image_key:
@@ -102,13 +115,15 @@ def restore(
                 f"the checkpoint's guest image isn't {guest.name}",
                 do="name it by 'image' in the configuration, if 'runvm image list' has it",
             )
+        max_mib = sizes.max_mib(cgroup.room_mib())
         plan = VmPlan(
-            config, chosen, machine, sizes.max_mib(cgroup.room_mib()), "", sandbox, guest.modules, -1, held, restore
+            config, chosen, machine, max_mib, "", sandbox, guest.modules, -1, held, restore=restore, fallback=fallback
         )
         return _fork(plan, spec, cgroup, listener, network_of)
     finally:
-        if held >= 0:
-            os.close(held)
+        for fd in (held, -1 if fallback is None else fallback.held):
+            if fd >= 0:
+                os.close(fd)
 
 
 def _fork(plan: VmPlan, spec: Spec, cgroup: Cgroup, listener: socket.socket, network_of: Identity | None) -> int:
@@ -148,9 +163,9 @@ def build_template(config: Config) -> template.Template:
             os.close(held)
 
 
-def await_running(report: int, config: Config, sandbox: Sandbox) -> None:
-    """Until the VM of *sandbox* runs, whose supervisor reports on *report*, which is closed. Raises RunvmError with
-    what it says, or what was said last."""
+def await_running(report: int, config: Config, sandbox: Sandbox) -> str:
+    """Until the VM of *sandbox* runs, whose supervisor reports on *report*, which is closed: '', or why it isn't that
+    of the checkpoint. Raises RunvmError with what it says, or what was said last."""
     seconds = config.boot_timeout_s + _START_SECONDS
     poll = select.poll()
     poll.register(report, select.POLLIN)
@@ -167,6 +182,7 @@ def await_running(report: int, config: Config, sandbox: Sandbox) -> None:
                 message = "the supervisor ended, or was killed, while it started the virtual machine"
                 details = diagnosis.last_lines(sandbox.directory)
             raise VmmError(message, details=details)
+        return data[1:].decode(errors="replace")
     finally:
         os.close(report)
 
@@ -174,8 +190,8 @@ def await_running(report: int, config: Config, sandbox: Sandbox) -> None:
 def main(
     plan: VmPlan, cgroup_procs: tuple[str, ...], oom_score: int | None, listener: socket.socket, report: int
 ) -> None:
-    """The life of a supervisor, in the forked process. One byte on *report* tells the command that the VM runs, a
-    text that it doesn't."""
+    """The life of a supervisor, in the forked process. A zero byte on *report* tells the command that the VM runs, and
+    what follows why it isn't the checkpoint's; another byte and a text that it doesn't."""
     log.debug("supervisor: forked")
     runs = asked = False
     try:
@@ -185,8 +201,8 @@ def main(
         share = tree.Tree(f"{plan.sandbox.directory}/share")
         if plan.modules:
             share.show_modules(plan.modules)
-        supervisor = Supervisor(plan, listener, share, lambda plan: _start(plan, share))
-        os.write(report, b"\0")
+        supervisor, note = _supervisor(plan, listener, share)
+        os.write(report, b"\0" + note.encode()[:32768])
         os.close(report)
         runs = True
         supervisor.run()
@@ -210,6 +226,25 @@ def main(
                 shutil.rmtree(plan.sandbox.directory, ignore_errors=True)
 
 
+def _supervisor(plan: VmPlan, listener: socket.socket, share: tree.Tree) -> tuple[Supervisor, str]:
+    """With its VM, and why that isn't the checkpoint's that it was to be. Raises RunvmError, OSError."""
+
+    def start(plan: VmPlan) -> Started:
+        return _start(plan, share)
+
+    try:
+        return Supervisor(plan, listener, share, start), ""
+    except (RunvmError, OSError) as error:
+        if plan.fallback is None or plan.restore is None:
+            raise
+        note = str(error)
+    log.warning(f"the checkpoint's virtual machine doesn't come up: {note}")
+    share.remove(plan.restore.place)
+    with suppress(OSError):
+        syscalls.unmount(f"{plan.sandbox.directory}/jail", syscalls.MNT_DETACH)
+    return Supervisor(plan.fallback._replace(namespace=plan.namespace), listener, share, start), note
+
+
 def _settle(plan: VmPlan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) -> None:
     """Become a process of the container's cgroup that has nothing of the command's but the descriptors *keep*. Raises
     OSError."""
@@ -221,7 +256,8 @@ def _settle(plan: VmPlan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) 
         signal.signal(number, signal.SIG_IGN)  # an engine's stop of a whole process group isn't meant for the VM
     out = os.open(f"{plan.sandbox.directory}/supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     process.redirect(out)
-    process.close_above(2, (*keep, *(fd for fd in (plan.namespace, plan.held) if fd >= 0)))
+    held = (plan.namespace, plan.held, -1 if plan.fallback is None else plan.fallback.held)
+    process.close_above(2, (*keep, *(fd for fd in held if fd >= 0)))
     log.path = ""
     registry.record(plan.sandbox, {"supervisor": os.getpid()})
     # in a user namespace there is no way back from a container's network to the host's, only to one of our own
@@ -238,6 +274,16 @@ def _start(plan: VmPlan, share: tree.Tree) -> Started:
         restoring.show_files(plan.restore, share)
     daemon = virtiofs.serve(plan.config, share.path, log=f"{plan.sandbox.directory}/virtiofsd.log")
     log.debug("supervisor: virtiofsd forked")
+    try:
+        return _start_beside(plan, daemon)
+    except BaseException:
+        if plan.fallback is not None:
+            daemon.kill()
+        raise
+
+
+def _start_beside(plan: VmPlan, daemon: virtiofs.Daemon) -> Started:
+    """The rest of a VM whose share *daemon* serves. Raises RunvmError, OSError."""
     sockets = plan.driver.capabilities.nic_transport == "packet"
     # a container in the virtual machine's own network sees all of its NICs: one that can have none has none then
     networks = HostNetworks(plan.sandbox.directory, sockets=sockets and plan.namespace >= 0)
@@ -250,6 +296,8 @@ def _start(plan: VmPlan, share: tree.Tree) -> Started:
     log.debug("supervisor: tap made")
     try:
         if plan.restore is not None:
+            from runvm.sandbox import restoring
+
             guest, note = restoring.start_guest(plan, plan.restore, first, daemon.socket), ""
         else:
             guest, note = _start_guest(plan, first, networks.sockets, daemon.socket)

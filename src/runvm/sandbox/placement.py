@@ -71,6 +71,11 @@ def placed(config: Config, spec: Spec, cid: str) -> Iterator[Placement]:
             return
 
 
+def is_new(config: Config, spec: Spec) -> bool:
+    """Whether the container would get a VM of its own, as of now. Raises as placed() does."""
+    return _place(config, spec) is None
+
+
 def _place(config: Config, spec: Spec) -> Placement | None:
     """The VM to join, None for a new one."""
     paths = {kind: path for kind, path in spec.namespaces.items() if path and kind in JOINED}

@@ -43,7 +43,7 @@ class VmPlan(NamedTuple):
     """What `create` hands over to a new supervisor.
 
     Descriptors, or -1: *namespace* is the first container's network namespace, *held* keeps `image prune` from the
-    guest's image.
+    guest's image. *fallback* is a VM to start instead where the one of *restore* doesn't come up.
     """
 
     config: Config
@@ -56,6 +56,7 @@ class VmPlan(NamedTuple):
     namespace: int
     held: int
     restore: Restore | None = None
+    fallback: VmPlan | None = None
 
 
 class Started(NamedTuple):

@@ -55,7 +55,11 @@ def start_guest(plan: VmPlan, restore: Restore, tap: int, share: socket.socket) 
         deadline=deadline,
     )
     log.debug("supervisor: VMM up and paused")
-    guest.vm.resume(deadline=deadline)
+    try:
+        guest.vm.resume(deadline=deadline)
+    except BaseException:
+        guest.kill()
+        raise
     return guest
 
 
@@ -94,6 +98,7 @@ def attach(
             keeper.life.end(f"the guest can't be restored: {answer.error}")
             return
         known()
+        vm.agent.let_go()
         keeper.life.follow_clock()
         member.created = True
         task.running = True
@@ -114,4 +119,4 @@ def attach(
         network,
         interfaces,
     )
-    vm.agent.ask(message, restored, timeout=_SECONDS)
+    vm.agent.ask(message, restored, timeout=_SECONDS, urgent=True)

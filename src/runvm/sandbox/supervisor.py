@@ -66,6 +66,7 @@ class Supervisor:
                 messages.Update: self.containers.update,
                 messages.Freeze: self.containers.pass_on,
                 messages.Stats: self.containers.pass_on,
+                messages.FindFile: self.containers.pass_on,
                 messages.Checkpoint: self.containers.checkpoints.begin,
                 messages.EndCheckpoint: self.containers.checkpoints.end,
                 messages.RestoreContainer: self.containers.checkpoints.restore,

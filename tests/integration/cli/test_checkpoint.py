@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -145,6 +146,65 @@ def test_clones_of_a_container_that_goes_on(box: Box, image: str) -> None:
         container.kill("KILL")
         container.wait()
     assert numbers(first.stdout()) == list(range(1, len(numbers(first.stdout())) + 1))
+
+
+def test_a_compressed_image_is_smaller_and_as_good(box: Box, runtime: Runtime, image: str) -> None:
+    """--compress, by zstd; an image that isn't takes little more than what the guest uses."""
+    first = box.sh(COUNTER).launch()
+    wait_count(first, 3)
+    plain = f"{runtime.scratch}/images-plain"
+    checkpoint(first, plain, "--leave-running")
+    try:
+        free = int(first.sh("cat /proc/meminfo").partition("MemFree:")[2].split()[0]) << 10
+        with open(f"{plain}/checkpoint.json", encoding="utf-8") as file:
+            used = (json.load(file)["vm"]["machine"]["memory_mib"] << 20) - free
+        sizes = [disk(plain)]
+    finally:
+        shutil.rmtree(plain)
+    checkpoint(first, image, "--compress")
+    sizes.append(disk(image))
+    assert sizes[0] <= 1.1 * used
+    assert sizes[1] < sizes[0] / 2, sizes
+    second = restore(twin(box, first), image)
+    wait_count(second, 3)
+    both = numbers(first.stdout() + second.stdout())
+    assert both == list(range(1, len(both) + 1))
+
+
+def disk(directory: str) -> int:
+    """The bytes that the files of an image take."""
+    return sum(os.stat(f"{directory}/{name}").st_blocks * 512 for name in os.listdir(directory))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_hundred_clones_leave_nothing(box: Box, runtime: Runtime, image: str) -> None:
+    """Twenty at once, then the others one after another: each goes on by itself, and in the end nothing has grown."""
+    first = box.sh(COUNTER).launch()
+    wait_count(first, 5)
+    checkpoint(first, image)
+    first.wait()
+    before = disk(image), sorted(os.listdir(runtime.state_dir))
+    clones = [twin(box, first) for _ in range(20)]
+    begun = [clone.begin("--detach", "--image-path", image, command="restore") for clone in clones]
+    for clone, started in zip(clones, begun, strict=True):
+        clone.created(started, timeout=600).expect(0)
+    for number, clone in enumerate(clones):
+        wait_count(clone, 2)
+        clone.sh(f"echo {number} >/own")
+    assert [clone.sh("cat /own") for clone in clones] == [str(number) for number in range(20)]
+    for clone in clones:
+        clone.kill("KILL")
+        clone.wait()
+        clone.delete()
+    clone = twin(box, first)
+    for _ in range(180):
+        restore(clone, image)
+        wait_count(clone, 1)
+        clone.kill("KILL")
+        clone.wait()
+        clone.delete()
+    assert (disk(image), sorted(os.listdir(runtime.state_dir))) == before
 
 
 def test_bytes_under_way_are_neither_lost_nor_doubled(box: Box, image: str) -> None:
@@ -413,3 +473,51 @@ def test_a_killed_restore_leaves_nothing(box: Box, runtime: Runtime, image: str)
         process.reap_orphans()
     second = restore(twin(box, first), image)
     wait_count(second, 3)
+
+
+def processes_of(container: Container) -> dict[str, int]:
+    """Its processes on the host by role, as far as they are there."""
+    runtime = container.runtime
+    try:
+        with open(f"{runtime.root}/{container.id}/state.json", encoding="utf-8") as file:
+            state = json.load(file)
+        found = {"shim": int(state["shim"][0])}
+        with open(f"{runtime.state_dir}/sandboxes/{state['sandbox']}/processes.json", encoding="utf-8") as file:
+            return found | {role: identity[0] for role, identity in json.load(file).items()}
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_kill_9_of_every_process_involved(box: Box, runtime: Runtime, image: str) -> None:
+    """Thirty times, at random moments of a checkpoint or a restore: the image stays whole, and nothing is left."""
+    seed = random.randrange(1 << 30)
+    chance = random.Random(seed)
+    container = box.sh(COUNTER).launch()
+    wait_count(container, 3)
+    checkpoint(container, image, "--leave-running")
+    for number in range(30):
+        victim = ("command", "supervisor", "vmm", "virtiofsd", "shim")[number % 5]
+        if number % 2:
+            target = container
+            command = runtime.start("checkpoint", "--leave-running", "--image-path", image, container.id)
+        else:
+            target = twin(box, container)
+            command = target.begin("--detach", "--image-path", image, command="restore")
+        time.sleep(chance.uniform(0, 2.5))
+        pid = {"command": command.pid, **processes_of(target)}.get(victim, 0)
+        if pid > 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        command.wait(120)
+        for each in {target.id, container.id}:
+            runtime.call("delete", "--force", each).expect(0)
+        process.reap_orphans()
+        assert not [name for name in os.listdir(os.path.dirname(image)) if name != "image"] or victim == "command"
+        container = restore(twin(box, container), image)
+        try:
+            wait_count(container, 2)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, round {number}, {victim}") from error
+    checkpoint(container, image)  # takes away what a killed one has left

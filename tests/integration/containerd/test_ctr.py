@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from framework import archives, process
 from framework import host as books
-from framework import process
 from framework.containerd import has_metrics
 from framework.process import Process, wait_until
 from framework.terminal import Session
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from framework.containerd import Containerd
     from framework.runtime import Runtime
 
+BUSYBOX, SAVED = "example.com/busybox:1", "example.com/saved:1"
 SLEEP = ["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 1; done"]
 
 
@@ -115,6 +116,40 @@ def test_a_task_is_checkpointed(containerd: Containerd, runtime: Runtime, templa
     wait_until(lambda: "STOPPED" in containerd.ctr("tasks", "list").text, timeout=20, what="its end")
     containerd.ctr("tasks", "delete", "saved")
     containerd.ctr("containers", "delete", "saved").expect(0)
+
+
+@pytest.mark.only("runvm", "runc has CRIU for it, which isn't everywhere")
+def test_a_container_is_restored_from_a_checkpoint_image(
+    containerd: Containerd, runtime: Runtime, template: str, tmp_path: Path
+) -> None:
+    """`ctr containers checkpoint --rw --task`, then `ctr containers restore --live`: it goes on under a new name."""
+    if runtime.ok("features").json()["annotations"]["org.opencontainers.runc.checkpoint.enabled"] != "true":
+        pytest.skip("QEMU or virtiofsd is too old for checkpoints")
+    script = "echo kept >/file; n=0; while :; do n=$((n + 1)); sleep 0.2; echo $n >/dev/shm/n; done"
+    archives.write(f"{tmp_path}/image.tar", name=BUSYBOX, root=template, command=["sh"])
+    containerd.ctr("images", "import", f"{tmp_path}/image.tar").expect(0)
+    containerd.ctr("run", "--detach", "--runc-binary", runtime.path, BUSYBOX, "origin", "sh", "-c", script).expect(0)
+    look = ("tasks", "exec", "--exec-id", "look")
+
+    def count(name: str) -> int:
+        return int(containerd.ctr(*look, name, "cat", "/dev/shm/n").text or "0")
+
+    wait_until(lambda: count("origin") > 20, timeout=60, what="the counter")
+    containerd.ctr("containers", "checkpoint", "--rw", "--task", "origin", SAVED).expect(0)
+    containerd.ctr("tasks", "kill", "--signal", "SIGKILL", "origin").expect(0)
+    wait_until(lambda: "STOPPED" in containerd.ctr("tasks", "list").text, timeout=20, what="its end")
+    containerd.ctr("tasks", "delete", "origin")
+    containerd.ctr("containers", "delete", "origin").expect(0)
+    containerd.ctr("containers", "restore", "--rw", "--live", "again", SAVED).expect(0)
+    first = count("again")
+    assert first > 20
+    assert containerd.ctr(*look, "again", "cat", "/file").text == "kept"
+    wait_until(lambda: count("again") > first, timeout=30, what="the restored counter")
+    containerd.ctr("tasks", "kill", "--signal", "SIGKILL", "again").expect(0)
+    wait_until(lambda: "STOPPED" in containerd.ctr("tasks", "list").text, timeout=20, what="its end")
+    containerd.ctr("tasks", "delete", "again")
+    containerd.ctr("containers", "delete", "again").expect(0)
+    containerd.ctr("images", "remove", "--sync", SAVED, BUSYBOX).expect(0)
 
 
 def test_flags_of_run_reach_the_container(

@@ -83,7 +83,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert saved.machine == MACHINE
     assert saved.stopped == STOPPED
     assert saved.input == b"hello"
-    assert sorted(os.listdir(saved.directory)) == ["checkpoint.json", "more", "ram", "state"]
+    assert sorted(os.listdir(saved.directory)) == ["checkpoint.json", "inventory.img", "more", "ram", "state"]
     assert os.stat(saved.directory).st_mode & 0o777 == 0o700
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
@@ -116,7 +116,7 @@ def test_what_was_not_finished_goes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda body: body.update(format=2),
+        lambda body: body.update(format=1),
         lambda body: body.update(format="1"),
         lambda body: body.pop("format"),
         lambda body: body.pop("vmm"),

@@ -1,0 +1,263 @@
+"""What a container has written into its root: the upper directory of an overlay, saved with a checkpoint and applied to
+the root of another container from the same image.
+
+What is in it is the container's to choose: nothing is opened through a link, each name is taken below a descriptor of
+its directory, and there are limits.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from runvm.errors import UnsupportedError
+from runvm.linux import files, syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+NAME = "layer"
+"""Its directory in a checkpoint's."""
+MAX_BYTES = 512 << 20
+"""What a layer may hold: it is copied while the container stands still."""
+MAX_ENTRIES = 20_000
+_MAX_DEPTH = 100
+_CHUNK = 64 << 20
+_OVERLAYS = ("trusted.overlay.", "user.overlay.")
+_ELSEWHERE = ("redirect", "metacopy")
+"""Attributes of overlayfs by which an entry is only a part of what it stands for (kernel's overlayfs.rst)."""
+_MARK = "user.runvm.layer"
+"""What overlayfs says by a device or an attribute of its own is said by this one, since a saved layer may lie on an
+overlay, where those can't be made."""
+_GONE, _OPAQUE = b"gone", b"opaque"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Changes:
+    """What apply() has done to a root: the paths that it has *made*, and whether there are *lasting* ones, by which
+    something that was there before is gone."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.lasting = False
+
+
+class _Count:
+    """How much has been copied, the files with several names, and what has changed."""
+
+    def __init__(self) -> None:
+        self.changes = Changes()
+        self.entries = 0
+        self.bytes = 0
+        self.linked: dict[tuple[int, int], str] = {}
+
+    def add(self, size: int) -> None:
+        """Raises UnsupportedError where it is too much."""
+        self.entries += 1
+        self.bytes += size
+        if self.entries > MAX_ENTRIES or self.bytes > MAX_BYTES:
+            raise UnsupportedError(
+                f"it has written more than {MAX_ENTRIES} files or {MAX_BYTES >> 20} MiB into its root file system"
+            )
+
+
+class _Place(NamedTuple):
+    """A directory: its descriptor, and its path below the top for the names of hard links."""
+
+    fd: int
+    path: str
+    depth: int
+
+    def of(self, name: str) -> str:
+        """A path of the entry *name* that no link but its own can redirect."""
+        return f"/proc/self/fd/{self.fd}/{name}"
+
+    def enter(self, name: str) -> _Place:
+        """Raises UnsupportedError for a directory that lies too deep, OSError."""
+        if self.depth >= _MAX_DEPTH:
+            raise UnsupportedError(f"directories lie more than {_MAX_DEPTH} deep: {self.path[:100]}")
+        return _Place(os.open(name, _DIRECTORY, dir_fd=self.fd), f"{self.path}/{name}", self.depth + 1)
+
+
+def save(upper: str, target: str) -> None:
+    """Copy the directory *upper*, an overlay's, as it is, into the new directory *target*. Raises OSError,
+    UnsupportedError."""
+    os.mkdir(target, 0o700)
+    _walk(upper, target, replace=False)
+
+
+def apply(saved: str, root: str) -> Changes:
+    """Make in *root*, a mounted overlay, the changes that save() has kept in *saved*. Raises OSError,
+    UnsupportedError."""
+    return _walk(saved, root, replace=True)
+
+
+def undo(root: str, changes: Changes, keep: Collection[str]) -> None:
+    """Take away what apply() has made in *root*, but for the paths *keep* and what others have put something into.
+    Raises OSError, UnsupportedError where that isn't all."""
+    if changes.lasting:
+        raise UnsupportedError("what had been replaced in its root file system can't be brought back")
+    top = os.open(root, _DIRECTORY)
+    try:
+        for path in reversed(changes.made):
+            if path not in keep:
+                _take_away(top, path)
+    finally:
+        os.close(top)
+
+
+def _take_away(top: int, path: str) -> None:
+    directory, _, name = path.lstrip("/").rpartition("/")
+    parent = syscalls.open_beneath(top, directory or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            os.rmdir(name, dir_fd=parent)
+        else:
+            os.unlink(name, dir_fd=parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+            raise
+    finally:
+        os.close(parent)
+
+
+def _walk(source: str, target: str, *, replace: bool) -> Changes:
+    top_source, top_target = os.open(source, _DIRECTORY), os.open(target, _DIRECTORY)
+    count = _Count()
+    try:
+        _copy_entries(_Place(top_source, "", 0), _Place(top_target, "", 0), count, top_target, replace=replace)
+        return count.changes
+    finally:
+        os.close(top_source)
+        os.close(top_target)
+
+
+def _copy_entries(source: _Place, target: _Place, count: _Count, top: int, *, replace: bool) -> None:
+    for name in sorted(os.listdir(source.fd)):
+        found = os.stat(name, dir_fd=source.fd, follow_symlinks=False)
+        count.add(found.st_size if stat.S_ISREG(found.st_mode) else 0)
+        path = source.of(name)
+        attributes = {key: os.getxattr(path, key, follow_symlinks=False) for key in _keys(path)}
+        if replace:
+            mark = attributes.pop(_MARK, b"")
+            _make_room(target, name, count.changes, keep_directory=stat.S_ISDIR(found.st_mode) and mark != _OPAQUE)
+            if mark == _GONE:
+                continue
+        else:
+            attributes = _marked(found, attributes)
+        if stat.S_ISDIR(found.st_mode):
+            _copy_directory(source, target, name, found, count, top, replace=replace)
+        else:
+            _copy_file(source, target, name, found, count, top)
+        _set_metadata(target.of(name), found, attributes)
+
+
+def _copy_directory(
+    source: _Place, target: _Place, name: str, found: os.stat_result, count: _Count, top: int, *, replace: bool
+) -> None:
+    try:
+        os.mkdir(name, 0o700, dir_fd=target.fd)
+    except FileExistsError:
+        pass  # apply(): _make_room() has seen to it that it is a directory
+    inner = source.enter(name)
+    try:
+        outer = target.enter(name)
+        try:
+            _copy_entries(inner, outer, count, top, replace=replace)
+        finally:
+            os.close(outer.fd)
+    finally:
+        os.close(inner.fd)
+
+
+def _copy_file(source: _Place, target: _Place, name: str, found: os.stat_result, count: _Count, top: int) -> None:
+    identity = (found.st_dev, found.st_ino)
+    if identity in count.linked:
+        os.link(count.linked[identity], name, src_dir_fd=top, dst_dir_fd=target.fd, follow_symlinks=False)
+        return
+    if stat.S_ISLNK(found.st_mode):
+        os.symlink(os.readlink(name, dir_fd=source.fd), name, dir_fd=target.fd)
+    elif is_whiteout(found):
+        os.mknod(name, stat.S_IFREG | 0o600, dir_fd=target.fd)
+        return
+    elif stat.S_ISREG(found.st_mode):
+        _copy_data(source, target, name)
+    else:  # also a socket: who listens there is in the memory, and looks for its name
+        os.mknod(name, stat.S_IFMT(found.st_mode) | 0o600, found.st_rdev, dir_fd=target.fd)
+    if found.st_nlink > 1:
+        count.linked[identity] = f"{target.path}/{name}".lstrip("/")
+
+
+def _copy_data(source: _Place, target: _Place, name: str) -> None:
+    """The data, not the holes; by reference where the file system can."""
+    reader = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source.fd)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        writer = os.open(name, flags, 0o600, dir_fd=target.fd)
+        try:
+            os.ftruncate(writer, os.fstat(reader).st_size)
+            for offset, end in files.data(reader):
+                while offset < end and (copied := _copy_range(reader, writer, offset, min(_CHUNK, end - offset))):
+                    offset += copied
+        finally:
+            os.close(writer)
+    finally:
+        os.close(reader)
+
+
+def _copy_range(reader: int, writer: int, offset: int, length: int) -> int:
+    try:
+        return os.copy_file_range(reader, writer, length, offset, offset)
+    except OSError:  # between two file systems
+        os.lseek(writer, offset, os.SEEK_SET)
+        return os.sendfile(writer, reader, offset, length)
+
+
+def _make_room(target: _Place, name: str, changes: Changes, *, keep_directory: bool) -> None:
+    """Take away what is called *name*, or only what isn't a directory there."""
+    try:
+        found = os.stat(name, dir_fd=target.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        changes.made.append(f"{target.path}/{name}")
+        return
+    if stat.S_ISDIR(found.st_mode) and keep_directory:
+        return
+    changes.lasting = True
+    if not stat.S_ISDIR(found.st_mode):
+        os.unlink(name, dir_fd=target.fd)
+    else:
+        import shutil
+
+        shutil.rmtree(name, dir_fd=target.fd)
+
+
+def _set_metadata(path: str, found: os.stat_result, attributes: dict[str, bytes]) -> None:
+    os.chown(path, found.st_uid, found.st_gid, follow_symlinks=False)
+    if not stat.S_ISLNK(found.st_mode) and not is_whiteout(found):
+        os.chmod(path, stat.S_IMODE(found.st_mode))  # nothing but its own link could be followed, and it is none
+    for key, value in attributes.items():  # after chown(2), which takes capabilities away
+        os.setxattr(path, key, value, follow_symlinks=False)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns), follow_symlinks=False)
+
+
+def _keys(path: str) -> list[str]:
+    return os.listxattr(path, follow_symlinks=False)
+
+
+def _marked(found: os.stat_result, attributes: dict[str, bytes]) -> dict[str, bytes]:
+    """The attributes of an entry of an overlay's upper directory as save() keeps them. Raises UnsupportedError for one
+    that isn't whole without another layer."""
+    overlays = {key.rpartition(".")[2]: value for key, value in attributes.items() if key.startswith(_OVERLAYS)}
+    if not overlays.keys().isdisjoint(_ELSEWHERE):
+        raise UnsupportedError("the overlay of its root file system uses redirect_dir or metacopy")
+    kept = {key: value for key, value in attributes.items() if not key.startswith(_OVERLAYS) and key != _MARK}
+    if is_whiteout(found):
+        return {_MARK: _GONE}
+    return {**kept, _MARK: _OPAQUE} if overlays.get("opaque") == b"y" else kept
+
+
+def is_whiteout(found: os.stat_result) -> bool:
+    """Whether it says that the layers below have something that isn't there any more."""
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0

@@ -1,0 +1,37 @@
+"""What the annotations about warm starts say."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from runvm.config import WARM, WARM_VOLUMES
+from runvm.errors import ConfigError
+
+MAX_QUIET_SECONDS = 3600
+
+
+class Wish(NamedTuple):
+    """When a container is warm: once the file *path* is there, or where that is '' after so many seconds in which it
+    did nothing. With *volumes* it may have some that can be written to."""
+
+    path: str
+    quiet_s: int
+    volumes: bool
+
+
+def read(annotations: dict[str, str]) -> Wish:
+    """What the annotation io.runvm.warm asks for. Raises ConfigError."""
+    text = annotations[WARM]
+    volumes = annotations.get(WARM_VOLUMES, "false")
+    if volumes not in ("true", "false"):
+        raise ConfigError(f"annotation {WARM_VOLUMES}: {volumes!r} is not allowed", do="it takes true or false")
+    if text.startswith("/") and text.strip("/"):
+        return Wish(text, 0, volumes == "true")
+    seconds = text.removesuffix("s")
+    if seconds.isascii() and seconds.isdigit() and len(seconds) < 5 and 0 < int(seconds) <= MAX_QUIET_SECONDS:
+        return Wish("", int(seconds), volumes == "true")
+    raise ConfigError(
+        f"annotation {WARM}: {text!r} is not allowed",
+        do=f"it takes the absolute path of a file that the program makes when it is ready, or 1 to {MAX_QUIET_SECONDS} "
+        "seconds of quiet",
+    )

@@ -1,0 +1,85 @@
+"""What a bundle must have in common with the checkpoint that is restored with it."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from runvm.container import shape
+from runvm.errors import CheckpointError
+from runvm.shares.tree import Share
+
+MOUNTS: list[dict[str, Any]] = [
+    {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid"]},
+    {"destination": "/etc/hosts", "type": "bind", "source": "/a", "options": ["bind", "rprivate"]},
+    {"destination": "/data", "source": "/b", "options": ["rbind", "ro"]},
+    {"destination": "/merged", "type": "overlay", "source": "/m", "options": ["lowerdir=/l", "upperdir=/u", "private"]},
+]
+CONFIG: dict[str, Any] = {"mounts": MOUNTS, "linux": {"devices": [{"path": "/dev/x", "type": "c"}]}, "process": {}}
+
+
+def kept(config: dict[str, Any]) -> dict[str, Any]:
+    """As an image has it."""
+    found: dict[str, Any] = json.loads(json.dumps(shape.of(config)))
+    return found
+
+
+def changed(number: int, **fields: Any) -> dict[str, Any]:
+    """CONFIG with another mount."""
+    mounts = [*MOUNTS]
+    mounts[number] = {**mounts[number], **fields}
+    return {**CONFIG, "mounts": mounts}
+
+
+def test_sources_order_and_propagation_are_the_new_bundles() -> None:
+    """Podman writes private for rprivate, and the mounts in another order, where it imports a checkpoint."""
+    for other in (
+        changed(1, source="/other", options=["private", "bind"]),
+        changed(2, destination="data/", options=["ro", "rbind", "ro"], type="none"),
+        changed(3, options=["upperdir=/u2", "lowerdir=/l2:/l3"]),
+        {**CONFIG, "mounts": MOUNTS[::-1]},
+    ):
+        shape.check(kept(CONFIG), shape.of(other))
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (changed(0, options=[]), "/proc"),
+        (changed(0, type="tmpfs"), "/proc"),
+        (changed(2, options=["rbind"]), "/data"),
+        (changed(1, destination="/elsewhere"), "/elsewhere, /etc/hosts"),
+        ({**CONFIG, "mounts": MOUNTS[:3]}, "/merged"),
+        ({**CONFIG, "mounts": [*MOUNTS, MOUNTS[0]]}, "/proc"),
+        ({**CONFIG, "linux": {}}, "/dev/x"),
+        ({**CONFIG, "process": {"terminal": True}}, "no terminal"),
+    ],
+)
+def test_the_rest_is_named(other: dict[str, Any], named: str) -> None:
+    with pytest.raises(CheckpointError, match=named):
+        shape.check(kept(CONFIG), shape.of(other))
+
+
+@pytest.mark.parametrize("noise", [None, {}, 5, [5], [[]], [{}], [[5, "x", []]], "mounts"])
+def test_noise_is_refused(noise: Any) -> None:
+    for kind in ("mounts", "devices"):
+        with pytest.raises(CheckpointError):
+            shape.check({**kept(CONFIG), kind: noise}, shape.of(CONFIG))
+
+
+def test_shares_keep_the_names_that_the_guest_knows() -> None:
+    """By their destinations; of two at one place the first is the first."""
+    mounts = [*MOUNTS, MOUNTS[2]]
+    then = kept({"mounts": mounts})
+    for seed in range(20):
+        order = [*range(len(mounts))]
+        random.Random(seed).shuffle(order)
+        now = shape.of({"mounts": [mounts[number] for number in order]})
+        shares = {f"m{place}": Share(str(number), False, False) for place, number in enumerate(order)}
+        found = shape.renamed({"rootfs": Share("/", True, False), **shares}, then, now)
+        assert set(found) == {"rootfs", *(f"m{number}" for number in range(len(mounts)))}
+        for number in (0, 1, 3):
+            assert found[f"m{number}"].source == str(number)
