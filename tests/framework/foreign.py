@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
 from framework import images
 from runvm.config import Config
@@ -36,6 +38,27 @@ def busybox(architecture: str) -> str:
         unpack(partial, architecture, "busybox-static", alone=True)
         os.rename(partial, directory)
     return f"{directory}/usr/bin/busybox"
+
+
+def triplet(architecture: str = "") -> str:
+    """The name of the directory of *architecture*'s libraries; '': of the host's."""
+    return KNOWN[architecture or host()].libraries
+
+
+def install_perl(target: str, architecture: str) -> None:
+    """perl-base for *architecture* in the root filesystem *target*, with the libraries that it loads."""
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = f"{scratch}/root"
+        unpack(tree, architecture, "perl-base")
+        root = Root(tree)
+        libraries = root.libraries(["/usr/bin/perl"])
+        for path in ("/usr/bin/perl", *libraries):
+            # its own directory of libraries needs no /usr/lib that is /lib
+            place = path.replace("/usr/lib/ld", "/lib/ld").replace("/usr/lib64/", "/lib64/")
+            os.makedirs(os.path.dirname(target + place), exist_ok=True)
+            shutil.copy(root.real(path), target + place)
+        modules = f"usr/lib/{triplet(architecture)}/perl-base"
+        shutil.copytree(f"{tree}/{modules}", f"{target}/{modules}", symlinks=True)
 
 
 def unpack(target: str, architecture: str, *names: str, alone: bool = False) -> None:

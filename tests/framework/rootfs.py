@@ -81,8 +81,13 @@ def install(target: str, *programs: str) -> None:
 
 def install_perl(target: str) -> None:
     """Debian's perl-base, which every Debian has: a small interpreter with sockets for use in a container."""
+    from framework import foreign
+
+    if ARCH:
+        foreign.install_perl(target, ARCH)
+        return
     install(target, "perl")
-    modules = "/usr/lib/x86_64-linux-gnu/perl-base"
+    modules = f"/usr/lib/{foreign.triplet()}/perl-base"
     shutil.copytree(modules, target + modules, symlinks=True)
 
 
