@@ -16,6 +16,13 @@ GROUP = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\nuser:x:1000:\nextra:x:2000:user\
 ARCH = os.environ.get("ARCH", "")
 """The architecture of the containers' programs, by Debian's name; empty: the host's."""
 
+PACKAGES = {
+    "cp": ("coreutils", "/usr/bin/cp"),
+    "flock": ("util-linux", "/usr/bin/flock"),
+    "perl": ("perl-base", "/usr/bin/perl"),
+}
+"""Where programs that install() is called with come from, in Debian."""
+
 
 def find_busybox() -> str:
     """The host's statically linked busybox, of Debian's busybox-static. Raises FileNotFoundError."""
@@ -65,7 +72,14 @@ def clone(source: str, target: str) -> None:
 
 
 def install(target: str, *programs: str) -> None:
-    """Copy programs of the host, with the libraries that they are linked to, into the root filesystem *target*."""
+    """Copy programs of the host, with the libraries that they are linked to, into the root filesystem *target*; with
+    ARCH, the same programs of that architecture's packages."""
+    if ARCH:
+        from framework import foreign
+
+        for program in programs:
+            foreign.install(target, ARCH, *PACKAGES[os.path.basename(program)])
+        return
     for program in programs:
         path = shutil.which(program)
         if path is None:
@@ -81,13 +95,23 @@ def install(target: str, *programs: str) -> None:
 
 def install_perl(target: str) -> None:
     """Debian's perl-base, which every Debian has: a small interpreter with sockets for use in a container."""
+    from framework import foreign
+
     install(target, "perl")
-    modules = "/usr/lib/x86_64-linux-gnu/perl-base"
+    if ARCH:
+        foreign.copy(target, ARCH, "perl-base", f"/usr/lib/{foreign.triplet(ARCH)}/perl-base")
+        return
+    modules = f"/usr/lib/{foreign.triplet()}/perl-base"
     shutil.copytree(modules, target + modules, symlinks=True)
 
 
 def install_python(target: str) -> None:
     """The host's Python with the few modules that `python3 -SI` and the likes of `import os, struct` load."""
+    if ARCH:
+        from framework import foreign
+
+        foreign.install_python(target, ARCH)
+        return
     install(target, "/usr/bin/python3")
     library = f"/usr/lib/{os.path.basename(os.path.realpath('/usr/bin/python3'))}"
     modules = (

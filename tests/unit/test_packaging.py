@@ -129,5 +129,23 @@ def test_the_list_of_packages_that_are_there_needs_no_root_and_no_network(tmp_pa
     run(str(tmp_path / "install"), "some")
 
 
+@pytest.mark.skipif(not shutil.which("dpkg-query"), reason="no dpkg here")
+def test_a_package_for_other_architectures_is_left_out(tmp_path: Path) -> None:
+    shutil.copy(REPOSITORY / "packaging/deps/install", tmp_path)
+    own = run("dpkg", "--print-architecture").strip()
+    (tmp_path / "some.txt").write_text(
+        f"dpkg [{own}]\nno-such-package [sh4]\nno-such-package-either [sh4 m68k] # why\n"
+    )
+    run(str(tmp_path / "install"), "some")
+    # where one is missing, who isn't root is told so
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for mine in (f"[{own}]", f"[sh4 {own}]", f"[{own} sh4] # why"):
+        (tmp_path / "some.txt").write_text(f"no-such-package {mine}\n")
+        done = subprocess.run([tmp_path / "install", "some"], env=environment, capture_output=True, text=True)
+        assert (done.returncode, "run as root: apt-get install no-such-package" in done.stderr) == (1, True)
+
+
 def _tag() -> str:
     return run("/usr/bin/python3", "-c", "import sys; print(*sys.version_info[:2], sep='', end='')")

@@ -27,6 +27,9 @@ COMMAND = Command(
         Command(
             "build",
             help="make the template of the default machine",
+            flags=(
+                Flag("arch", "the processor architecture of the guest", metavar="ARCH", choices=("amd64", "arm64")),
+            ),
             description="Boot a guest now and leave a template of it, so that not even the first container waits for a "
             "boot. Prints the template's name.",
             examples=(("", "runvm template build"),),
@@ -51,9 +54,11 @@ def run(ctx: Context, args: Args) -> int:
     from runvm.hypervisor import template
 
     if args.command.name == "build":
+        from runvm.linux import architecture
         from runvm.sandbox import launch
 
-        write(launch.build_template(ctx.config).name + "\n")
+        config = ctx.config._replace(arch=args.text("arch") or architecture.chosen(ctx.config.arch))
+        write(launch.build_template(config).name + "\n")
     elif args.command.name == "prune":
         write("".join(f"{each.name}\n" for each in template.prune(ctx.config) + warmed.prune(ctx.config)))
     else:

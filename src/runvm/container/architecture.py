@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from runvm.config import Config
+    from runvm.oci.spec import Spec
 
 _HEAD = 256
 """Bytes of a program that the kernel looks at, too: an ELF header is in the first 20, a script's #! line in all."""
@@ -174,6 +175,25 @@ def settle(config: Config, root: str, program: Program) -> Config:
     except OSError as error:
         raise HostError(f"the container's programs are for {arch}: {reason(error)}") from error
     return config
+
+
+def check_mounted(spec: Spec, arch: str) -> None:
+    """Raise UnsupportedError where the program that is to run is a file of the host's, as the init of `docker run
+    --init` is, which a guest of *arch* can't run."""
+    program = os.path.normpath(spec.process.args[0]) if spec.process.args else ""
+    for mount in spec.mounts:
+        if not mount.is_bind or os.path.normpath(mount.destination) != program:
+            continue
+        directory = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            found = of_header(_head(directory, mount.source))
+        finally:
+            os.close(directory)
+        if found not in ("", arch):
+            raise UnsupportedError(
+                f"{program} is {mount.source} of the host, a program for {found}, and the container is for {arch}",
+                do="leave --init out, or name an init that is part of the image",
+            )
 
 
 def _kinds() -> str:

@@ -57,6 +57,7 @@ def plan(ctx: Context, cid: str, options: CreateOptions, *, own_terminal: bool) 
     program = architecture.Program(spec.process.args, spec.process.env, spec.process.cwd)
     config = architecture.settle(_config(ctx, spec), guest.view.rootfs, program)
     if is_foreign(config.arch):
+        architecture.check_mounted(spec, config.arch)
         guest = guest._replace(spec=architecture.with_seccomp(guest.spec, config.arch))
     found = ContainerPlan(spec, guest, config, handed, _has_network(ctx, spec))
     log.debug("create: config.json read")

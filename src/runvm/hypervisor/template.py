@@ -31,7 +31,11 @@ _SERVED = "served"
 _FORMAT = 2
 """Raised when what a template holds changes in another way than its key tells."""
 _FILES = ("state", "ram")
-_PROCESSOR = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags", "vmx flags")
+_PROCESSOR = (
+    *("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags", "vmx flags"),
+    *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features"),
+)
+"""Of x86 and of ARM."""
 
 
 class Template(NamedTuple):

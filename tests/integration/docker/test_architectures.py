@@ -8,7 +8,7 @@ import pytest
 
 from framework import archives, foreign, rootfs
 from framework.foreign import OTHER
-from runvm.linux.architecture import KNOWN
+from runvm.linux.architecture import KNOWN, host
 
 if TYPE_CHECKING:
     from framework.docker import Dockerd
@@ -60,6 +60,12 @@ def test_network_volumes_exec_and_stop(docker: Dockerd, image: str) -> None:
     assert docker.ok("exec", container, "cat", "/sys/fs/cgroup/memory.max") == str(256 << 20)
     docker.ok("kill", "--signal", "KILL", container)
     assert docker.ok("wait", container) == "137"
+
+
+def test_an_init_of_the_hosts_is_refused(docker: Dockerd, image: str) -> None:
+    result = docker.run(*PLATFORM, "--init", image, "true")
+    assert result.code == 125
+    assert f"a program for {host()}, and the container is for {OTHER}" in result.stderr.decode()
 
 
 @pytest.mark.slow

@@ -24,12 +24,13 @@ def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: b
     accelerator = "kvm" if machine.accelerator == "kvm" else f"tcg,thread=multi,tb-size={TRANSLATION_MIB}"
     max_vcpus = machine.max_vcpus
     board = BOARDS[machine.architecture]
+    controller = board.under_kvm if machine.accelerator == "kvm" else board.emulated
     argv = [
         program, "-name", "runvm,debug-threads=on", "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot", "-S",  # noqa: E501
         "-sandbox", _SANDBOX,
-        "-machine", f"{board.machine},memory-backend=ram",
+        "-machine", f"{board.machine}{controller},memory-backend=ram",
         "-accel", accelerator,
-        "-cpu", "host" if machine.accelerator == "kvm" else board.emulated,
+        "-cpu", "host" if machine.accelerator == "kvm" else board.processor,
         "-smp", f"{max_vcpus},sockets=1,cores={max_vcpus},threads=1",
         "-m", f"{machine.memory_mib}M,maxmem={machine.memory_mib + machine.growth_mib}M",
         "-object", f"memory-backend-file,id=ram,size={machine.memory_mib}M,mem-path=/ram,share=on",

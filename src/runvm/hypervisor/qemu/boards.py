@@ -6,13 +6,16 @@ from typing import NamedTuple
 
 
 class Board(NamedTuple):
-    """A machine's parts: *emulated* is its processor under emulation, *devices* are those that only this board has,
-    *kernel_args* the words for the guest's kernel. *package* is Debian's, which has *program*."""
+    """A machine's parts. *under_kvm* and *emulated* are added to *machine*, *processor* is the one under emulation,
+    *devices* are those that only this board has, *kernel_args* the words for the guest's kernel. *package* is
+    Debian's, which has *program*."""
 
     program: str
     package: str
     machine: str
+    under_kvm: str
     emulated: str
+    processor: str
     devices: tuple[str, ...]
     kernel_args: str
 
@@ -22,6 +25,8 @@ BOARDS = {
         "qemu-system-x86_64",
         "qemu-system-x86",
         "q35,usb=off,vmport=off,smm=off,graphics=off,hpet=off",
+        "",
+        "",
         # with these, kernel and C library copy by an instruction that QEMU carries out byte by byte
         "max,-erms,-fsrm",
         ("vmgenid,guid=auto",),
@@ -31,12 +36,17 @@ BOARDS = {
     "arm64": Board(
         "qemu-system-aarch64",
         "qemu-system-arm",
-        # GICv2 takes 8 processors at most; ACPI is for firmware, which there is none of
-        "virt,usb=off,gic-version=3,acpi=off",
+        # ACPI is for firmware, which there is none of
+        "virt,usb=off,acpi=off",
+        ",gic-version=host",
+        # version 2 takes 8 processors at most
+        ",gic-version=3",
         # the real algorithm for signed pointers takes longer than all else that a function does; that of vectors
         # without a fixed length isn't worth its place in each task's state
         "max,pauth-impdef=on,sve=off",
         (),
-        "console=ttyAMA0",
+        # no memory set aside for devices that want it in one piece: it counts as available, but not for the kernel,
+        # which kills before the containers come to the limit at which more is plugged in
+        "console=ttyAMA0 cma=0",
     ),
 }
