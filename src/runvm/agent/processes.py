@@ -44,6 +44,10 @@ class Container:
         self.submounts: set[str] = set()
         self.oom_kills = 0
         self.notify: Notify | None = None
+        self.share = ""
+        """Its directory in the share."""
+        self.mounts: dict[int, str] = {}
+        """Where it has the host's directories, by their mounts' numbers."""
 
 
 class Process:

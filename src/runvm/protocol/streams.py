@@ -20,13 +20,28 @@ Send = Callable[[int, int, bytes], None]
 
 
 class Source:
-    """Reads *fd* (owned) to its end into frames of *kind* on *channel*; *on_end* is called once when it is closed."""
+    """Reads *fd* (owned) to its end into frames of *kind* on *channel*; *on_end* is called once when it is closed.
+    *whole*: what is read is a record, of which the part that doesn't fit would be lost. *read* reads instead of
+    read(2)."""
 
-    def __init__(self, loop: Loop, fd: int, kind: int, channel: int, send: Send, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        fd: int,
+        kind: int,
+        channel: int,
+        send: Send,
+        on_end: Callable[[], None],
+        *,
+        whole: bool = False,
+        read: Callable[[int, int], bytes] = os.read,
+    ) -> None:
         self._loop, self._fd, self._kind, self._channel = loop, fd, kind, channel
         self._send, self._on_end = send, on_end
         self._window = frames.WINDOW
+        self._least = frames.CHUNK if whole else 1
         self._paused = False
+        self._take = read
         self.open = True
         loop.watch(fd, IN, self._ready)
 
@@ -38,7 +53,7 @@ class Source:
     def credit(self, count: int) -> None:
         """The receiver can take *count* bytes more."""
         self._window = min(self._window + count, frames.WINDOW)
-        if self.open and self._window and not self._paused:
+        if self.open and self._window >= self._least and not self._paused:
             self._loop.watch(self._fd, IN, self._ready)
 
     def pause(self) -> None:
@@ -72,7 +87,7 @@ class Source:
 
     def _read(self) -> bool:
         try:
-            data = os.read(self._fd, min(frames.CHUNK, self._window))
+            data = self._take(self._fd, min(frames.CHUNK, self._window))
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:  # EIO: the last slave of a terminal is closed
@@ -82,7 +97,7 @@ class Source:
             return False
         self._window -= len(data)
         self._send(self._kind, self._channel, data)
-        if not self._window:
+        if self._window < self._least:
             self._loop.forget(self._fd)
         return True
 
