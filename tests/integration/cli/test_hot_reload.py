@@ -220,6 +220,17 @@ def test_a_file_that_an_editor_replaces(box: Box, source: str) -> None:
     assert before.st_mode == after.st_mode
 
 
+def test_a_file_that_is_mounted_by_itself(box: Box, source: str) -> None:
+    """Its watchers are told of what is written to it."""
+    container = with_program(box(), source, "/app", "/single", program=WATCH)
+    write(f"{source}/../single", "old")
+    container.bundle.bind(f"{source}/../single", "/single", "rbind", "rprivate")
+    begin(container)
+    write(f"{source}/../single", "newer")
+    wait_said(container, "/single MODIFY ", "/single CLOSE_WRITE ")
+    assert container.sh("cat /single") == "newer"
+
+
 def test_a_change_leaves_nothing_on_the_host(box: Box, source: str) -> None:
     """To tell of a change isn't one: times, mode and content are as the host has made them."""
     container = with_program(box(), source, "/app", "/app/file", program=WATCH)
