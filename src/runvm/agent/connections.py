@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from runvm.agent import network, networks
 from runvm.agent.errors import AgentError
+from runvm.linux import sockets
 from runvm.linux.loop import OUT, Loop
 from runvm.linux.netns import in_namespace
 from runvm.protocol import frames
@@ -32,6 +33,10 @@ class Connections:
         """Connect; *done* gets {} or the error. Raises OSError."""
         netns = network.open_namespace(networks.name(request.network))
         self._try(request, netns, 0, done)
+
+    def adopt(self, channel: int, sock: socket.socket, whole: bool) -> None:
+        """Carry a further connection."""
+        self._relay.add(channel, sock.detach(), whole=whole, read=sockets.read_without_descriptors)
 
     def frame(self, frame: Frame) -> bool:
         """Take a frame of the host's; False where it is of no connection."""

@@ -11,14 +11,17 @@ import shutil
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+from runvm.agent import socket_mounts
 from runvm.agent.errors import AgentError
-from runvm.linux import sockets
+from runvm.agent.socket_mounts import Place
+from runvm.linux import files, sockets
 from runvm.linux.loop import IN, Loop
 from runvm.protocol import frames
 from runvm.protocol.frames import Frame
-from runvm.protocol.messages import Dial, Dialled, Json
+from runvm.protocol.messages import AddSocket, Dial, Dialled, Json
 from runvm.protocol.names import host_socket
 from runvm.protocol.relay import Relay
 from runvm.protocol.streams import Send
@@ -38,23 +41,56 @@ class HostSockets:
         self._loop = loop
         self._event = event
         self._relay = Relay(loop, send, says=frames.STDOUT, told=frames.STDIN)
-        self._listeners: dict[str, list[socket.socket]] = {}
+        self._listeners: dict[str, dict[int, socket.socket]] = {}
         self._dialling: dict[int, tuple[socket.socket, str, int, socket.socket]] = {}
+        self._places: dict[tuple[str, int], Place] = {}
         self._number = 0
 
     def listen(self, container: str, owners: Json) -> None:
         """Make the sockets of *container*, each with the mode, user and group that *owners* has by its number. Raises
         OSError."""
         for number, (mode, uid, gid) in owners.items():
-            path = host_socket(container, int(number))
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            self._listeners.setdefault(container, []).append(listener)
-            sockets.bind(listener, path)
-            os.chown(path, uid, gid)
-            os.chmod(path, mode)
-            listener.listen(_BACKLOG)
-            self._watch(listener, container, int(number))
+            self._listen(container, int(number), (mode, uid, gid), socket.SOCK_STREAM)
+
+    def add(self, request: AddSocket, place: Place) -> None:
+        """Put a socket over that of a server of the host's. Raises AgentError, OSError."""
+        container, number = request.container, request.socket
+        kind = socket.SOCK_SEQPACKET if request.whole else socket.SOCK_STREAM
+        path = self._listen(container, number, (request.mode, request.uid, request.gid), kind)
+        try:
+            socket_mounts.put(path, place)
+        except (AgentError, OSError):
+            self.drop(container, number)
+            raise
+        self._places[container, number] = place
+
+    def drop(self, container: str, number: int) -> None:
+        """Take it away. Raises AgentError, OSError."""
+        listener = self._listeners.get(container, {}).pop(number, None)
+        if listener is None:
+            return
+        self._loop.forget(listener.fileno())
+        listener.close()
+        path = host_socket(container, number)
+        place = self._places.pop((container, number), None)
+        try:
+            if place is not None:
+                socket_mounts.take_away(path, place)
+        finally:
+            os.unlink(path)
+
+    def _listen(self, container: str, number: int, owner: tuple[int, int, int], kind: int) -> str:
+        path = host_socket(container, number)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+        self._listeners.setdefault(container, {})[number] = listener
+        sockets.bind(listener, path)
+        mode, uid, gid = owner
+        os.chown(path, uid, gid)
+        os.chmod(path, mode)
+        listener.listen(_BACKLOG)
+        self._watch(listener, container, number)
+        return path
 
     def frame(self, frame: Frame) -> bool:
         """Take a frame of the host's; False where it is of no connection."""
@@ -68,15 +104,17 @@ class HostSockets:
         listener, container, number, sock = waiting
         self._watch(listener, container, number)
         if answer.channel:
-            self._relay.add(answer.channel, sock.detach())
+            whole = sock.type == socket.SOCK_SEQPACKET
+            self._relay.add(answer.channel, sock.detach(), whole=whole, read=_read)
             return {}
         sock.close()
         return None
 
     def close(self, container: str) -> None:
         """*container* has gone."""
-        listeners = self._listeners.pop(container, [])
-        for listener in listeners:
+        listeners = self._listeners.pop(container, {})
+        for number, listener in listeners.items():
+            self._places.pop((container, number), None)
             self._loop.forget(listener.fileno())
             listener.close()
         if listeners:
@@ -100,6 +138,17 @@ class HostSockets:
         self._number += 1
         self._dialling[self._number] = (listener, container, number, sock)
         self._event(Dial(container, number, self._number, uid, gid, _groups(sock)))
+
+
+def _read(fd: int, size: int) -> bytes:
+    try:
+        return sockets.read_without_descriptors(fd, size)
+    except sockets.DescriptorError as error:
+        with suppress(OSError):
+            files.write(
+                "/dev/kmsg", f"<4>runvm agent: a connection to a socket of the host's has ended: {error.strerror}\n"
+            )
+        raise
 
 
 def _groups(sock: socket.socket) -> list[int]:

@@ -25,6 +25,7 @@ from runvm.agent.connections import Connections
 from runvm.agent.errors import AgentError
 from runvm.agent.memory import Memory
 from runvm.agent.networks import GuestNetworks
+from runvm.agent.own_servers import OwnServers
 from runvm.agent.replay import MODULE, Replay
 from runvm.agent.runtime import Runtime
 from runvm.agent.watches import Watches
@@ -36,15 +37,19 @@ from runvm.protocol.connection import Connection
 from runvm.protocol.frames import Frame
 from runvm.protocol.interfaces import NetworkError
 from runvm.protocol.messages import (
+    AddSocket,
     Changed,
     Clock,
     Connect,
+    ConnectServer,
     Create,
     Dialled,
     Done,
+    DropSocket,
     Exec,
     Failed,
     FindFile,
+    FindServer,
     Freeze,
     Hello,
     Initialize,
@@ -105,6 +110,7 @@ class Agent:
         self.connections = Connections(self.loop, self.connection.send)
         self.watches = Watches(self.loop, self._event)
         self.replay = Replay(self.watches)
+        self.own_servers = OwnServers(self.loop, self.runtime.children, self.connections.adopt)
         self.checkpoints = Checkpoints(self.loop, port, self.runtime, self.networks, self.connections, self.watches)
         self._initializing: tuple[str, Answered] | None = None
         self._handlers = self._table()
@@ -205,6 +211,10 @@ class Agent:
             **dict.fromkeys((Quiesce, Unquiesce, Restored), at_once(self.checkpoints.serve)),
             Connect: self.connections.open,
             Dialled: lambda answer, done: runtime.host_sockets.dialled(answer),
+            AddSocket: at_once(runtime.add_socket),
+            DropSocket: at_once(lambda request: runtime.host_sockets.drop(request.container, request.socket)),
+            FindServer: at_once(lambda request: self.own_servers.find(runtime.place(request))),
+            ConnectServer: lambda request, done: self.own_servers.connect(request, runtime.place(request), done),
             Changed: at_once(self.replay.changed),
             Resize: lambda event, done: runtime.processes.resize(event.channel, event.rows, event.columns),
         }

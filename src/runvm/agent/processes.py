@@ -46,6 +46,10 @@ class Container:
         self.oom_kills = 0
         self.notify: Notify | None = None
         self.hooks: Hooks | None = None
+        self.share = ""
+        """Its directory in the share."""
+        self.mounts: dict[int, str] = {}
+        """Where it has the host's directories, by their mounts' numbers."""
 
 
 class Process:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 import struct
 from contextlib import suppress
 
@@ -58,9 +59,10 @@ class Replay:
         try:
             if name == ".":
                 handles.refresh(directory)
-                for bit in (ATTRIB, MOVE_SELF, DELETE_SELF):
+                kind = IS_DIRECTORY if stat.S_ISDIR(os.fstat(directory).st_mode) else 0
+                for bit in (*_CONTENTS, MOVE_SELF, DELETE_SELF):
                     if mask & bit:
-                        self._event(bit | IS_DIRECTORY, child=directory)
+                        self._event(bit | kind, child=directory)
                 return
             if mask & _NAMES:
                 self._tell_watchers_of_old(mounts, number, mask, name)

@@ -25,11 +25,22 @@ from runvm.agent.host_sockets import HostSockets
 from runvm.agent.notify import Notify
 from runvm.agent.prepared import Prepared
 from runvm.agent.processes import Container, Process, Processes
+from runvm.agent.socket_mounts import Place
 from runvm.linux import files, syscalls
 from runvm.linux.loop import Loop
 from runvm.linux.netns import in_namespace
 from runvm.linux.process import namespace_name
-from runvm.protocol.messages import Create, Exec, Json, Notified, OutOfMemory, Signal
+from runvm.protocol.messages import (
+    AddSocket,
+    ConnectServer,
+    Create,
+    Exec,
+    FindServer,
+    Json,
+    Notified,
+    OutOfMemory,
+    Signal,
+)
 from runvm.protocol.names import SHARE
 
 _BUNDLES = "/run/runvm/bundles"
@@ -83,6 +94,7 @@ class Runtime:
             )
         self.host_sockets.listen(container.name, request.sockets)
         spec["linux"]["cgroupsPath"] = container.cgroup.removeprefix(cgroups.ROOT)
+        container.share, container.mounts = os.path.dirname(spec["root"]["path"]), _mounted(spec)
         container.submounts = submounts.hold(spec, SHARE)
         container.cpu = cgroups.hold_back(spec["linux"].get("resources", {}))
         container.hooks = Hooks(spec, bundle)
@@ -222,6 +234,18 @@ class Runtime:
             os.close(root)
         return True
 
+    def add_socket(self, request: AddSocket) -> None:
+        """Put a socket over that of a server of the host's. Raises AgentError, OSError."""
+        self.host_sockets.add(request, self.place(request))
+
+    def place(self, request: AddSocket | FindServer | ConnectServer) -> Place:
+        """The file in a container's mount that is meant. Raises AgentError."""
+        container = self._container(request.container)
+        mounted = container.mounts.get(request.mount)
+        if mounted is None or container.init is None or not container.init.pid:
+            raise AgentError(f"container {container.name} doesn't run, or has no mount {request.mount}")
+        return Place(f"{container.share}/m{request.mount}", mounted, request.path, container.init.pid)
+
     def remove(self, name: str, done: Callable[[Json | AgentError], None]) -> None:
         """Forget a container and everything of it: processes, crun's state, cgroup, bundle."""
         container = self.containers.get(name)
@@ -312,6 +336,17 @@ def _limit(container: Container) -> None:
     if container.cpu:
         cgroups.limit_cpu(container.cgroup, container.cpu)
         container.cpu = {}
+
+
+def _mounted(spec: Json) -> dict[int, str]:
+    """Where the mounts with sources in the share are mounted, by their numbers."""
+    share = os.path.dirname(spec["root"]["path"])
+    found = {}
+    for mount in spec.get("mounts", ()):
+        directory, name = os.path.split(mount.get("source", ""))
+        if directory == share and name[:1] == "m" and name[1:].isdecimal():
+            found[int(name[1:])] = mount["destination"]
+    return found
 
 
 def _counters(name: str) -> str:

@@ -40,7 +40,7 @@ class File(NamedTuple):
 
 
 class Directory(NamedTuple):
-    """A directory that the host watches, and where it was when that began."""
+    """A directory that the host watches, or a file that is mounted by itself, and where it was when that began."""
 
     file: File
     path: str
@@ -147,7 +147,7 @@ class Watches:
                 path = os.readlink(f"/proc/self/fd/{fd}")
                 if not path.startswith(_SHARED):
                     return -1
-                if stat.S_ISDIR(os.fstat(fd).st_mode):
+                if stat.S_ISDIR(os.fstat(fd).st_mode) or os.path.dirname(path) == _SHARED.rstrip("/"):
                     number = self._numbered(file, path, new)
                 else:
                     parent, name = os.path.split(path)
@@ -237,7 +237,7 @@ def shared_mounts() -> dict[int, str]:
     found: dict[int, str] = {}
     for line in files.read("/proc/self/mountinfo", _MAX_INFO).splitlines():
         fields = line.split(" ", 5)
-        if fields[4].startswith(_SHARED):
+        if fields[4].startswith(_SHARED) or fields[4] == names.SHARE:  # where files are that are mounted by themselves
             major, _, minor = fields[2].partition(":")
             found.setdefault(int(major) << 20 | int(minor), _plain(fields[4]))
     return found

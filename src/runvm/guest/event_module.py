@@ -2,7 +2,7 @@
 
 The kernel tells of what is done by its own system calls alone, and what the host does to a shared file isn't. There is
 no system call to tell of something without doing it, and the kernel's function for it, fsnotify(), is for modules. So
-here is one, of 229 bytes. An image is built without a compiler, hence the machine code; a test holds it against the
+here is one, of 247 bytes. An image is built without a compiler, hence the machine code; a test holds it against the
 assembler text beside it. Layouts and checksums that differ from kernel to kernel come from one of the kernel's own
 modules.
 
@@ -43,13 +43,13 @@ CODE = (
     ("4531e4", "xor r12d, r12d"),
     ("4531ed", "xor r13d, r13d"),
     ("807b1000", "cmp byte ptr [rbx+16], 0"),
-    ("741e", "je 1f"),
+    ("7422", "je 1f"),
     ("488d7b10", "lea rdi, [rbx+16]"),
     ("be01000000", "mov esi, 1"),
     ("4889e2", "mov rdx, rsp"),
     ("e800000000", "call kern_path"),
     ("85c0", "test eax, eax"),
-    ("757f", "jne 4f"),
+    ("0f858d000000", "jne 4f"),
     ("488b442408", "mov rax, [rsp+8]"),
     ("4c8b6030", "mov r12, [rax+48]"),
     ("807b3000", "1: cmp byte ptr [rbx+48], 0"),
@@ -59,10 +59,13 @@ CODE = (
     ("488d542410", "lea rdx, [rsp+16]"),
     ("e800000000", "call kern_path"),
     ("85c0", "test eax, eax"),
-    ("7559", "jne 4f"),
+    ("7567", "jne 4f"),
     ("488b442418", "mov rax, [rsp+24]"),
     ("4c8b6830", "mov r13, [rax+48]"),
-    ("488d4350", "2: lea rax, [rbx+80]"),
+    ("b8eaffffff", "2: mov eax, -22"),
+    ("817b08ff000000", "cmp dword ptr [rbx+8], 255"),
+    ("7750", "ja 4f"),
+    ("488d4350", "lea rax, [rbx+80]"),
     ("4889442428", "mov [rsp+40], rax"),
     ("8b4308", "mov eax, [rbx+8]"),
     ("48c1e020", "shl rax, 32"),

@@ -25,10 +25,11 @@ NAMES = CREATE | DELETE | MOVED_FROM | MOVED_TO
 """What changes a directory's list of names."""
 _CLASS_NOTIF = 0
 _CLOEXEC, _NONBLOCK = 1, 2
-_REPORT_DIR_FID, _REPORT_NAME = 0x400, 0x800
+_REPORT_FID, _REPORT_DIR_FID, _REPORT_NAME = 0x200, 0x400, 0x800
 _MARK_ADD, _MARK_REMOVE, _MARK_ONLYDIR = 0x1, 0x2, 0x8
-_DFID_NAME, _OLD_DFID_NAME, _NEW_DFID_NAME = 2, 10, 12
+_FID, _DFID_NAME, _OLD_DFID_NAME, _NEW_DFID_NAME = 1, 2, 10, 12
 _AT_EMPTY_PATH = 0x1000
+_AT_FDCWD = -100
 _MAX_HANDLE = 128
 _READ = 64 << 10
 
@@ -54,11 +55,13 @@ class Event(NamedTuple):
 
 
 class Group:
-    """Marked directories, and what is told of them at *fd*."""
+    """Marked directories, and what is told of them at *fd*; or with *files* files, of which is told what happens to
+    them as if they were directories."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, files: bool = False) -> None:
         """Raises OSError: PermissionError where this user may not, EINVAL where the kernel is before 5.9."""
-        flags = _CLASS_NOTIF | _CLOEXEC | _NONBLOCK | _REPORT_DIR_FID | _REPORT_NAME
+        flags = _CLASS_NOTIF | _CLOEXEC | _NONBLOCK | (_REPORT_FID if files else _REPORT_DIR_FID | _REPORT_NAME)
+        self._files = files
         self.fd = _check(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC), "watch for changes")
         self._cookie = 0
         self._moves = RENAME
@@ -78,8 +81,7 @@ class Group:
 
     def remove(self, directory: int, mask: int) -> None:
         """Watch for it no more. Raises OSError."""
-        flags = _MARK_REMOVE | _MARK_ONLYDIR
-        _check(_libc.fanotify_mark(self.fd, flags, ctypes.c_uint64(mask | RENAME), directory, b"."), "watch no more")
+        self._change(_MARK_REMOVE, directory, mask if self._files else mask | RENAME)
 
     def read(self) -> list[Event]:
         """What has happened; [] where nothing has. Raises OSError."""
@@ -110,14 +112,17 @@ class Group:
                         events.append(Event(half | kind, pid, directory, name, self._cookie))
         rest = mask & ~RENAME
         if rest & ~ON_DIRECTORY:
-            events += [
-                Event(rest, pid, directory, name, 0) for type_, directory, name in records if type_ == _DFID_NAME
-            ]
+            wanted = _FID if self._files else _DFID_NAME
+            events += [Event(rest, pid, directory, name, 0) for type_, directory, name in records if type_ == wanted]
         return events
 
     def _mark(self, directory: int, mask: int) -> None:
-        flags = _MARK_ADD | _MARK_ONLYDIR
-        _check(_libc.fanotify_mark(self.fd, flags, ctypes.c_uint64(mask), directory, b"."), "watch a directory")
+        self._change(_MARK_ADD, directory, mask)
+
+    def _change(self, action: int, directory: int, mask: int) -> None:
+        flags = action if self._files else action | _MARK_ONLYDIR
+        path = f"/proc/self/fd/{directory}".encode()
+        _check(_libc.fanotify_mark(self.fd, flags, ctypes.c_uint64(mask), _AT_FDCWD, path), "watch for changes")
 
 
 def identify(directory: int) -> Directory:
@@ -138,11 +143,12 @@ def _records(data: bytes) -> list[tuple[int, Directory, bytes]]:
         kind, _, length = _INFO.unpack_from(data, at)
         if length < _INFO.size:
             break
-        if kind in (_DFID_NAME, _OLD_DFID_NAME, _NEW_DFID_NAME):
+        if kind in (_FID, _DFID_NAME, _OLD_DFID_NAME, _NEW_DFID_NAME):
             file_system, size, handle_kind = struct.unpack_from("=QIi", data, at + _INFO.size)
             start = at + _INFO.size + 16
             directory = struct.pack("=Qi", file_system, handle_kind) + data[start : start + size]
-            found.append((kind, directory, data[start + size : at + length].split(b"\0", 1)[0]))
+            name = b"." if kind == _FID else data[start + size : at + length].split(b"\0", 1)[0]
+            found.append((kind, directory, name))
         at += length
     return found
 

@@ -3,13 +3,19 @@ directory, or a container's id, may be."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
 
 _MAX_BYTES = 107
+_MOST_PASSED = 253
+"""Descriptors in one message (kernel's SCM_MAX_FD)."""
 
 
 def bind(sock: socket.socket, path: str) -> None:
@@ -35,3 +41,60 @@ def connect(sock: socket.socket, path: str) -> None:
         sock.connect(f"/proc/self/fd/{fd}")
     finally:
         os.close(fd)
+
+
+def server(file: int) -> int:
+    """The type of socket (SOCK_STREAM, SOCK_SEQPACKET) of the server at the socket file with the descriptor *file*; 0
+    where there is none, or it takes no connections. Raises OSError.
+
+    To connect by another type fails without the server's notice: by that it is told from a file that is left over.
+    """
+    import socket
+
+    if not stat.S_ISSOCK(os.fstat(file).st_mode):
+        return 0
+    if _connects(file, socket.SOCK_DGRAM) != errno.EPROTOTYPE:
+        return 0
+    return socket.SOCK_STREAM if _connects(file, socket.SOCK_SEQPACKET) == errno.EPROTOTYPE else socket.SOCK_SEQPACKET
+
+
+def _connects(file: int, kind: int) -> int:
+    import socket
+
+    with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
+        return probe.connect_ex(f"/proc/self/fd/{file}")
+
+
+def connect_as(sock: socket.socket, file: int, uid: int, gid: int, groups: list[int]) -> None:
+    """Connect to the socket *file* with these ids, which the server sees (SO_PEERCRED): for a process of its own, which
+    keeps them. Raises OSError."""
+    with suppress(PermissionError):  # a user namespace may not change them (user_namespaces(7))
+        os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    sock.connect(f"/proc/self/fd/{file}")
+
+
+class DescriptorError(OSError):
+    """Descriptors came with what was to be read."""
+
+
+def read_without_descriptors(fd: int, size: int) -> bytes:
+    """read(2) of the connected socket *fd*, to which nobody is to pass descriptors (unix(7), SCM_RIGHTS): those who do
+    find the connection ended, instead of a peer that never gets them. Raises DescriptorError, OSError."""
+    import socket
+
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
+    try:
+        data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(_MOST_PASSED * 4), socket.MSG_CMSG_CLOEXEC)
+        passed = [raw for level, kind, raw in ancillary if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)]
+        for raw in passed:
+            for at in range(0, len(raw) - 3, 4):
+                os.close(int.from_bytes(raw[at : at + 4], sys.byteorder))
+        if passed:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            raise DescriptorError(errno.EPERM, "descriptors can't be passed between the host and a virtual machine")
+        return data
+    finally:
+        sock.detach()

@@ -13,6 +13,12 @@ from typing import Any, NamedTuple, get_type_hints
 from runvm.protocol import fields
 from runvm.protocol.fields import Json as Json
 from runvm.protocol.fields import MessageError as MessageError
+from runvm.protocol.sharing import AddSocket as AddSocket
+from runvm.protocol.sharing import Changed as Changed
+from runvm.protocol.sharing import ConnectServer as ConnectServer
+from runvm.protocol.sharing import DropSocket as DropSocket
+from runvm.protocol.sharing import FindServer as FindServer
+from runvm.protocol.sharing import Watch as Watch
 
 # --- replies
 
@@ -205,16 +211,6 @@ class Dialled(NamedTuple):
     channel: int
 
 
-class Changed(NamedTuple):
-    """The host has changed something in directories that containers watch, each by its number in Watch: an inotify
-    mask, the cookie of a move's two halves, the name there ('.': the directory itself). Result: {}."""
-
-    directories: list[int]
-    masks: list[int]
-    cookies: list[int]
-    names: list[str]
-
-
 class Resize(NamedTuple):
     """An event: the size of a channel's terminal has changed."""
 
@@ -273,13 +269,6 @@ class Dial(NamedTuple):
     uid: int
     gid: int
     groups: list[int]
-
-
-class Watch(NamedTuple):
-    """An event: containers watch these *directories* by inotify(7), paths in the share by a number each; none any more
-    where the path is empty. Changed tells of what the host does there."""
-
-    directories: Json
 
 
 # --- command or shim → supervisor
@@ -382,7 +371,7 @@ class Status(NamedTuple):
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Clock, UseMemory, Stats, FindFile, Remove, SetNetwork, RemoveNetwork, Quiesce, Unquiesce, Restored, Connect, Dialled, Changed, Resize, Hello,  # noqa: E501
+        Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Clock, UseMemory, Stats, FindFile, Remove, SetNetwork, RemoveNetwork, Quiesce, Unquiesce, Restored, Connect, Dialled, AddSocket, DropSocket, FindServer, ConnectServer, Changed, Resize, Hello,  # noqa: E501
         Exited, OutOfMemory, MemoryLow, MemoryFree, Notified, Dial, Watch,
         Attach, CreateContainer, ExecProcess, Checkpoint, EndCheckpoint, RestoreContainer, DeleteContainer, Status,
     )

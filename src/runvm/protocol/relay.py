@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from runvm.linux.loop import Loop
 from runvm.protocol import frames
@@ -26,12 +27,13 @@ class Relay:
         self._forget_ended()
         return len(self._open)
 
-    def add(self, channel: int, fd: int) -> None:
-        """Carry the connected socket *fd* (owned) until both sides have ended."""
+    def add(self, channel: int, fd: int, *, whole: bool = False, read: Callable[[int, int], bytes] = os.read) -> None:
+        """Carry the connected socket *fd* (owned) until both sides have ended; *whole* and *read* as for Source."""
         self._forget_ended()
         os.set_blocking(fd, False)
         sink = Sink(self._loop, os.dup(fd), self._told, channel, self._send, half=True)
-        self._open[channel] = (Source(self._loop, fd, self._says, channel, self._send, lambda: None), sink)
+        source = Source(self._loop, fd, self._says, channel, self._send, lambda: None, whole=whole, read=read)
+        self._open[channel] = (source, sink)
 
     def close(self) -> None:
         """End all sockets, without a word to the other end."""

@@ -23,7 +23,8 @@ class Source:
     """Reads *fd* (owned) to its end into frames of *kind* on *channel*; *on_end* is called once when it is closed.
 
     What is read goes through *change* first, until that says that nothing more shall: it gets data, or nothing at the
-    end, and gives what is to be sent.
+    end, and gives what is to be sent. *whole*: what is read is a record, of which the part that doesn't fit would be
+    lost. *read* reads instead of read(2).
     """
 
     def __init__(
@@ -35,11 +36,16 @@ class Source:
         send: Send,
         on_end: Callable[[], None],
         change: Callable[[bytes], tuple[bytes, bool]] | None = None,
+        *,
+        whole: bool = False,
+        read: Callable[[int, int], bytes] = os.read,
     ) -> None:
         self._loop, self._fd, self._kind, self._channel = loop, fd, kind, channel
         self._send, self._on_end, self._change = send, on_end, change
         self._window = frames.WINDOW
+        self._least = frames.CHUNK if whole else 1
         self._paused = False
+        self._take = read
         self.open = True
         loop.watch(fd, IN, self._ready)
 
@@ -51,7 +57,7 @@ class Source:
     def credit(self, count: int) -> None:
         """The receiver can take *count* bytes more."""
         self._window = min(self._window + count, frames.WINDOW)
-        if self.open and self._window and not self._paused:
+        if self.open and self._window >= self._least and not self._paused:
             self._loop.watch(self._fd, IN, self._ready)
 
     def pause(self) -> None:
@@ -99,7 +105,7 @@ class Source:
 
     def _read(self) -> bool:
         try:
-            data = os.read(self._fd, min(frames.CHUNK, self._window))
+            data = self._take(self._fd, min(frames.CHUNK, self._window))
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:  # EIO: the last slave of a terminal is closed
@@ -113,7 +119,7 @@ class Source:
                 return True
         self._window -= len(data)
         self._send(self._kind, self._channel, data)
-        if not self._window:
+        if self._window < self._least:
             self._loop.forget(self._fd)
         return True
 

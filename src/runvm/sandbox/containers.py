@@ -17,7 +17,7 @@ from runvm.protocol.frames import CREDIT_KIND, DNS, MESSAGE, STDIN, Frame
 from runvm.protocol.messages import Attach, CreateContainer, Done, ExecProcess, Exited, Failed, Signal
 from runvm.sandbox import limits
 from runvm.sandbox.checkpoints import Checkpoints
-from runvm.sandbox.creation import make_in_guest
+from runvm.sandbox.creation import find_sockets, make_in_guest
 from runvm.sandbox.members import INIT, Member, Task
 from runvm.sandbox.vm_life import Creation
 
@@ -300,6 +300,7 @@ class Containers:
             reply(answer)
             if isinstance(answer, Done):
                 self.life.vm.growth.demand.arm()
+                find_sockets(self.life.vm, member, request.spec)
             else:
                 self._delete(member.name, lambda: None)
 
@@ -396,6 +397,7 @@ class Containers:
             return
         if member.notifier is not None:
             member.notifier.close()
+        self.life.vm.socket_directories.remove(member.name)
         if member.sockets is not None:
             member.sockets.close()
         for task in list(member.tasks.values()):

@@ -10,6 +10,7 @@ from runvm.log import log
 from runvm.protocol import messages
 from runvm.protocol.messages import Done, Failed
 from runvm.sandbox.host_sockets import Sockets
+from runvm.sandbox.socket_directories import mounts_of
 from runvm.sandbox.vm_life import BUSY_SECONDS
 from runvm.shares.tree import Share
 
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from runvm.errors import RunvmError
-    from runvm.protocol.messages import CreateContainer
+    from runvm.protocol.messages import CreateContainer, Json
     from runvm.sandbox.clients import Reply
     from runvm.sandbox.members import Member, Task
+    from runvm.sandbox.running import RunningVm
     from runvm.sandbox.vm_life import VmLife
     from runvm.shares.tree import Tree
 
@@ -63,6 +65,16 @@ def make_in_guest(
         {} if member.sockets is None else member.sockets.owners(),
     )
     vm.agent.ask(message, created, timeout=life.plan.config.boot_timeout_s + BUSY_SECONDS + 10)
+
+
+def find_sockets(vm: RunningVm, member: Member, spec: Json) -> None:
+    """Have the container, which the guest has made, find the sockets of the host's servers in its mounts."""
+    try:
+        mounts = mounts_of(vm.share, member.place)
+        if mounts:
+            vm.socket_directories.add(member, mounts, spec["linux"])
+    except OSError as error:  # a container that only lacks these works but for them
+        log.warning(f"container {member.name}: sockets in its mounts: {error}")
 
 
 def show_files(tree: Tree, place: str, shares: dict[str, Share], shim: Identity) -> None:

@@ -10,6 +10,7 @@ The guest is the enemy: what it names has to lie in a mounted directory, and to 
 from __future__ import annotations
 
 import os
+import stat
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -40,13 +41,13 @@ class HostChanges:
         self._guest = guest
         self._share = share
         self._daemon = daemon
-        self._group: fanotify.Group | None = None
+        self._groups: dict[bool, fanotify.Group] = {}
+        """By whether it is of files."""
         self._names: dict[int, fanotify.Directory] = {}
         self._numbers: dict[fanotify.Directory, list[int]] = {}
         self._paths: dict[int, str] = {}
         self._pending: deque[tuple[int, int, int, str]] = deque()
         self._asked = False
-        self._timer = 0
 
     def watch(self, directories: Json) -> None:
         """Watch the *directories*, paths in the share by number; an empty path ends it for that number."""
@@ -74,11 +75,12 @@ class HostChanges:
         """Raises OSError, ValueError."""
         if not path.startswith(_SHARED) or "\0" in path or ".." in path.split("/"):
             raise ValueError("not in a mounted directory")
-        directory = open_shared(self._share, path)
+        file = open_shared(self._share, path)
         try:
-            name = self._watching().add(directory, _mask())
+            single = not stat.S_ISDIR(os.fstat(file).st_mode)
+            name = self._watching(single).add(file, _mask(single))
         finally:
-            os.close(directory)
+            os.close(file)
         self._names[number] = name
         self._paths[number] = path
         self._numbers.setdefault(name, []).append(number)
@@ -99,40 +101,42 @@ class HostChanges:
         from runvm.linux import fanotify
 
         try:
-            directory = open_shared(self._share, path)
+            file = open_shared(self._share, path)
         except OSError:
             return
         try:
-            if self._group is not None and fanotify.identify(directory) == name:
-                self._group.remove(directory, _mask())
+            single = not stat.S_ISDIR(os.fstat(file).st_mode)
+            if single in self._groups and fanotify.identify(file) == name:
+                self._groups[single].remove(file, _mask(single))
         except OSError as error:
             log.debug(f"changes in {path!r}: {error}")
         finally:
-            os.close(directory)
+            os.close(file)
 
-    def _watching(self) -> fanotify.Group:
-        if self._group is None:
+    def _watching(self, single: bool) -> fanotify.Group:
+        group = self._groups.get(single)
+        if group is None:
             from runvm.linux import fanotify
 
-            self._group = fanotify.Group()
-            self._loop.watch(self._group.fd, IN, lambda events: self._read())
-        return self._group
+            group = self._groups[single] = fanotify.Group(files=single)
+            self._wait(group)
+        return group
+
+    def _wait(self, group: fanotify.Group) -> None:
+        if group in self._groups.values():
+            self._loop.watch(group.fd, IN, lambda events: self._read(group))
 
     def _stop(self) -> None:
-        if self._group is not None:
-            self._loop.forget(self._group.fd)
-            self._loop.cancel(self._timer)
-            os.close(self._group.fd)
-            self._group = None
+        for group in self._groups.values():
+            self._loop.forget(group.fd)
+            os.close(group.fd)
+        self._groups.clear()
 
-    def _read(self) -> None:
+    def _read(self, group: fanotify.Group) -> None:
         from runvm.linux import fanotify
 
-        group = self._watching()
         self._loop.forget(group.fd)
-        self._timer = self._loop.call_later(
-            _PAUSE_SECONDS, lambda: self._loop.watch(group.fd, IN, lambda events: self._read())
-        )
+        self._loop.call_later(_PAUSE_SECONDS, lambda: self._wait(group))
         own: dict[int, bool] = {}
         for event in group.read():
             if event.mask & fanotify.OVERFLOW:
@@ -178,17 +182,20 @@ class HostChanges:
 
 
 def open_shared(share: str, path: str) -> int:
-    """A descriptor (O_PATH) of the directory *path* in *share*, reached by no symlink. Raises OSError."""
+    """A descriptor (O_PATH) of the directory or file *path* in *share*, reached by no symlink. Raises OSError."""
     top = os.open(share, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return syscalls.open_beneath(top, path, os.O_PATH | os.O_DIRECTORY)
+        return syscalls.open_beneath(top, path, os.O_PATH)
     finally:
         os.close(top)
 
 
-def _mask() -> int:
+def _mask(single: bool) -> int:
+    """For a *single* file, or a directory and all that is in it."""
     from runvm.linux import fanotify
 
     contents = fanotify.MODIFY | fanotify.ATTRIB | fanotify.CLOSE_WRITE
     itself = fanotify.DELETE_SELF | fanotify.MOVE_SELF
+    if single:
+        return contents | itself
     return contents | fanotify.NAMES | itself | fanotify.ON_CHILD | fanotify.ON_DIRECTORY

@@ -11,11 +11,10 @@ import os
 import signal
 import socket
 import stat
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm.errors import HostError
-from runvm.linux import mounts, process
+from runvm.linux import mounts, process, sockets
 from runvm.linux.loop import IN, Loop
 from runvm.log import log
 from runvm.protocol import frames
@@ -52,6 +51,8 @@ class Sockets(NamedTuple):
     """Those of one container: descriptors by number, and the ids of the host's that its user namespace maps."""
 
     files: dict[int, int]
+    kinds: dict[int, int]
+    """SOCK_STREAM, or another type that a server has, by number."""
     uids: list[range]
     gids: list[range]
 
@@ -61,12 +62,17 @@ class Sockets(NamedTuple):
         HostError, OSError."""
         sources = [mounts.Source(str(path), recursive=False, overlay="") for path in paths.values()]
         files = dict(zip(map(int, paths), mounts.clone_from(pid, sources, scratch=""), strict=True))
-        found = cls(files, _mapped(linux, "uidMappings"), _mapped(linux, "gidMappings"))
+        found = cls.of(files, linux)
         for number, fd in files.items():
             if not stat.S_ISSOCK(os.fstat(fd).st_mode):
                 found.close()
                 raise HostError(f"mount {paths[str(number)]}: it isn't a socket any more")
         return found
+
+    @classmethod
+    def of(cls, files: dict[int, int], linux: Json) -> Sockets:
+        """The sockets with these descriptors."""
+        return cls(files, {}, _mapped(linux, "uidMappings"), _mapped(linux, "gidMappings"))
 
     def owners(self) -> Json:
         """What the guest's sockets are to have, by number: mode, user and group."""
@@ -105,6 +111,8 @@ class HostSockets:
         self._number = number
         self._relay = Relay(loop, guest.send, says=frames.STDIN, told=frames.STDOUT)
         self._opening = 0
+        self.on_failure: Callable[[str, int], None] = lambda container, socket: None
+        """Called where nobody could be connected to a container's socket of that number."""
 
     def frame(self, frame: Frame) -> bool:
         """Take a frame of the guest's; False where it is of no connection."""
@@ -114,16 +122,21 @@ class HostSockets:
         """End all of them: the VM ends."""
         self._relay.close()
 
-    def dial(self, sockets: Sockets | None, request: Dial) -> None:
-        """Connect to the one of a container's *sockets* that the guest asks for; a wrong request is refused."""
-        file = None if sockets is None else sockets.files.get(request.socket)
-        ids = None if sockets is None else sockets.ids(request)
+    def adopt(self, channel: int, fd: int, *, whole: bool) -> None:
+        """Carry a further connection, *fd* (owned), to which the guest has connected *channel*."""
+        self._relay.add(channel, fd, whole=whole, read=self._read)
+
+    def dial(self, known: Sockets | None, request: Dial) -> None:
+        """Connect to the one of a container's *known* sockets that the guest asks for; a wrong request is refused."""
+        file = None if known is None else known.files.get(request.socket)
+        ids = None if known is None else known.ids(request)
         full = self._opening >= _MAX_OPENING or len(self._relay) + self._opening >= _MAX
-        if file is None or ids is None or full:
+        if known is None or file is None or ids is None or full:
             self._refuse(request)
             return
         self._opening += 1
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        kind = known.kinds.get(request.socket, socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_UNIX, kind)
 
         def connected(error: int) -> None:
             if error:
@@ -131,6 +144,7 @@ class HostSockets:
                 sock.close()
                 log.debug(f"container {request.container}: a socket of the host's: {os.strerror(error)}")
                 self._refuse(request)
+                self.on_failure(request.container, request.socket)
                 return
             channel = self._number()
 
@@ -139,7 +153,8 @@ class HostSockets:
                 if isinstance(answer, Failed):
                     sock.close()
                 else:
-                    self._relay.add(channel, sock.detach())
+                    whole = kind == socket.SOCK_SEQPACKET
+                    self._relay.add(channel, sock.detach(), whole=whole, read=self._read)
 
             self._guest.ask(Dialled(request.number, channel), taken)
 
@@ -147,6 +162,13 @@ class HostSockets:
             _connect(self._loop, sock, file, ids, connected)
         except OSError as error:  # no process can be made
             connected(error.errno or 1)
+
+    def _read(self, fd: int, size: int) -> bytes:
+        try:
+            return sockets.read_without_descriptors(fd, size)
+        except sockets.DescriptorError as error:
+            log.warning(f"a connection to a socket of the host's has ended: {error.strerror}")
+            raise
 
     def _refuse(self, request: Dial) -> None:
         self._guest.tell(Dialled(request.number, 0))
@@ -158,11 +180,7 @@ def _connect(loop: Loop, sock: socket.socket, file: int, ids: Ids, connected: Ca
 
     def run() -> None:
         try:
-            with suppress(PermissionError):  # a user namespace may not change them (user_namespaces(7))
-                os.setgroups(ids.groups)
-            os.setresgid(ids.gid, ids.gid, ids.gid)
-            os.setresuid(ids.uid, ids.uid, ids.uid)
-            sock.connect(f"/proc/self/fd/{file}")
+            sockets.connect_as(sock, file, *ids)
         except OSError as error:
             raise SystemExit(min(error.errno or 1, 255)) from None
 

@@ -17,6 +17,8 @@ from runvm.sandbox.growth import Growth
 from runvm.sandbox.guest_link import GuestLink
 from runvm.sandbox.host_changes import HostChanges
 from runvm.sandbox.host_sockets import HostSockets
+from runvm.sandbox.own_servers import OwnServers
+from runvm.sandbox.socket_directories import SocketDirectories
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +61,11 @@ class RunningVm:
         )
         self.guest.vm.attach(loop)
         self.sockets = HostSockets(loop, self.agent, next_channel)
-        self.changes = HostChanges(loop, self.agent, f"{self._directory}/share", self.daemon.pid)
+        self.share = f"{self._directory}/share"
+        self.changes = HostChanges(loop, self.agent, self.share, self.daemon.pid)
+        own = OwnServers(loop, self.agent, self.sockets, self._directory, next_channel)
+        self.socket_directories = SocketDirectories(loop, self.agent, self._directory, own)
+        self.sockets.on_failure = self.socket_directories.failed
         self.networks.attach(loop, self.guest.vm, self.agent, next_channel)
         self.growth = Growth(
             loop, plan.config, plan.machine, plan.max_mib, self.guest.vm, self.agent, plan.driver.capabilities
@@ -84,6 +90,7 @@ class RunningVm:
         self._loop.forget(self.daemon.output)
         self.sockets.close()
         self.changes.close()
+        self.socket_directories.close()
         self.agent.close()
         # its memory goes while the VMM ends, which takes as long: one after the other, an end would take twice that
         for pid in (self.guest.vm.pid, self.daemon.pid):

@@ -42,7 +42,7 @@ while data := os.read(fd, 65536):
 
 # A server that is started anew when its source has changed, as those of web frameworks in debug mode
 SERVE = """
-import ctypes, os, signal
+import ctypes, os
 libc = ctypes.CDLL(None)
 fd = libc.inotify_init1(0)
 libc.inotify_add_watch(fd, b"/app", 0x2 | 0x80 | 0x100 | 0x200)
@@ -50,20 +50,30 @@ while True:
     pid = os.posix_spawn("/usr/bin/python3", ["python3", "-SI", "/app/server.py"], os.environ)
     while not any(name.endswith(b".py") for name in os.read(fd, 65536)[16:].split(b"\\0")):
         pass
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, 9)
     os.waitpid(pid, 0)
 """
 SERVER = """
-import _socket
-listener = _socket.socket()
-listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-listener.bind(("127.0.0.1", 8000))
+import _socket, os
+listener = _socket.socket(_socket.AF_UNIX)
+try:
+    os.unlink("/tmp/http")
+except FileNotFoundError:
+    pass
+listener.bind("/tmp/http")
 listener.listen(5)
 while True:
     fd, _ = listener._accept()
     sock = _socket.socket(fileno=fd)
     sock.send(b"VERSION")
     sock.close()
+"""
+
+ASK = """
+import _socket
+sock = _socket.socket(_socket.AF_UNIX)
+sock.connect("/tmp/http")
+print(sock.recv(100).decode())
 """
 
 # As libraries for JavaScript do: a watch on each directory and file with libuv's mask; whatever is told of a directory,
@@ -210,6 +220,17 @@ def test_a_file_that_an_editor_replaces(box: Box, source: str) -> None:
     assert before.st_mode == after.st_mode
 
 
+def test_a_file_that_is_mounted_by_itself(box: Box, source: str) -> None:
+    """Its watchers are told of what is written to it."""
+    container = with_program(box(), source, "/app", "/single", program=WATCH)
+    write(f"{source}/../single", "old")
+    container.bundle.bind(f"{source}/../single", "/single", "rbind", "rprivate")
+    begin(container)
+    write(f"{source}/../single", "newer")
+    wait_said(container, "/single MODIFY ", "/single CLOSE_WRITE ")
+    assert container.sh("cat /single") == "newer"
+
+
 def test_a_change_leaves_nothing_on_the_host(box: Box, source: str) -> None:
     """To tell of a change isn't one: times, mode and content are as the host has made them."""
     container = with_program(box(), source, "/app", "/app/file", program=WATCH)
@@ -262,7 +283,7 @@ def test_a_server_in_debug_mode_is_started_anew(box: Box, source: str) -> None:
     container.launch()
 
     def answers(version: str) -> bool:
-        return container.exec("nc", "127.0.0.1", "8000").text == version
+        return container.exec("python3", "-SI", "-c", ASK).text == version
 
     wait_until(lambda: answers("first"), timeout=60, what="the server")
     for version in ("second", "third"):

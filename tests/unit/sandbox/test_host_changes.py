@@ -83,7 +83,22 @@ def test_changes_are_told_by_number(guest: Guest, share: Path) -> None:
     guest.turn()
     assert guest.names == [(4, "a"), (5, "c")]
     guest.changes.watch({"5": ""})
-    assert guest.changes._group is None
+    assert guest.changes._groups == {}
+
+
+def test_a_file_that_is_mounted_by_itself(guest: Guest, share: Path) -> None:
+    """What is written to it is told as the file's own."""
+    (share / "shared/2").touch()
+    guest.changes.watch({"1": "shared/2", "2": "shared/1"})
+    (share / "shared/2").write_text("x")
+    (share / "shared/1/a").touch()
+    guest.turn()
+    guest.answer()
+    guest.turn()
+    assert sorted(set(guest.names)) == [(1, "."), (2, "a")]
+    guest.changes.watch({"1": ""})
+    guest.changes.watch({"2": ""})
+    assert guest.changes._groups == {}
 
 
 def test_what_the_daemon_does_is_not_told(share: Path) -> None:
@@ -122,7 +137,7 @@ def test_a_guest_watches_nothing_else(guest: Guest, wanted: dict[str, Any]) -> N
     """What isn't in a mounted directory, symlinks that lead out of it, nonsense."""
     guest.changes.watch(wanted)
     assert guest.changes._names == {}
-    assert guest.changes._group is None
+    assert guest.changes._groups == {}
 
 
 def test_a_guest_cannot_watch_without_end(guest: Guest, share: Path, monkeypatch: pytest.MonkeyPatch) -> None:

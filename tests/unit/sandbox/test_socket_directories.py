@@ -1,0 +1,242 @@
+"""Which sockets of mounted directories a guest is told of."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from runvm.linux import syscalls
+from runvm.linux.loop import Loop
+from runvm.protocol.messages import AddSocket, ConnectServer, Done, DropSocket, Failed, FindServer
+from runvm.sandbox import own_servers, socket_directories
+from runvm.sandbox.host_sockets import HostSockets
+from runvm.sandbox.members import Member
+from runvm.sandbox.own_servers import OwnServers
+from runvm.sandbox.socket_directories import SocketDirectories, mounts_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from runvm.sandbox.guest_link import GuestLink
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for fanotify(7)")
+
+
+class Guest:
+    """Keeps what it is told of."""
+
+    def __init__(self, sandbox: Path) -> None:
+        self.loop = Loop()
+        self.sockets: dict[int, str] = {}
+        self.own: list[str] = []
+        self.connects: list[ConnectServer] = []
+        guest = cast("GuestLink", self)
+        sockets = HostSockets(self.loop, guest, lambda: 1)
+        own = OwnServers(self.loop, guest, sockets, str(sandbox), lambda: 1)
+        self.directories = SocketDirectories(self.loop, guest, str(sandbox), own)
+
+    def send(self, kind: int, channel: int, payload: bytes) -> None:
+        """No connection is made here."""
+
+    def ask(self, message: Any, answered: Callable[[Done | Failed], None]) -> None:
+        if isinstance(message, AddSocket):
+            self.sockets[message.socket] = f"{message.mount}:{message.path}"
+        elif isinstance(message, FindServer):
+            answered(Done({"kind": int(message.path in self.own)}))
+            return
+        elif isinstance(message, ConnectServer):
+            self.connects.append(message)
+            answered(Failed("gone") if not self.own else Done({}))
+            return
+        else:
+            assert isinstance(message, DropSocket)
+            del self.sockets[message.socket]
+        answered(Done({}))
+
+    @property
+    def paths(self) -> set[str]:
+        return set(self.sockets.values())
+
+    def turn(self, seconds: float = 0.5) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.loop.turn(left)
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """A VM's directory, beside those of others."""
+    path = tmp_path / "vm"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def listen(tmp_path: Path) -> Iterator[Callable[..., socket.socket]]:
+    """Makes a server at a path below *tmp_path*."""
+    made: list[socket.socket] = []
+
+    def at(path: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+        made.append(socket.socket(socket.AF_UNIX, kind))
+        made[-1].bind(str(tmp_path / path))
+        if kind != socket.SOCK_DGRAM:
+            made[-1].listen(1)
+        return made[-1]
+
+    yield at
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    """A container `c` with the directory `shared/1` as its mount 3."""
+    (tmp_path / "share/shared/1/sub").mkdir(parents=True)
+    made = Guest(tmp_path)
+    yield made
+    made.directories.close()
+
+
+def test_sockets_come_and_go(guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path) -> None:
+    """Those that are there, those that appear, in directories that appear; until the container has gone."""
+    listen("share/shared/1/a")
+    listen("share/shared/1/sub/b")
+    listen("share/shared/1/left").close()
+    guest.directories.add(member := Member("c"), {3: "shared/1"}, {})
+    assert guest.paths == {"3:a", "3:sub/b"}
+    assert member.sockets is not None
+    listen("share/shared/1/later")
+    (tmp_path / "share/shared/1/new").mkdir()
+    listen("share/shared/1/new/c")
+    os.unlink(tmp_path / "share/shared/1/a")
+    guest.turn()
+    assert guest.paths == {"3:sub/b", "3:later", "3:new/c"}
+    assert len(member.sockets.files) == 3
+    (tmp_path / "share/shared/1/sub").rename(tmp_path / "share/shared/1/renamed")
+    guest.turn()
+    assert guest.paths == {"3:renamed/b", "3:later", "3:new/c"}
+    guest.directories.remove("c")
+    assert guest.directories._group is None
+
+
+def test_one_that_answers_no_more_is_dropped(guest: Guest, listen: Callable[..., socket.socket]) -> None:
+    """As soon as somebody has noticed."""
+    made = listen("share/shared/1/a")
+    guest.directories.add(Member("c"), {3: "shared/1"}, {})
+    (number,) = guest.sockets
+    guest.directories.failed("c", number)
+    assert guest.paths == {"3:a"}
+    made.close()
+    guest.directories.failed("c", number)
+    guest.directories.failed("c", number)
+    guest.directories.failed("other", number)
+    assert guest.paths == set()
+
+
+def test_symlinks_and_what_is_deep_below_are_left_alone(
+    guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path
+) -> None:
+    """A mounted directory is the container's to fill."""
+    (tmp_path / "outside").mkdir()
+    listen("outside/s")
+    (tmp_path / "share/shared/1/link").symlink_to(tmp_path / "outside/s")
+    (tmp_path / "share/shared/1/directory").symlink_to(tmp_path / "outside")
+    (tmp_path / "share/shared/1/up").symlink_to("../../..")
+    (tmp_path / "share/shared/1/1/2/3/4").mkdir(parents=True)
+    listen("share/shared/1/1/2/s")
+    listen("share/shared/1/1/2/3/4/s")
+    guest.directories.add(Member("c"), {3: "shared/1"}, {})
+    (tmp_path / "share/shared/1/1/2/3").rename(tmp_path / "share/shared/1/1/2/moved")
+    guest.turn()
+    assert guest.paths == {"3:1/2/s"}
+
+
+def test_there_are_bounds(
+    guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To sockets, to directories that are watched, and to names that are looked at."""
+    monkeypatch.setattr(socket_directories, "_MAX_SOCKETS", 3)
+    monkeypatch.setattr(socket_directories, "_MAX_DIRECTORIES", 4)
+    monkeypatch.setattr(socket_directories, "_MAX_ENTRIES", 20)
+    for number in range(5):
+        listen(f"share/shared/1/{number}")
+    for number in range(100):
+        (tmp_path / f"share/shared/1/d{number}").mkdir()
+    guest.directories.add(Member("c"), {3: "shared/1"}, {})
+    assert len(guest.sockets) <= 3
+    assert len(guest.directories._watched) <= 4
+
+
+def test_a_containers_mounts_are_its_directories(tmp_path: Path) -> None:
+    """By their numbers, where they are; neither its root nor single files."""
+    (tmp_path / "share/shared/1/in").mkdir(parents=True)
+    (tmp_path / "share/shared/2").touch()
+    place = tmp_path / "share/containers/c.1"
+    (place / "rootfs").mkdir(parents=True)
+    for name, target in (("m2", "shared/1"), ("m5", "shared/1/in"), ("m7", "shared/2")):
+        (place / name).symlink_to(f"../../{target}")
+    assert mounts_of(f"{tmp_path}/share", "c.1") == {2: "shared/1", 5: "shared/1/in"}
+
+
+def test_a_server_of_the_guests_is_offered_to_other_vms(
+    guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path
+) -> None:
+    """With the ids of who connects, and the rights of its file; until it has gone."""
+    listen("share/shared/1/a").close()  # to the host it has no server
+    os.chmod(tmp_path / "share/shared/1/a", 0o620)
+    guest.own.append("a")
+    guest.directories.add(Member("c"), {3: "shared/1"}, {})
+    assert guest.paths == set()
+    status = os.stat(tmp_path / "share/shared/1/a")
+    key = (status.st_dev, status.st_ino)
+    assert own_servers.offered(str(tmp_path), key) < 0  # it is the VM's own
+    (tmp_path.parent / "other").mkdir()
+    file = own_servers.offered(str(tmp_path.parent / "other"), key)
+    assert os.fstat(file).st_mode & 0o777 == 0o620
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"/proc/self/fd/{file}")
+        guest.turn()
+        (request,) = guest.connects
+        assert (request.container, request.mount, request.path) == ("c", 3, "a")
+        assert (request.uid, request.gid) == (os.getuid(), os.getgid())
+        guest.own.clear()
+        os.close(file)
+    assert own_servers.offered(str(tmp_path.parent / "other"), key) >= 0
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "served" / os.listdir(tmp_path / "served")[0]))
+        guest.turn()
+    assert own_servers.offered(str(tmp_path.parent / "other"), key) < 0
+
+
+def test_the_server_of_another_vm_is_found(guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path) -> None:
+    """Also one that is offered a moment after its file has appeared."""
+    listen("share/shared/1/a").close()
+    guest.directories.add(Member("c"), {3: "shared/1"}, {})
+    assert guest.paths == set()
+    status = os.stat(tmp_path / "share/shared/1/a")
+    other = tmp_path.parent / "other" / "served"
+    other.mkdir(parents=True)
+    listen(f"../other/served/{status.st_dev:x}-{status.st_ino:x}")
+    guest.turn(1.5)
+    assert guest.paths == {"3:a"}
+
+
+def test_a_guest_offers_nothing_where_it_may_not_write(
+    guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path
+) -> None:
+    """It would be taken for the server of whoever may."""
+    directory = tmp_path / "share/shared/1"
+    listen("share/shared/1/a").close()
+    syscalls.mount(str(directory), str(directory), "", syscalls.MS_BIND)
+    try:
+        syscalls.mount("none", str(directory), "", syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY)
+        guest.own.append("a")
+        guest.directories.add(Member("c"), {3: "shared/1"}, {})
+        assert not (tmp_path / "served").exists()
+    finally:
+        syscalls.unmount(str(directory))
