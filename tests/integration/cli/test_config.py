@@ -371,6 +371,9 @@ def test_newer_fields_of_the_spec_hold(box: Box) -> None:
     assert seen["machine"] in ("i686", "i386")
     assert seen["policy"] == "7 3"
     assert seen["ioprio"] == "best-effort: prio 6"
+    container = box()
+    container.bundle.process["ioPriority"] = {"class": "IOPRIO_CLASS_BE"}
+    assert facts(container, {"ioprio": "ionice"})["ioprio"] == "best-effort: prio 0"
 
 
 @pytest.mark.differs("runc", "1.1 knows no time namespaces")

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -422,6 +424,32 @@ def test_the_root_directory_must_be_there(kind: str, message: str, config: Confi
     with pytest.raises(SpecError) as caught:
         load(config)
     assert str(caught.value) == f'config.json: root.path: "{bundle}/r": {message}'
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_process_comes_by_a_pipe(tmp_path: Path, named: bool) -> None:
+    """`exec --process /dev/stdin` or <(…): in parts, and also where the writer comes late."""
+    described = {"args": ["true"], "cwd": "/", "env": ["LONG=" + "x" * 100_000], "user": {"uid": 0, "gid": 0}}
+    data = json.dumps(described).encode()
+    reader, writer = os.pipe()
+    path = f"/proc/self/fd/{reader}"
+    if named:
+        path = f"{tmp_path}/fifo"
+        os.mkfifo(path)
+
+    def write() -> None:
+        time.sleep(0.2)
+        with open(path if named else writer, "wb") as file:
+            file.write(data[:1000])
+            file.flush()
+            time.sleep(0.2)
+            file.write(data[1000:])
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert spec.load_process(path) == described
+    thread.join(10)
+    os.close(reader)
 
 
 def test_only_a_regular_file_is_read(bundle: Path) -> None:
