@@ -12,7 +12,7 @@ from runvm.agent.children import Children
 
 _PROGRAM = "/usr/bin/crun"
 STATE = "/run/crun"
-_HIGH = 100
+_HIGH = 200
 _NOT_FOUND = "executable file not found in $PATH"
 _NO_PROGRAM = ("executable", "is not a regular file", "cannot find `` in $PATH")
 """What crun's messages about a program that can't be run have."""

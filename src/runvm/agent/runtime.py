@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from runvm.agent import cgroups, crun, network, networks, prepared, submounts, sysctls
+from runvm.agent import cgroups, crun, network, networks, prepared, seccomp, submounts, sysctls
 from runvm.agent.children import Children
 from runvm.agent.crun import Crun
 from runvm.agent.crun_output import Hooks
@@ -98,6 +98,7 @@ class Runtime:
         container.submounts = submounts.hold(spec, SHARE)
         container.cpu = cgroups.hold_back(spec["linux"].get("resources", {}))
         container.hooks = Hooks(spec, bundle)
+        seccomp.annotate(spec)
         config = json.dumps(spec)
         if ready is None:
             files.write(f"{bundle}/config.json", config, make=True)

@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import time
+from contextlib import suppress
 from typing import Any
 
 from runvm.cgroup import hierarchy
@@ -116,6 +117,19 @@ class Cgroup:
             except FileNotFoundError:
                 continue
         return bool(self.processes())
+
+    def check_free(self) -> None:
+        """Raise HostError with runc's message where a container can't have it: others are in it, or it is frozen, in
+        which its processes would hang."""
+        # of the hierarchies of version 1 runc looks at that of devices
+        looked_at = (one for one in self.directories if self._unified or "devices" in hierarchy.controllers(one))
+        if found := Cgroup(tuple(looked_at)).processes():
+            raise HostError(f"container's cgroup is not empty: {len(found)} process(es) found")
+        for directory in self.directories:
+            for name, frozen in (("freezer.state", "FROZEN"), ("cgroup.freeze", "1")):
+                with suppress(OSError), open(f"{directory}/{name}") as file:
+                    if file.read().strip() == frozen:
+                        raise HostError("container's cgroup unexpectedly frozen", do="thaw it first")
 
     def hand_over(self, directories: tuple[str, ...]) -> None:
         """Move every process in it to another one, which *directories* are."""

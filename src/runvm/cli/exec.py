@@ -53,7 +53,7 @@ COMMAND = Command(
     PIDFD_SOCKET,
         PRESERVE_FDS,
         Flag("cgroup", "run it in this cgroup below the container's, which must exist", metavar="PATH", many=True),
-        Flag("ignore-paused", f"{WITHOUT_EFFECT}: a paused container takes no process all the same"),
+        Flag("ignore-paused", "in a paused container, wait until it is resumed, and run it then"),
         Flag("process-label", f"{WITHOUT_EFFECT}: the guest has no SELinux", metavar="LABEL"),
         Flag("apparmor", f"{WITHOUT_EFFECT}: the guest has no AppArmor", metavar="PROFILE"),
     ),
@@ -95,6 +95,7 @@ def options(args: Args, base_process: Callable[[], JsonObject]) -> ExecOptions:
         detach=args.on("detach"),
         preserve_fds=preserved_fds(args),
         cgroup=sub_cgroup(args.texts("cgroup")),
+        ignore_paused=args.on("ignore-paused"),
     )
 
 

@@ -142,7 +142,7 @@ def _read(source: str) -> bytes:
     if source != "-":
         path = absolute(source)
         try:
-            return read_bounded(path)
+            return read_bounded(path, pipe=True)
         except OSError as error:
             raise SpecError(f"{path}: {reason(error)}") from error
     data = b""

@@ -107,6 +107,8 @@ class Creation:
         planned = cgroups.Cgroup(())
         if ctx.cgroup_manager != "disabled":
             planned = cgroups.planned(self._scope.path if self._scope is not None else spec.cgroups_path, self._cid)
+        if self._scope is None:
+            planned.check_free()
         self._record = ContainerRecord(
             id=self._cid,
             status="creating",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from runvm.container.state import ContainerRecord
 
 
+_PAUSED_SECONDS = 0.05
+"""How often a paused container is looked at by who waits for its resume."""
+
+
 def base_process(ctx: Context, cid: str) -> dict[str, Any]:
     """The process object of the container's config.json, as it was at its `create`. Raises RunvmError."""
     state.load(ctx, cid)
@@ -34,11 +39,7 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
 
     Raises: StateError unless the container runs, GuestError.
     """
-    record = state.load(ctx, cid)
-    if record.pid == 0:
-        raise StateError("cannot exec in a stopped container")
-    if record.status == "paused" and not outside:
-        raise StateError("cannot exec in a paused container", do=f"runvm resume {cid}")
+    record = _ready(ctx, cid, paused=outside, wait=options.ignore_paused)
     for warning in rules.capability_warnings(options.process):
         log.warning(warning)
     described = guest_spec.with_limits(guest_spec.without_labels(options.process))
@@ -96,6 +97,21 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
 
     log.debug("exec: shim released")
     return wait_foreground(started.pid, master)
+
+
+def _ready(ctx: Context, cid: str, *, paused: bool, wait: bool) -> ContainerRecord:
+    """The container, once it can take a process: not while it is *paused*, unless that is all the same. To *wait* for
+    its resume has no deadline, as under runc, whose process would hang in the frozen cgroup. Raises StateError."""
+    while True:
+        record = state.load(ctx, cid)
+        if record.pid == 0:
+            raise StateError("cannot exec in a stopped container")
+        if record.status != "paused" or paused:
+            return record
+        if not wait:
+            do = f"resume it by 'runvm resume {cid}'"
+            raise StateError("cannot exec in a paused container (use --ignore-paused to override)", do=do)
+        time.sleep(_PAUSED_SECONDS)
 
 
 def _pid_namespace(record: ContainerRecord, held: ExitStack) -> int:

@@ -245,6 +245,7 @@ def _mounts(root: _Root, place: str, shares: dict[str, Share]) -> tuple[list[dic
         }
         shown = Entry(mount.destination, mount.type, "")
         if mount.is_bind and not _kernels_own(mount.source):
+            entry["options"] += mount_options.of_source(mount.source, mount.options)
             shown = _bind(root, mount)
             if shown.inside:
                 entry["source"] = f"{_SHARE}/{place}/{ROOT}{shown.source[len(root.path) :]}"

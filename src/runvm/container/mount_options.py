@@ -6,6 +6,7 @@ Options count in their order, as in runc: the last of two that contradict each o
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from runvm.errors import UnsupportedError
@@ -37,6 +38,7 @@ _PLAIN = (
 )
 _OPPOSITE = {a: b for one, other in _PLAIN for a, b in ((one, other), (other, one))}
 _OPPOSITE |= {f"r{a}": f"r{b}" for a, b in _OPPOSITE.items()}
+_OF_MOUNT = {"nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC, "noatime": os.ST_NOATIME}
 _PRIVATE = frozenset(("private", "rprivate", "unbindable", "runbindable"))
 PROPAGATION = _PRIVATE | {"slave", "rslave", "shared", "rshared"}
 _READ_ONLY = {"ro": True, "rro": True, "rw": False, "rrw": False}
@@ -57,6 +59,16 @@ def for_guest(options: Sequence[str], field: str) -> list[str]:
         if given not in WITHOUT_EFFECT:
             found.append(option)
     return found
+
+
+def of_source(source: str, options: Sequence[str]) -> list[str]:
+    """What a bind of *source* keeps of the mount that this lies on, as in a kernel, unless *options* say otherwise."""
+    try:
+        flags = os.statvfs(source).f_flag
+    except OSError:  # who mounts it says so
+        return []
+    said = {option.removeprefix("r") if option.removeprefix("r") in _OPPOSITE else option for option in options}
+    return [name for name, flag in _OF_MOUNT.items() if flags & flag and not said & {name, _OPPOSITE[name]}]
 
 
 def check_pods_bind(options: Sequence[str], field: str) -> None:

@@ -17,7 +17,10 @@ class CreateOptions(NamedTuple):
 
 
 class ExecOptions(NamedTuple):
-    """`runvm exec`. *process* is a complete OCI process object; *cgroup* is relative to the container's ('': in it)."""
+    """`runvm exec`. *process* is a complete OCI process object; *cgroup* is relative to the container's ('': in it).
+
+    With *ignore_paused* a paused container gets the process once it is resumed.
+    """
 
     process: dict[str, object]
     console_socket: str = ""
@@ -26,3 +29,4 @@ class ExecOptions(NamedTuple):
     preserve_fds: int = 0
     cgroup: str = ""
     pidfd_socket: str = ""
+    ignore_paused: bool = False

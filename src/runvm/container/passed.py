@@ -16,6 +16,8 @@ from runvm.errors import HostError, UnsupportedError
 from runvm.protocol import frames
 
 _FIRST = 3
+_NULL = os.makedev(1, 3)
+"""/dev/null (kernel's devices.txt)."""
 _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFBLK: "a block device", stat.S_IFCHR: "a character device"}
 
 
@@ -63,7 +65,8 @@ def environment(listened: int) -> list[str]:
 def _way(fd: int, mode: int) -> str:
     kind = stat.S_IFMT(mode)
     access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-    if kind in (stat.S_IFIFO, stat.S_IFREG) and access != os.O_RDWR:
+    null = kind == stat.S_IFCHR and os.fstat(fd).st_rdev == _NULL
+    if (null or kind in (stat.S_IFIFO, stat.S_IFREG)) and access != os.O_RDWR:
         return frames.IN if access == os.O_RDONLY else frames.OUT
     if kind == stat.S_IFSOCK:
         with socket.socket(fileno=os.dup(fd)) as sock:

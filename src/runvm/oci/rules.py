@@ -70,8 +70,9 @@ _MAX_MAPPINGS = 340  # user_namespaces(7)
 
 
 def check_mappings(linux: JsonObject, namespaces: dict[str, str]) -> None:
-    """The mappings of a new user namespace as the kernel takes them. Without one they mean nothing, as in runc."""
-    if namespaces.get("user") != "":
+    """The mappings of a new user namespace as the kernel takes them. Without one they mean nothing, as in runc; where
+    none is given, the guest's runtime maps root alone, as crun does."""
+    if namespaces.get("user") != "" or not (linux.get("uidMappings") or linux.get("gidMappings")):
         return
     for field in ("uidMappings", "gidMappings"):
         mappings = linux.get(field, ())

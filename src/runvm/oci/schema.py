@@ -145,7 +145,7 @@ PROCESS = table(
                 "class": choice(("IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE", "IOPRIO_CLASS_IDLE"), "I/O priority class"),
                 "priority": integer(0, 7),
             },
-            required=("class", "priority"),
+            required=("class",),
         ),
     },
     required=("args", "cwd"),

@@ -146,7 +146,7 @@ def parse(data: bytes, *, bundle: str, name: str = "config.json") -> Spec:
 def load_process(path: str) -> JsonObject:
     """The OCI process object in the file *path*, checked as `process` of config.json is (`exec --process`)."""
     try:
-        data = read_bounded(path)
+        data = read_bounded(path, pipe=True)
     except OSError as error:
         raise SpecError(f"{path}: {reason(error)}") from error
     process = _object(data, path)
@@ -219,12 +219,17 @@ def is_bind(options: tuple[str, ...] | list[str]) -> bool:
     return "bind" in options or "rbind" in options
 
 
-def read_bounded(path: str) -> bytes:
-    """The bytes of the regular file *path*, at most 16 MiB. Never waits, whatever *path* is. Raises: OSError."""
+def read_bounded(path: str, *, pipe: bool = False) -> bytes:
+    """The bytes of the regular file *path*, at most 16 MiB. Never waits, whatever *path* is, but for what is written
+    into a *pipe* where that is allowed. Raises: OSError."""
     # Without O_NONBLOCK the open of a FIFO would wait for a writer
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         status = os.fstat(fd)
+        if pipe and stat.S_ISFIFO(status.st_mode):
+            from runvm.oci import pipes
+
+            return pipes.read_to_end(fd, MAX_BYTES)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "not a regular file")
         chunks, size = [], 0

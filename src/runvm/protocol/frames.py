@@ -25,7 +25,7 @@ VERSION = 6
 """First on a connection to a supervisor: protocol.version.own()."""
 PASSED = 16
 """The first kind of the streams of descriptors beyond stdio: two for each, toward the guest and toward the host."""
-MAX_PASSED = 32
+MAX_PASSED = 112
 """How many of those a process may have."""
 _STREAMS = frozenset((STDIN, STDOUT, STDERR, *range(PASSED, PASSED + 2 * MAX_PASSED)))
 _KINDS = _STREAMS | {MESSAGE, CREDIT_KIND, DNS, VERSION}

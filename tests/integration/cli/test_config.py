@@ -349,6 +349,18 @@ def test_a_user_namespace_maps_ids(box: Box) -> None:
     assert (info.st_uid, info.st_gid) == (100005, 200006)
 
 
+@pytest.mark.differs("runc", "it refuses that")
+def test_a_user_namespace_without_mappings_has_root_alone(box: Box) -> None:
+    """As crun has it: the container's root is the host's, and nobody else is mapped."""
+    container = box()
+    container.bundle.namespace("user")
+    for mount in container.bundle.config["mounts"]:
+        mount["options"] = [option for option in mount["options"] if not option.startswith("gid=")]
+    seen = facts(container, {"map": "cat /proc/self/uid_map /proc/self/gid_map", "made": "touch /tmp/made"})
+    assert [line.split() for line in seen["map"].splitlines()] == [["0", "0", "1"]] * 2
+    assert os.stat(f"{container.bundle.rootfs}/tmp/made").st_uid == 0
+
+
 @pytest.mark.differs("runc", "1.1 knows neither personality nor domainname, scheduler nor ioPriority")
 @pytest.mark.differs("crun", "1.8 knows neither scheduler nor ioPriority")
 def test_newer_fields_of_the_spec_hold(box: Box) -> None:
@@ -372,6 +384,9 @@ def test_newer_fields_of_the_spec_hold(box: Box) -> None:
     assert seen["machine"] in ("i686", "i386")
     assert seen["policy"] == "7 3"
     assert seen["ioprio"] == "best-effort: prio 6"
+    container = box()
+    container.bundle.process["ioPriority"] = {"class": "IOPRIO_CLASS_BE"}
+    assert facts(container, {"ioprio": "ionice"})["ioprio"] == "best-effort: prio 0"
 
 
 @pytest.mark.differs("runc", "1.1 knows no time namespaces")

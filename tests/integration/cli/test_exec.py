@@ -102,6 +102,18 @@ def test_exec_by_process_file(running: Container) -> None:
         assert lines[4] == "0027"
 
 
+def test_exec_by_a_process_from_a_pipe(running: Container) -> None:
+    """--process /dev/stdin, and /dev/fd/N as a shell's <(…) gives it."""
+    described = json.dumps(running.bundle.process | {"args": ["echo", "piped"]}).encode()
+    assert running.runtime.ok("exec", "--process", "/dev/stdin", running.id, stdin=described).text == "piped"
+    reader, writer = os.pipe()
+    os.write(writer, described)
+    os.close(writer)
+    result = running.runtime.call("exec", "--process", f"/dev/fd/{reader}", running.id, pass_fds=(reader,))
+    os.close(reader)
+    assert result.expect(0).text == "piped"
+
+
 def test_exec_detached_writes_a_pid_that_the_caller_reaps(running: Container) -> None:
     """--detach --pid-file: returns while the process runs; its pid is an orphan that ends with its exit code."""
     pid_file = f"{running.bundle.path}/exec.pid"

@@ -110,6 +110,17 @@ def test_pause_stops_all_processes_and_resume_goes_on(running: Container, runtim
     runtime.ok("resume", running.id)
     assert running.status == "running"
     wait_until(lambda: count(running) > at, timeout=10, what="counting on")
+
+
+def test_an_exec_that_ignores_the_pause_runs_once_resumed(running: Container, runtime: Runtime) -> None:
+    """--ignore-paused: it waits, and its output and code come when the container goes on."""
+    runtime.ok("pause", running.id)
+    command = runtime.start("exec", "--ignore-paused", running.id, "sh", "-c", "echo ran; exit 5")
+    time.sleep(1)
+    assert command.popen.poll() is None
+    runtime.ok("resume", running.id)
+    result = command.wait(runtime.timeout)
+    assert (result.code, result.stdout) == (5, b"ran\n")
     assert runtime.call("resume", running.id).error == "container not paused"
 
 
@@ -324,3 +335,53 @@ def test_a_memory_limit_below_what_is_in_use_is_refused(box: Box, runtime: Runti
     assert result.code == 1
     assert "unable to set memory limit to 16384 (current usage: " in result.error
     assert container.status == "running"
+
+
+@pytest.mark.differs("runc", "1.1 warns of it only")
+@pytest.mark.differs("crun", "it takes any")
+def test_a_cgroup_that_others_are_in_is_refused(box: Box, runtime: Runtime) -> None:
+    """By runc's message, before anything is made, and nothing happens to them."""
+    container = box("true")
+    directories = [f"{root}{container.bundle.linux['cgroupsPath']}" for root in hierarchies("devices")]
+    other = process.Process(["sleep", "1000"])
+    for directory in directories:
+        os.makedirs(directory, exist_ok=True)
+        with open(f"{directory}/cgroup.procs", "w", encoding="ascii") as file:
+            file.write(str(other.popen.pid))
+    result = container.run()
+    assert result.code == 1
+    assert "container's cgroup is not empty: 1 process(es) found" in result.error
+    assert runtime.ids() == []
+    assert process.alive(other.popen.pid)
+    other.kill()
+    other.wait(10)
+    assert container.run().code == 0
+
+
+@pytest.mark.differs("crun", "it hangs")
+def test_a_frozen_cgroup_is_refused(box: Box, runtime: Runtime) -> None:
+    """By runc's message: the container's processes would hang in it."""
+    container = box("true")
+    (root,) = hierarchies("freezer")
+    directory = f"{root}{container.bundle.linux['cgroupsPath']}"
+    os.makedirs(directory, exist_ok=True)
+    name, frozen, thawed = ("cgroup.freeze", "1", "0")
+    if os.path.exists(f"{directory}/freezer.state"):
+        name, frozen, thawed = ("freezer.state", "FROZEN", "THAWED")
+    for state in (frozen, thawed):
+        os.makedirs(directory, exist_ok=True)
+        with open(f"{directory}/{name}", "w", encoding="ascii") as file:
+            file.write(state)
+        result = container.run()
+        if state == frozen:
+            assert result.code == 1
+            assert "container's cgroup unexpectedly frozen" in result.error
+            assert runtime.ids() == []
+        else:
+            assert result.code == 0
+
+
+def hierarchies(controller: str) -> list[str]:
+    """Where the host has the cgroups of a controller: that of version 1, else the one of version 2."""
+    path = f"/sys/fs/cgroup/{controller}"
+    return [path] if os.path.isdir(path) else ["/sys/fs/cgroup"]

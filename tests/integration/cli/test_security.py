@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import stat
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from framework import host, process
+from framework import host, process, rootfs
 from framework.runtime import facts
 
 if TYPE_CHECKING:
@@ -254,3 +255,35 @@ def read_status(pid: int) -> dict[str, str]:
     with open(f"/proc/{pid}/status", encoding="utf-8") as file:
         pairs = (line.split(":", 1) for line in file)
         return {key: value.strip() for key, value in pairs}
+
+
+CALLS = """for (@ARGV) { $! = 0; syscall($_, 0, 0, 0, 0); print "$_ ", $! + 0, "\\n" }"""
+MOUNT, DELETE_MODULE, NEWER, NEWEST = "165", "176", "500", "999"
+
+
+@pytest.mark.parametrize("no_new_privileges", [False, True])
+def test_system_calls_newer_than_the_profile_do_not_exist(box: Box, no_new_privileges: bool) -> None:
+    """Under Docker's profile: ENOSYS, by which libraries know to do without; EPERM for what it refuses. So in exec."""
+    profile = dockers_profile()
+    container = box("sleep", "1000")
+    rootfs.install_perl(container.bundle.rootfs)
+    container.bundle.process["noNewPrivileges"] = no_new_privileges
+    container.bundle.linux["seccomp"] = profile
+    wanted = [f"{MOUNT} 1", f"{DELETE_MODULE} 1", f"{NEWER} 38", f"{NEWEST} 38"]
+    call = ["perl", "-e", CALLS, MOUNT, DELETE_MODULE, NEWER, NEWEST]
+    container.launch()
+    assert container.exec(*call).expect(0).text.splitlines() == wanted
+    alone = box(*call)
+    rootfs.install_perl(alone.bundle.rootfs)
+    alone.bundle.process["noNewPrivileges"] = no_new_privileges
+    alone.bundle.linux["seccomp"] = profile
+    assert alone.run().expect(0).text.splitlines() == wanted
+
+
+def dockers_profile() -> dict[str, Any]:
+    """As dockerd puts it into config.json on this architecture."""
+    path = os.path.join(os.path.dirname(__file__), "../../unit/oci/data/callers/docker-run.json")
+    with open(path, encoding="utf-8") as file:
+        profile: dict[str, Any] = json.load(file)["linux"]["seccomp"]
+    profile["syscalls"].append({"names": ["arch_prctl", "modify_ldt"], "action": "SCMP_ACT_ALLOW"})
+    return profile

@@ -220,7 +220,7 @@ def test_at_a_terminal_the_process_on_the_host_has_that_alone(box: Box) -> None:
 
 SHIFT = """import os, sys
 count = int(sys.argv[1])
-high = [os.dup2(int(fd), 100 + n, inheritable=False) for n, fd in enumerate(sys.argv[2:2 + count])]
+high = [os.dup2(int(fd), 500 + n, inheritable=False) for n, fd in enumerate(sys.argv[2:2 + count])]
 for n, fd in enumerate(high):
     os.dup2(fd, 3 + n, inheritable=True)
 if "LISTEN_FDS" in os.environ:
@@ -263,6 +263,25 @@ def test_preserve_fds_reach_the_container(box: Box, runtime: Runtime) -> None:
     result = running.wait(runtime.timeout)
     assert result.code == 0, result.describe()
     assert received == data + b"from the file\ndone\n"
+
+
+def test_a_hundred_descriptors_are_handed_on(box: Box, runtime: Runtime) -> None:
+    """Each is where the caller had it, the last of them 102; one is /dev/null."""
+    pipes = [os.pipe() for _ in range(99)]
+    null = os.open(os.devnull, os.O_WRONLY)
+    fds = (*(writer for _, writer in pipes), null)
+    # a shell takes descriptors of one digit only
+    opened = "; ".join(f"echo {number} >/proc/self/fd/{number}" for number in range(3, 103))
+    container = box.sh(f"{opened}; echo done")
+    container.bundle.save()
+    argv = runtime.argv("run", "--bundle", container.bundle.path, "--preserve-fds", "100", container.id)
+    running = process.Process(handing(argv, *fds), pass_fds=fds)
+    for fd in fds:
+        os.close(fd)
+    assert running.wait(runtime.timeout).expect(0).stdout == b"done\n"
+    for number, (reader, _) in enumerate(pipes, start=3):
+        assert read_some(reader, 100) == b"%d\n" % number
+        os.close(reader)
 
 
 def test_a_connected_socket_is_handed_on_both_ways(box: Box, runtime: Runtime) -> None:

@@ -50,7 +50,7 @@ def test_flags_about_the_call() -> None:
         *("--detach", "--pid-file", "/p", "--console-socket", "/s", "--preserve-fds", "2", "--ignore-paused"),
         *("--cgroup", "/a", "c1", "sh"),
     )
-    assert made[1:] == ("/s", "/p", True, 2, "a", "")
+    assert made[1:] == ("/s", "/p", True, 2, "a", "", True)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ PATHS = all_paths()
 WITHOUT_EFFECT = {
     "create": ["no-pivot", "no-new-keyring", "no-subreaper"],
     "run": ["no-pivot", "no-new-keyring"],
-    "exec": ["ignore-paused", "process-label", "apparmor"],
+    "exec": ["process-label", "apparmor"],
     "update": ["kernel-memory", "kernel-memory-tcp", "cpu-rt-period"],
 }
 

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from runvm.errors import SpecError, UnsupportedError
-from runvm.oci import spec
+from runvm.oci import rules, shapes, spec
 
 DATA = Path(__file__).parent / "data"
 RECORDED = sorted((DATA / "callers").glob("*.json"))
@@ -287,7 +289,6 @@ BAD = [
         "proc/1/ns/ipc",
         'linux.namespaces[2].path: must be an absolute path, got "proc/1/ns/ipc"',
     ),
-    ("linux.namespaces.+", {"type": "user"}, "linux.uidMappings: user namespaces enabled, but no mappings found"),
     ("linux.namespaces.4", ABSENT, "linux.maskedPaths: unable to restrict sys entries without a private mount"),
     ("linux.sysctl", {"vm.swappiness": "1"}, 'linux.sysctl["vm.swappiness"]: sysctl "vm.swappiness" is not in a sep'),
     ("linux.sysctl", {"kernel.hostname": "x"}, "is not allowed as it conflicts with the OCI"),
@@ -422,6 +423,43 @@ def test_the_root_directory_must_be_there(kind: str, message: str, config: Confi
     with pytest.raises(SpecError) as caught:
         load(config)
     assert str(caught.value) == f'config.json: root.path: "{bundle}/r": {message}'
+
+
+def test_a_user_namespace_has_mappings_of_both_kinds_or_none() -> None:
+    """None: the guest's runtime maps root alone, as crun does."""
+    one = [{"containerID": 0, "hostID": 0, "size": 1}]
+    rules.check_mappings({}, {"user": ""})
+    rules.check_mappings({"uidMappings": one, "gidMappings": one}, {"user": ""})
+    for given, missing in (("uidMappings", "gidMappings"), ("gidMappings", "uidMappings")):
+        with pytest.raises(shapes.Invalid, match="user namespaces enabled, but no mappings found") as caught:
+            rules.check_mappings({given: one}, {"user": ""})
+        assert missing in caught.value.path
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_process_comes_by_a_pipe(tmp_path: Path, named: bool) -> None:
+    """`exec --process /dev/stdin` or <(…): in parts, and also where the writer comes late."""
+    described = {"args": ["true"], "cwd": "/", "env": ["LONG=" + "x" * 100_000], "user": {"uid": 0, "gid": 0}}
+    data = json.dumps(described).encode()
+    reader, writer = os.pipe()
+    path = f"/proc/self/fd/{reader}"
+    if named:
+        path = f"{tmp_path}/fifo"
+        os.mkfifo(path)
+
+    def write() -> None:
+        time.sleep(0.2)
+        with open(path if named else writer, "wb") as file:
+            file.write(data[:1000])
+            file.flush()
+            time.sleep(0.2)
+            file.write(data[1000:])
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert spec.load_process(path) == described
+    thread.join(10)
+    os.close(reader)
 
 
 def test_only_a_regular_file_is_read(bundle: Path) -> None:
