@@ -10,11 +10,26 @@ import sys
 import tempfile
 import time
 
-from bench import commands, compare, density, files, host_cost, idle, memory, network, report, results, start, streams
+from bench import (
+    commands,
+    compare,
+    density,
+    files,
+    host_cost,
+    idle,
+    memory,
+    network,
+    report,
+    results,
+    start,
+    streams,
+    work,
+)
 from bench.runner import Bench, Skip
 
 FAMILIES = {
-    module.FAMILY: module for module in (start, commands, host_cost, memory, idle, streams, files, network, density)
+    module.FAMILY: module
+    for module in (start, commands, host_cost, memory, idle, streams, files, network, density, work)
 }
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OUTPUT = f"{HERE}/build/bench/results.json"
