@@ -23,7 +23,7 @@ def program(path: Path, script: str) -> str:
 
 
 def test_qemu_that_is_not_there_names_its_package() -> None:
-    check = checks.check_hypervisor(Config(qemu="/nonexistent/qemu"))
+    check = checks.check_hypervisor(Config(hypervisor="qemu", qemu="/nonexistent/qemu"))
     assert not check.ok
     assert check.found == "/nonexistent/qemu: No such file or directory"
     assert check.fix == "apt-get install qemu-system-x86"
@@ -42,7 +42,7 @@ def test_qemu_that_is_not_there_names_its_package() -> None:
     ],
 )
 def test_qemu_that_will_not_do_is_told(tmp_path: Path, script: str, found: str) -> None:
-    check = checks.check_hypervisor(Config(qemu=program(tmp_path / "qemu", script)))
+    check = checks.check_hypervisor(Config(hypervisor="qemu", qemu=program(tmp_path / "qemu", script)))
     assert not check.ok
     assert found in check.found
 
