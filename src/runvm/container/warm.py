@@ -152,7 +152,8 @@ def create(ctx: Context, cid: str, options: CreateOptions, chance: Chance, termi
             failure = restoration.await_vm(place)
             if failure:
                 _fall_back(plan, saved, changes, failure)
-                restoration.keep_warm(chance.key, chance.upper)
+                if not warmed.is_hopeless(saved.directory):
+                    restoration.keep_warm(chance.key, chance.upper)
                 restoration.create_in_guest(place)
             else:
                 restoration.take_up(place, saved, at_start=True)
