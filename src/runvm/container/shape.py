@@ -45,13 +45,16 @@ def check(then: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def renamed(shares: Mapping[str, Share], then: dict[str, Any], now: dict[str, Any]) -> dict[str, Share]:
-    """*shares*, named by the numbers of their mounts now, under the names that the guest has them by: those of then.
-    Both shapes have passed check()."""
+    """*shares*, named by the numbers of their mounts now, under the names that the guest has them by, and in the order
+    in which they were shown: those of then. Both shapes have passed check()."""
     numbers: dict[str, list[int]] = {}
     for number, mount in enumerate(then["mounts"]):
         numbers.setdefault(mount[0], []).append(number)
     new_names = {f"m{number}": f"m{numbers[mount[0]].pop(0)}" for number, mount in enumerate(now["mounts"])}
-    return {new_names.get(name, name): share for name, share in shares.items()}
+    found = {new_names.get(name, name): share for name, share in shares.items()}
+    order = [name for name in found if name not in new_names.values()]
+    order += [name for name in (f"m{number}" for number in range(len(then["mounts"]))) if name in found]
+    return {name: found[name] for name in order}
 
 
 def _mount(mount: dict[str, Any]) -> list[Any]:

@@ -117,14 +117,16 @@ def alike(spec: Spec) -> dict[str, Any]:
     host_name = f"HOSTNAME={spec.hostname}"
     found["process"] = {
         **{name: value for name, value in raw["process"].items() if name not in ("consoleSize", "selinuxLabel")},
-        "env": [entry for entry in spec.process.env if entry != host_name],
+        # Podman has environment and mounts in another order each time; of one name the last counts
+        "env": sorted((entry for entry in spec.process.env if entry != host_name), key=lambda e: e.partition("=")[0]),
     }
     linux = raw.get("linux", {})
     found["linux"] = {
         **{name: value for name, value in linux.items() if name not in ("cgroupsPath", "mountLabel", "namespaces")},
         "namespaces": sorted(kind for kind, path in spec.namespaces.items() if not _is_hosts(kind, path)),
     }
-    found["mounts"] = [[mount.destination, mount.type, sorted(mount.options), _source(mount)] for mount in spec.mounts]
+    mounts = ([mount.destination, mount.type, sorted(mount.options), _source(mount)] for mount in spec.mounts)
+    found["mounts"] = sorted(mounts, key=lambda entry: str(entry[0]))
     return found
 
 
@@ -150,7 +152,8 @@ def create(ctx: Context, cid: str, options: CreateOptions, chance: Chance, termi
             failure = restoration.await_vm(place)
             if failure:
                 _fall_back(plan, saved, changes, failure)
-                restoration.keep_warm(chance.key, chance.upper)
+                if not warmed.is_hopeless(saved.directory):
+                    restoration.keep_warm(chance.key, chance.upper)
                 restoration.create_in_guest(place)
             else:
                 restoration.take_up(place, saved, at_start=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import socket
 from typing import TYPE_CHECKING
@@ -72,8 +73,10 @@ def test_an_archive_is_restored_under_several_names(podman: Podman, tmp_path: Pa
         podman.ok("container", "restore", "--import", archive, "--name", name)
         counted(podman, name)
         seen = numbers(podman, name)
-        assert 1 < seen[0] < found[-1]
-        assert seen == list(range(seen[0], seen[0] + len(seen)))
+        # the archive has the log, too, which had gone on while the archive was made
+        jumps = [after for before, after in itertools.pairwise(seen) if after != before + 1]
+        assert len(jumps) <= 1
+        assert all(1 < number <= found[-1] for number in jumps), seen
         assert (
             podman.ok("exec", name, "sh", "-c", "cat /made/file; ls /etc/group 2>/dev/null || echo gone")
             == "kept\ngone"

@@ -80,6 +80,6 @@ def test_shares_keep_the_names_that_the_guest_knows() -> None:
         now = shape.of({"mounts": [mounts[number] for number in order]})
         shares = {f"m{place}": Share(str(number), False, False) for place, number in enumerate(order)}
         found = shape.renamed({"rootfs": Share("/", True, False), **shares}, then, now)
-        assert set(found) == {"rootfs", *(f"m{number}" for number in range(len(mounts)))}
+        assert list(found) == ["rootfs", *(f"m{number}" for number in range(len(mounts)))]
         for number in (0, 1, 3):
             assert found[f"m{number}"].source == str(number)

@@ -60,6 +60,17 @@ def test_what_each_container_has_of_its_own_makes_no_difference(tmp_path: Path) 
     assert alike(tmp_path, config(tmp_path, "one")) == alike(tmp_path, config(tmp_path, "two"))
 
 
+def test_the_order_of_mounts_and_environment_makes_no_difference(tmp_path: Path) -> None:
+    """Podman writes them in another one each time. Of two entries of one name, the last counts."""
+    first, other = config(tmp_path, "one"), config(tmp_path, "two")
+    first["process"]["env"] += ["B=2", "A=3"]
+    other["process"]["env"] = ["B=2", "HOSTNAME=two", "A=1", "A=3"]
+    other["mounts"].reverse()
+    assert alike(tmp_path, first) == alike(tmp_path, other)
+    other["process"]["env"].reverse()
+    assert alike(tmp_path, first) != alike(tmp_path, other)
+
+
 def test_everything_else_does(tmp_path: Path) -> None:
     first = config(tmp_path, "one")
     (tmp_path / "volume2").mkdir()
