@@ -9,10 +9,8 @@ from runvm import __version__
 from runvm.checkpoint import image, layer, support
 from runvm.container import shape, state
 from runvm.errors import HostError, RunvmError, StateError, reason
-from runvm.hypervisor import drivers
 from runvm.hypervisor.driver import Machine
 from runvm.linux import files, process
-from runvm.linux.architecture import is_foreign
 from runvm.log import log
 from runvm.protocol import frames, messages, version
 from runvm.sandbox import registry
@@ -50,7 +48,7 @@ def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
         record = state.load(ctx, cid)
         if record.status not in ("running", "paused"):
             raise StateError(f"container cannot be checkpointed in {record.status} state")
-        driver = support.check(ctx.config, "checkpoint", record.hypervisor)
+        driver = support.check(ctx.config._replace(arch=record.arch), "checkpoint", record.hypervisor)
         sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
         request = messages.Checkpoint(cid, bool(options.layer))
         with image.Writer(options.image_path) as writer, registry.begin(sandbox, request) as connection:
@@ -104,8 +102,6 @@ def _end(connection: socket.socket, *, keep: bool) -> None:
 
 def _manifest(ctx: Context, cid: str, driver: Driver, stopped: Stopped) -> image.Manifest:
     machine = Machine(**stopped.machine)
-    if is_foreign(machine.architecture):
-        driver = drivers.load(ctx.config._replace(arch=machine.architecture))
     config = state.load_config(ctx, cid)
     return image.Manifest(
         format=image.FORMAT,

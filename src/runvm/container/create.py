@@ -143,7 +143,9 @@ class Creation:
         """The container's process on the host, in its namespaces and its cgroup."""
         spec = self._plan.spec
         self._place = place
-        self._record = self._record._replace(sandbox=place.sandbox.name, cgroups=self._cgroup.directories)
+        self._record = self._record._replace(
+            sandbox=place.sandbox.name, cgroups=self._cgroup.directories, arch=place.arch
+        )
         state.save(self._ctx, self._record)
         if place.new:
             self._held.callback(os.close, start_slots.take(self._ctx.config.state_dir))

@@ -56,6 +56,7 @@ class ContainerRecord(NamedTuple):
     scope: str = ""
     """The unit of systemd's that its cgroup is, '' where systemd doesn't manage it."""
     hypervisor: str = ""
+    arch: str = "auto"
     """What its VM runs on, and what runs the guest's instructions; '' until that is known."""
     accelerator: str = ""
     warm: str = ""

@@ -36,10 +36,9 @@ def load(config: Config) -> Driver:
 
 def _load(config: Config) -> Driver:
     name = config.hypervisor
-    if name == AUTO and architecture.is_foreign(config.arch):
-        name = "qemu"
     if name == AUTO:
-        name = choice(config).name
+        # of another architecture only QEMU has guests
+        name = "qemu" if architecture.is_foreign(config.arch) else choice(config).name
     if name in BUILT_IN:
         return built_in(name, config)
     driver: Driver
@@ -88,6 +87,8 @@ def known_name(config: Config) -> str:
     out. Raises OSError."""
     if config.hypervisor != AUTO:
         return config.hypervisor
+    if architecture.is_foreign(config.arch):
+        return "qemu"
     from runvm.hypervisor import choice
 
     found = choice.known(config)

@@ -70,3 +70,4 @@ def test_a_hypervisor_without_that_architecture_says_so() -> None:
     with pytest.raises(ConfigError, match=f"hypervisor 'uml' runs containers for {host()} alone, not for {OTHER}"):
         drivers.load(Config(hypervisor="uml", arch=OTHER))
     assert drivers.load(Config(hypervisor="auto", arch=OTHER)).name == "qemu"
+    assert drivers.likely(Config(hypervisor="auto", arch=OTHER)).name == "qemu"
