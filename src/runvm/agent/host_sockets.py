@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -26,9 +25,6 @@ from runvm.protocol.names import host_socket
 from runvm.protocol.relay import Relay
 from runvm.protocol.streams import Send
 
-_SO_PEERGROUPS = 59  # asm-generic/socket.h
-_MAX_GROUPS = 64
-_CREDENTIALS = struct.Struct("iII")  # struct ucred, unix(7)
 _BACKLOG = 128
 _PAUSE_SECONDS = 0.1
 """How long nothing is accepted where there are no descriptors for it."""
@@ -134,10 +130,9 @@ class HostSockets:
             self._loop.call_later(_PAUSE_SECONDS, lambda: self._watch(listener, container, number))
             return
         self._loop.forget(listener.fileno())
-        _, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         self._number += 1
         self._dialling[self._number] = (listener, container, number, sock)
-        self._event(Dial(container, number, self._number, uid, gid, _groups(sock)))
+        self._event(Dial(container, number, self._number, *sockets.peer(sock)))
 
 
 def _read(fd: int, size: int) -> bytes:
@@ -149,12 +144,3 @@ def _read(fd: int, size: int) -> bytes:
                 "/dev/kmsg", f"<4>runvm agent: a connection to a socket of the host's has ended: {error.strerror}\n"
             )
         raise
-
-
-def _groups(sock: socket.socket) -> list[int]:
-    """The supplementary groups of who has connected; none where they are too many."""
-    try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MAX_GROUPS)
-    except OSError:
-        return []
-    return list(struct.unpack(f"{len(raw) // 4}I", raw))

@@ -110,6 +110,7 @@ _RELOCATION = struct.Struct("<QQq")
 _PROGBITS, _SYMTAB, _STRTAB, _RELA = 1, 2, 3, 4
 _WRITE, _ALLOC, _EXEC, _INFO = 1, 2, 4, 0x40
 _R_64, _R_PLT32 = 1, 4
+_X86_64 = 62
 _VERSION = struct.Struct("<Q56s")  # struct modversion_info
 
 
@@ -242,9 +243,22 @@ def _file(sections: list[_Section]) -> bytes:
     body += bytes(-len(body) % 8)
     at = len(body)
     identity = b"\x7fELF\x02\x01\x01" + bytes(9)
-    relocatable, x86_64 = 1, 62
+    relocatable = 1
     body[: _HEADER.size] = _HEADER.pack(
-        identity, relocatable, x86_64, 1, 0, 0, at, 0, _HEADER.size, 0, 0, _SECTION.size, len(headers), len(headers) - 1
+        identity,
+        relocatable,
+        _X86_64,
+        1,
+        0,
+        0,
+        at,
+        0,
+        _HEADER.size,
+        0,
+        0,
+        _SECTION.size,
+        len(headers),
+        len(headers) - 1,
     )
     return bytes(body) + b"".join(headers)
 
@@ -269,8 +283,8 @@ def _learn(pattern: bytes) -> _Pattern:
 
 def _sections(file: bytes) -> dict[str, bytes]:
     header = _HEADER.unpack_from(file)
-    if header[0][:6] != b"\x7fELF\x02\x01":
-        raise KeyError("not an ELF file")
+    if header[0][:6] != b"\x7fELF\x02\x01" or header[2] != _X86_64:
+        raise KeyError("not an ELF file for x86-64")
     at, count, names = header[6], header[12], header[13]
     headers = [_SECTION.unpack_from(file, at + number * _SECTION.size) for number in range(count)]
     strings = file[headers[names][4] : headers[names][4] + headers[names][5]]

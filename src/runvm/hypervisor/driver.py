@@ -36,6 +36,7 @@ class Capabilities(NamedTuple):
     packet socket, one for each NIC that the VM can come to have, made before it).
     *checkpoint*: a VM that runs can be saved with its share: Vm.freeze(), save(), thaw(), and launch() with *share*
     among the endpoints. Whether the versions on this host can is Driver.checkpoint_lacks()'s to say.
+    *hot_reload*: its guests' kernels can tell who watches files of what the host does (agent.watches, agent.replay).
     *architectures*: those of which a guest can be besides the host's own, by Debian's names.
     """
 
@@ -50,6 +51,7 @@ class Capabilities(NamedTuple):
     max_vcpus: int = 255
     nic_transport: str = "tap"
     checkpoint: bool = False
+    hot_reload: bool = False
     architectures: tuple[str, ...] = ()
 
 

@@ -7,6 +7,8 @@ import os
 import struct
 from typing import NamedTuple
 
+from runvm.linux import handles
+
 # linux/fanotify.h
 MODIFY = 0x2
 ATTRIB = 0x4
@@ -28,14 +30,11 @@ _CLOEXEC, _NONBLOCK = 1, 2
 _REPORT_FID, _REPORT_DIR_FID, _REPORT_NAME = 0x200, 0x400, 0x800
 _MARK_ADD, _MARK_REMOVE, _MARK_ONLYDIR = 0x1, 0x2, 0x8
 _FID, _DFID_NAME, _OLD_DFID_NAME, _NEW_DFID_NAME = 1, 2, 10, 12
-_AT_EMPTY_PATH = 0x1000
 _AT_FDCWD = -100
-_MAX_HANDLE = 128
 _READ = 64 << 10
 
 _EVENT = struct.Struct("=IBBHQii")  # struct fanotify_event_metadata
 _INFO = struct.Struct("=BBH")
-_HANDLE = struct.Struct("=Ii")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -127,12 +126,8 @@ class Group:
 
 def identify(directory: int) -> Directory:
     """What events call the directory with that descriptor: name_to_handle_at(2), statfs(2). Raises OSError."""
-    handle = ctypes.create_string_buffer(_HANDLE.pack(_MAX_HANDLE, 0), _HANDLE.size + _MAX_HANDLE)
-    mount = ctypes.c_int()
-    _check(_libc.name_to_handle_at(directory, b"", handle, ctypes.byref(mount), _AT_EMPTY_PATH), "identify a directory")
-    size, kind = _HANDLE.unpack_from(handle.raw)
     file_system = os.fstatvfs(directory).f_fsid & 0xFFFFFFFFFFFFFFFF
-    return struct.pack("=Qi", file_system, kind) + handle.raw[_HANDLE.size : _HANDLE.size + size]
+    return struct.pack("=Q", file_system) + handles.of(directory)
 
 
 def _records(data: bytes) -> list[tuple[int, Directory, bytes]]:

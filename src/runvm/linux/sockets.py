@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     import socket
 
 _MAX_BYTES = 107
+_SO_PEERGROUPS = 59  # asm-generic/socket.h
+_MAX_GROUPS = 64
+_CREDENTIALS = struct.Struct("iII")  # struct ucred
 _MOST_PASSED = 253
 """Descriptors in one message (kernel's SCM_MAX_FD)."""
 
@@ -41,6 +45,20 @@ def connect(sock: socket.socket, path: str) -> None:
         sock.connect(f"/proc/self/fd/{fd}")
     finally:
         os.close(fd)
+
+
+def peer(sock: socket.socket) -> tuple[int, int, list[int]]:
+    """User, group and supplementary groups (none where they are too many) of who has connected: unix(7). Raises
+    OSError."""
+    import socket
+
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, gid = _CREDENTIALS.unpack(raw)
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MAX_GROUPS)
+    except OSError:
+        raw = b""
+    return uid, gid, list(struct.unpack(f"{len(raw) // 4}I", raw))
 
 
 def server(file: int) -> int:

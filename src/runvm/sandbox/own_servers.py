@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import socket
 import stat
-import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -31,9 +30,6 @@ _MAX = 64
 """Servers of one VM."""
 _DIRECTORY = "served"
 _BACKLOG = 64
-_CREDENTIALS = struct.Struct("iII")  # struct ucred, unix(7)
-_SO_PEERGROUPS = 59  # asm-generic/socket.h
-_MAX_GROUPS = 64
 
 Key = tuple[int, int]
 """A file's device and inode."""
@@ -98,7 +94,6 @@ class OwnServers:
         self._offered[key] = offer
 
     def _accepted(self, offer: _Offer, accepted: socket.socket) -> None:
-        _, uid, gid = _CREDENTIALS.unpack(accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         whole = accepted.type == socket.SOCK_SEQPACKET
         channel = self._next_channel()
 
@@ -110,7 +105,7 @@ class OwnServers:
             log.debug(f"container {offer.place[0]}: its server at {offer.place[2]!r}: {answer.error}")
             self.withdraw(*offer.place)
 
-        self._guest.ask(ConnectServer(*offer.place, channel, uid, gid, _groups(accepted)), answered)
+        self._guest.ask(ConnectServer(*offer.place, channel, *sockets.peer(accepted)), answered)
 
 
 class _Offer:
@@ -169,11 +164,3 @@ def offered(sandbox: str, key: Key) -> int:
 
 def _name(key: Key) -> str:
     return f"{key[0]:x}-{key[1]:x}"
-
-
-def _groups(sock: socket.socket) -> list[int]:
-    try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MAX_GROUPS)
-    except OSError:
-        return []
-    return list(struct.unpack(f"{len(raw) // 4}I", raw))

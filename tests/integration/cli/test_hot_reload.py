@@ -18,6 +18,8 @@ from framework.process import wait_until
 if TYPE_CHECKING:
     from framework.runtime import Box, Container
 
+pytestmark = pytest.mark.capability("hot_reload", "its kernel has neither probes nor modules")
+
 # Prints what it is told: the watched path, the event's name, the file's name
 WATCH = """
 import ctypes, os, struct, sys

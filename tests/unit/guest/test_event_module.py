@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -66,6 +65,9 @@ def test_only_known_kernels_get_one(tmp_path: Path) -> None:
     target = tmp_path / "lib" / "events.ko"
     assert not event_module.add(str(tmp_path), "7.1.0-amd64", str(target))
     assert not event_module.add(str(tmp_path / "none"), "6.12.1-amd64", str(target))
-    if os.uname().machine == "x86_64":
-        assert event_module.add(str(tmp_path), "6.12.1-amd64", str(target))
-        assert target.read_bytes().startswith(b"\x7fELF")
+    assert event_module.add(str(tmp_path), "6.12.1-amd64", str(target))
+    assert target.read_bytes().startswith(b"\x7fELF")
+    foreign = bytearray(path.read_bytes())
+    foreign[18:20] = (183).to_bytes(2, "little")  # EM_AARCH64
+    path.write_bytes(foreign)
+    assert not event_module.add(str(tmp_path), "6.12.1-arm64", str(tmp_path / "other.ko"))

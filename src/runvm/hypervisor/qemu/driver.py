@@ -62,6 +62,7 @@ class Qemu:
         kernel_format="bzImage",
         accelerators=("kvm", "tcg"),
         checkpoint=True,
+        hot_reload=True,
         architectures=tuple(BOARDS),
     )
 
