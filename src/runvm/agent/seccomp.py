@@ -39,7 +39,7 @@ _OPERATORS = {
     "SCMP_CMP_MASKED_EQ": 7,
 }
 # linux/audit.h; which numbers are x32's: arch/x86/include/uapi/asm/unistd.h
-_X86_64, _I386, _X32_BIT = 0xC000003E, 0x40000003, 0x40000000
+_X86_64, _I386, _X32_BIT, _AARCH64 = 0xC000003E, 0x40000003, 0x40000000, 0xC00000B7
 _COMMON = 424
 """From here on a system call has the same number on all architectures (arch/*/syscall*.tbl)."""
 _INSTRUCTION = struct.Struct("=HBBI")
@@ -151,13 +151,21 @@ def _prefix(largest: int) -> bytes:
     # (code, argument, how many instructions to leave out if it holds, and if not)
     rows = [
         (_LOAD, _ARCHITECTURE, 0, 0),
-        (_EQUAL, _X86_64, 3, 0),
-        (_EQUAL, _I386, 0, 6),
+        (_EQUAL, _AARCH64, 0, 3),
         (_LOAD, _NUMBER, 0, 0),
-        (_GREATER, largest if largest >= _COMMON else 0xFFFFFFFF, 3, 4),
-        (_LOAD, _NUMBER, 0, 0),
-        (_AT_LEAST, _X32_BIT, 2, 0),
         (_GREATER, largest, 0, 1),
         (_RETURN, refused, 0, 0),
     ]
+    if os.uname().machine == "x86_64":
+        rows = [
+            (_LOAD, _ARCHITECTURE, 0, 0),
+            (_EQUAL, _X86_64, 3, 0),
+            (_EQUAL, _I386, 0, 6),
+            (_LOAD, _NUMBER, 0, 0),
+            (_GREATER, largest if largest >= _COMMON else 0xFFFFFFFF, 3, 4),
+            (_LOAD, _NUMBER, 0, 0),
+            (_AT_LEAST, _X32_BIT, 2, 0),
+            (_GREATER, largest, 0, 1),
+            (_RETURN, refused, 0, 0),
+        ]
     return b"".join(_INSTRUCTION.pack(code, yes, no, argument) for code, argument, yes, no in rows)

@@ -135,12 +135,15 @@ class Cgroup:
         """Move every process in it to another one, which *directories* are."""
         for mine in self.directories:
             root = hierarchy.root_of(mine)
-            theirs = next((other for other in directories if hierarchy.root_of(other) == root), None)
-            if theirs is None:
-                continue
-            for pid in Cgroup((mine,)).processes():
+            theirs = tuple(other for other in directories if hierarchy.root_of(other) == root)
+            Cgroup(theirs).take(Cgroup((mine,)).processes())
+
+    def take(self, pids: list[int]) -> None:
+        """Move these processes here."""
+        for directory in self.directories:
+            for pid in pids:
                 try:
-                    with open(f"{theirs}/cgroup.procs", "w") as file:
+                    with open(f"{directory}/cgroup.procs", "w") as file:
                         file.write(str(pid))
                 except OSError:
                     continue  # it has ended

@@ -204,6 +204,10 @@ class Creation:
         kinds = tuple(kind for kind in placement.JOINED if kind in spec.namespaces)
         pod = placement.pod_of(spec)
         placement.enlist(place.sandbox, self._cid, self._record.shim, kinds, self._cgroup.directories, pod, place.arch)
+        if pod and not place.new:
+            from runvm.container import accounting
+
+            accounting.settle(self._plan.config, place.sandbox)
 
     def run_hooks(self) -> None:
         """Those of config.json that `create` runs."""

@@ -220,6 +220,18 @@ def _run_and_exit(child: Callable[[], None]) -> NoReturn:
         os._exit(code)
 
 
+def descendants(pid: int) -> list[int]:
+    """A process and its children, theirs, and so on, as far as they live."""
+    found = [pid]
+    for each in found:
+        try:
+            with open(f"/proc/{each}/task/{each}/children") as file:
+                found.extend(int(child) for child in file.read().split())
+        except OSError:
+            continue  # it has ended
+    return found
+
+
 def orphan(child: Callable[[], None]) -> None:
     """Fork *child* so that init, or the nearest subreaper, becomes its parent."""
     middle = fork(lambda: os._exit(0) if fork(child) else None)

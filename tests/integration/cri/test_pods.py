@@ -73,6 +73,27 @@ def test_a_pods_life(cri: Cri, runtime: Runtime) -> None:
     cri.ok("rmp", pod)
 
 
+def test_a_containers_figures_are_of_what_it_does(cri: Cri) -> None:
+    """Alone in its pod its CPU time and memory are what it takes; another one may come."""
+    if not has_metrics():
+        pytest.skip("this host's cgroups give containerd no metrics")
+    file = cri.pod_file()
+    pod = cri.ok("runp", file)
+    work = "head -c 60000000 /dev/zero >/dev/shm/x; while :; do :; done"
+    name = cri.container(pod, file, "sh", "-c", work)
+
+    def figures() -> tuple[int, int]:
+        stats = json.loads(cri.ok("stats", "--output", "json", "--id", name))["stats"][0]
+        return int(stats["cpu"]["usageCoreNanoSeconds"]["value"]), int(stats["memory"]["workingSetBytes"]["value"])
+
+    wait_until(lambda: figures()[0] > 2_000_000_000, timeout=60, what="two seconds of CPU time")
+    wait_until(lambda: figures()[1] > 40_000_000, timeout=60, what="40 MB of memory")
+    cri.container(pod, file, "sleep", "1000")
+    assert cri.sh(name, "echo on") == "on"
+    cri.ok("stopp", pod)
+    cri.ok("rmp", pod)
+
+
 def test_attach_reaches_the_first_process(cri: Cri) -> None:
     """`crictl attach -i`: input to it, its output back."""
     file = cri.pod_file()
