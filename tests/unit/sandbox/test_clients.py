@@ -54,7 +54,7 @@ class Server:
 
     def turn(self) -> None:
         """Serve what has come."""
-        for _ in range(4):
+        for _ in range(10):
             self.loop.turn(0.02)
 
     def close(self) -> None:
