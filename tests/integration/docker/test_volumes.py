@@ -107,6 +107,7 @@ def test_a_server_of_another_virtual_machine(docker: Dockerd) -> None:
     docker.ok("exec", "right", "sh", "-c", "until [ -e /vol/up ]; do sleep 0.1; done")
     assert docker.call("exec", "left", "python3", "-c", CONNECT).code == 0
     wait_until(lambda: docker.call("exec", "right", "python3", "-c", CONNECT).code == 0, timeout=20, what="an answer")
+    docker.ok("exec", "left", "rm", "/vol/s")  # and what stands for it on the host
 
 
 def test_dockers_client_finds_the_daemon_in_a_mounted_directory(docker: Dockerd) -> None:
@@ -152,6 +153,7 @@ def test_containers_of_one_pod_share_locks_and_sockets(docker: Dockerd) -> None:
     docker.ok("exec", "--detach", "left", "python3", "-c", LISTEN)
     docker.ok("exec", "joined", "sh", "-c", "until [ -e /vol/up ]; do sleep 0.1; done")
     docker.ok("exec", "joined", "python3", "-c", CONNECT)
+    docker.ok("exec", "left", "rm", "/vol/s")
     docker.ok("exec", "--detach", "left", "python3", "-c", HOLD)
     docker.ok("exec", "joined", "sh", "-c", "until [ -e /vol/held ]; do sleep 0.1; done")
     assert docker.call("exec", "joined", "python3", "-c", TAKE).code == 1
