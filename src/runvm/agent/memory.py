@@ -70,7 +70,8 @@ class Memory:
         if self._final or self._asked:
             return
         total = _meminfo()["MemTotal"]
-        _set_high(_room())
+        # what is to be taken back isn't theirs any more, though it is still there
+        _set_high(_room(max(0, total - target)))
         if total >= target * 0.9 or time.monotonic() > until:
             self._watch()
         else:
@@ -142,10 +143,10 @@ def _needed() -> int:
     return max(0, int(files.read(f"{cgroups.ALL}/memory.current")) - cached)
 
 
-def _room() -> int:
-    """Bytes that the containers may use as things are."""
+def _room(leaving: int = 0) -> int:
+    """Bytes that the containers may use as things are, but for those that are *leaving*."""
     found, needed = _meminfo(), _needed()
-    reserve = _RESERVE + found["MemTotal"] // _SHARE
+    reserve = _RESERVE + found["MemTotal"] // _SHARE + leaving
     return max(needed // 2, needed + found["MemAvailable"] - reserve)
 
 

@@ -56,9 +56,10 @@ class ContainerRecord(NamedTuple):
     scope: str = ""
     """The unit of systemd's that its cgroup is, '' where systemd doesn't manage it."""
     hypervisor: str = ""
-    arch: str = "auto"
     """What its VM runs on, and what runs the guest's instructions; '' until that is known."""
     accelerator: str = ""
+    arch: str = "auto"
+    """Its VM's architecture."""
     warm: str = ""
     """The name of the checkpoint that is to be made of it once it is warm ('' for none), and the upper directory of its
     root's overlay."""
