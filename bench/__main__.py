@@ -24,12 +24,13 @@ from bench import (
     results,
     start,
     streams,
+    work,
 )
 from bench.runner import Bench, Skip
 
 FAMILIES = {
     module.FAMILY: module
-    for module in (start, commands, host_cost, memory, idle, streams, files, network, density, arch)
+    for module in (start, commands, host_cost, memory, idle, streams, files, network, density, arch, work)
 }
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OUTPUT = f"{HERE}/build/bench/results.json"

@@ -66,6 +66,8 @@ class Bench:
         own = settings.load()
         with open(self.config_file, "w", encoding="utf-8") as file:
             file.write(f"state_dir = {json.dumps(self.state_dir)}\ndata_dir = {json.dumps(own.data_dir)}\n")
+            # what the floor is made of; the family `work` compares it with another
+            file.write('hypervisor = "qemu"\n')
         os.environ["RUNVM_CONFIG"] = self.config_file
         self.config = settings.load()
         launcher = f"{scratch}/runvm"
