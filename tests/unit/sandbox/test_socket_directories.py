@@ -213,6 +213,20 @@ def test_a_server_of_the_guests_is_offered_to_other_vms(
     assert own_servers.offered(str(tmp_path.parent / "other"), key) < 0
 
 
+def test_a_server_of_the_guests_whose_file_is_removed(
+    guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path
+) -> None:
+    """Is offered no more, nor is one whose file has gone while the guest was asked."""
+    guest.own.append("a")
+    guest.directories.add(Member("c"), {3: "shared/1"}, {})
+    listen("share/shared/1/a").close()
+    guest.turn()
+    assert os.listdir(tmp_path / "served")
+    os.unlink(tmp_path / "share/shared/1/a")
+    guest.turn()
+    assert os.listdir(tmp_path / "served") == []
+
+
 def test_the_server_of_another_vm_is_found(guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path) -> None:
     """Also one that is offered a moment after its file has appeared."""
     listen("share/shared/1/a").close()
