@@ -29,7 +29,8 @@ _LOADERS = ("/lib64", "/lib")
 _MAX_ENTRIES = 4096
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ELF = b"\x7fELF"
-_DATA, _MACHINE = 5, 18
+_CLASS, _DATA, _MACHINE = 4, 5, 18
+_32_BITS = 1
 _LITTLE, _BIG = 1, 2
 # elf.h's EM_… and byte order: Debian's name of the architecture whose kernel runs it. A kernel runs its processor's
 # 32-bit programs, too
@@ -63,13 +64,23 @@ class Program(NamedTuple):
 def find(root: str, program: Program) -> str:
     """Debian's name of the architecture whose kernel *program* needs in the root filesystem *root*; else the one that
     any usual program there needs; '' where nothing tells."""
+    return of_header(_header(root, program))
+
+
+def is_narrow(head: bytes) -> bool:
+    """Whether a program that begins with *head* is one of 32 bits, which not every kernel runs."""
+    return bool(of_header(head)) and head[_CLASS] == _32_BITS
+
+
+def _header(root: str, program: Program) -> bytes:
+    """The first bytes of the program that tells; none where nothing does."""
     try:
         directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        return ""
+        return b""
     try:
         paths = chain(_places(program), _usual(directory))
-        return next((found for path in paths if (found := _of_program(directory, path))), "")
+        return next((found for path in paths if of_header(found := _of_program(directory, path))), b"")
     finally:
         os.close(directory)
 
@@ -114,16 +125,16 @@ def _usual(directory: int) -> Iterator[str]:
         yield from (f"{folder}/{name}" for name in sorted(names))
 
 
-def _of_program(directory: int, path: str) -> str:
+def _of_program(directory: int, path: str) -> bytes:
     for _ in range(_SCRIPTS):
         head = _head(directory, path)
         if not head.startswith(b"#!"):
-            return of_header(head)
+            return head
         words = head[2:].partition(b"\n")[0].split(None, 1)
         if not words:
-            return ""
+            return b""
         path = os.fsdecode(words[0])
-    return ""
+    return b""
 
 
 def _head(directory: int, path: str) -> bytes:
@@ -153,11 +164,13 @@ def settle(config: Config, root: str, program: Program) -> Config:
 
     Raises UnsupportedError, ConfigError or HostError where no guest of that architecture can be had here.
     """
+    head = _header(root, program)
     arch = config.arch
     if arch == architecture.AUTO:
-        arch = find(root, program) or architecture.AUTO
+        arch = of_header(head) or architecture.AUTO
     if arch in (architecture.AUTO, architecture.host()):
-        return config._replace(arch=arch)
+        config = config._replace(arch=arch)
+        return _for_narrow(config) if is_narrow(head) else config
     if arch not in architecture.KNOWN:
         raise UnsupportedError(
             f"the container's programs are for {arch}, of which there are no guests", do=f"this host is {_kinds()}"
@@ -194,6 +207,22 @@ def check_mounted(spec: Spec, arch: str) -> None:
                 f"{program} is {mount.source} of the host, a program for {found}, and the container is for {arch}",
                 do="leave --init out, or name an init that is part of the image",
             )
+
+
+def _for_narrow(config: Config) -> Config:
+    """*config* with a hypervisor whose guests run programs of 32 bits. Raises UnsupportedError where it is another one
+    that is configured."""
+    from runvm.hypervisor import drivers
+
+    driver = drivers.load(config)
+    if driver.capabilities.narrow_programs:
+        return config
+    if config.hypervisor != drivers.AUTO:
+        raise UnsupportedError(
+            f"the container's programs are of 32 bits, which a guest of hypervisor '{driver.name}' doesn't run",
+            do='set hypervisor = "qemu"',
+        )
+    return config._replace(hypervisor=drivers.with_narrow_programs(config))
 
 
 def _kinds() -> str:

@@ -38,6 +38,7 @@ class Capabilities(NamedTuple):
     among the endpoints. Whether the versions on this host can is Driver.checkpoint_lacks()'s to say.
     *hot_reload*: its guests' kernels can tell who watches files of what the host does (agent.watches, agent.replay).
     *architectures*: those of which a guest can be besides the host's own, by Debian's names.
+    *narrow_programs*: its guests run programs of 32 bits as well.
     """
 
     snapshot: bool
@@ -53,6 +54,7 @@ class Capabilities(NamedTuple):
     checkpoint: bool = False
     hot_reload: bool = False
     architectures: tuple[str, ...] = ()
+    narrow_programs: bool = True
 
 
 class Finding(NamedTuple):

@@ -82,6 +82,11 @@ def with_checkpoints(config: Config) -> str:
     return next(name for name in BUILT_IN if built_in(name, config).capabilities.checkpoint)
 
 
+def with_narrow_programs(config: Config) -> str:
+    """The hypervisor that runs programs of 32 bits where that of 'auto' doesn't."""
+    return next(name for name in BUILT_IN if built_in(name, config).capabilities.narrow_programs)
+
+
 def known_name(config: Config) -> str:
     """The hypervisor that a container would get by those settings; '' where a guest would have to be booted to find
     out. Raises OSError."""

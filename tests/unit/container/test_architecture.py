@@ -12,6 +12,7 @@ from runvm.config import Config
 from runvm.container import architecture
 from runvm.container.architecture import Program, find, of_header
 from runvm.errors import HostError, UnsupportedError
+from runvm.hypervisor import choice, drivers
 from runvm.linux.architecture import KNOWN, host
 
 if TYPE_CHECKING:
@@ -128,6 +129,29 @@ def test_where_nothing_tells_there_is_no_answer(tmp_path: Path) -> None:
     assert find(str(tmp_path), program("sh")) == ""
     assert find(str(tmp_path / "missing"), program("sh")) == ""
     assert find(str(tmp_path), Program((), (), "")) == ""
+
+
+@pytest.mark.parametrize(
+    ("head", "narrow"),
+    [(elf(I386, bits=32), True), (elf(AMD64, bits=32), True), (elf(AMD64), False), (b"#!/bin/sh", False), (b"", False)],
+)
+def test_programs_of_32_bits(head: bytes, narrow: bool) -> None:
+    assert architecture.is_narrow(head) == narrow
+
+
+@pytest.mark.skipif(host() != "amd64", reason="programs of 32 bits are of x86 here")
+def test_programs_of_32_bits_have_a_hypervisor_that_runs_them(
+    tmp_path: Path, put: Callable[[str, bytes], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where 'auto' is User Mode Linux, it is QEMU for them."""
+    monkeypatch.setattr(drivers, "choice", lambda config: choice.Choice("uml", "KVM does not work here"))
+    config = Config(data_dir=str(tmp_path / "data"), hypervisor="auto")
+    put("/bin/sh", elf(AMD64))
+    assert architecture.settle(config, str(tmp_path), program("sh")).hypervisor == "auto"
+    put("/bin/sh", elf(I386, bits=32))
+    assert architecture.settle(config, str(tmp_path), program("sh")).hypervisor == "qemu"
+    with pytest.raises(UnsupportedError, match="of 32 bits, which a guest of hypervisor 'uml' doesn't run"):
+        architecture.settle(config._replace(hypervisor="uml"), str(tmp_path), program("sh"))
 
 
 def test_settings_of_the_containers_architecture(tmp_path: Path, put: Callable[[str, bytes], None]) -> None:

@@ -46,6 +46,7 @@ class Uml:
         accelerators=("ptrace",),
         max_vcpus=1,
         nic_transport="packet",
+        narrow_programs=False,
     )
 
     def __init__(self, config: Config) -> None:
