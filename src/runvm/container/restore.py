@@ -56,14 +56,14 @@ def restore(
 
     Raises: CheckpointError for an image that is damaged or doesn't fit, RunvmError; nothing half-made is left then.
     """
+    if not ctx.config.container_hypervisors:  # a host that can't says so first; else the bundle has a word in it
+        support.check(ctx.config, "restore", drivers.with_checkpoints(ctx.config))
     plan = plans.plan(ctx, cid, options, own_terminal=terminal_master is not None)
+    saved = read(image_path)
     # what new containers get need not be what the checkpoint's had
     hypervisor = drivers.with_checkpoints(plan.config)
-    driver = support.check(plan.config, "restore", hypervisor)
-    saved = read(image_path)
     config = plan.config._replace(hypervisor=hypervisor, arch=saved.machine.architecture)
-    if config.arch != plan.config.arch:
-        driver = support.check(config, "restore", hypervisor)
+    driver = support.check(config, "restore", hypervisor)
     plan = plan._replace(config=config)
     _check_versions(saved, config, driver)
     check_bundle(saved, plan)
