@@ -25,6 +25,8 @@ KEPT_CGROUPS = (
     f"{CGROUP_PARENT}/podman",
     f"{CGROUP_PARENT}/cri",
 )  # the parents of all containers stay
+VERDICTS = frozenset(("kvm.json", "kvm.lock", "uml.json", "uml.lock"))
+"""What was found out about the host stays until it reboots, whichever command asked first."""
 SETTLE_S = 3.0  # what ends a moment after the command that ended it is no leak
 
 
@@ -87,7 +89,7 @@ class Host:
             for directory, _, names in os.walk(top):
                 if directory != top:
                     yield f"directory {directory}"
-                yield from (f"file {directory}/{name}" for name in names)
+                yield from (f"file {directory}/{name}" for name in names if name not in VERDICTS)
 
     def _processes(self) -> dict[str, str]:
         found: dict[str, str] = {}
