@@ -43,6 +43,9 @@ _MAX_SOCKETS = 64
 """In one container."""
 _PAUSE_SECONDS = 0.2
 """How long changes are collected: most are of no socket."""
+_LIVE_SECONDS = 1.0
+"""How often is looked whether servers are still there: that one ends no event tells, and until the guest knows, the
+container can't remove its file."""
 _RETRY_SECONDS = 0.5
 _TRIES = 4
 """How often, and after which time at first, a socket file without a server is looked at again."""
@@ -102,6 +105,7 @@ class SocketDirectories:
         self._group: fanotify.Group | None = None
         self._watched: dict[fanotify.Directory, set[_Directory]] = {}
         self._timer = 0
+        self._live: int | None = None
         self._number = _FIRST_NUMBER
 
     def add(self, member: Member, mounts: dict[int, str], linux: Json) -> None:
@@ -240,6 +244,20 @@ class SocketDirectories:
         whole = found.kind == socket.SOCK_SEQPACKET
         request = AddSocket(container.member.name, self._number, mount, path, *owner, whole)
         self._guest.ask(request, lambda answer: _note(answer, path))
+        self._check_all_later()
+
+    def _check_all_later(self) -> None:
+        if self._live is None:
+            self._live = self._loop.call_later(_LIVE_SECONDS, self._check_all)
+
+    def _check_all(self) -> None:
+        """See which of the servers are still there."""
+        self._live = None
+        for container in list(self._containers.values()):
+            for mount, path in list(container.found):
+                self._check(container, mount, path)
+        if any(container.found for container in self._containers.values()):
+            self._check_all_later()
 
     def _drop(self, container: _Container, mount: int, path: str) -> None:
         found = container.found.pop((mount, path))
@@ -272,6 +290,9 @@ class SocketDirectories:
             container.watched[directory.mount] = container.watched.get(directory.mount, 0) + 1
 
     def _stop(self) -> None:
+        if self._live is not None:
+            self._loop.cancel(self._live)
+            self._live = None
         if self._group is not None:
             self._loop.forget(self._group.fd)
             self._loop.cancel(self._timer)

@@ -206,7 +206,9 @@ def test_owners_modes_links_and_special_files_pass_both_ways(live: Container, ru
     listener.close()
     assert shown.splitlines() == ["42 43 regular empty file", "0 0 socket", "0 0 fifo"]
     assert live.sh("cd /shared && (echo through >fifo & cat fifo)") == "through"
-    live.sh("rm -rf /shared/f /shared/s /shared/hard /shared/fifo /shared/d /shared/sock")
+    live.sh("rm -rf /shared/f /shared/s /shared/hard /shared/fifo /shared/d")
+    # it was a server's until a moment ago: see docs/limitations.md
+    wait_until(lambda: live.exec("rm", "/shared/sock").code == 0, timeout=5, what="the removal of the socket")
 
 
 def test_large_and_many_files_arrive_whole(live: Container) -> None:

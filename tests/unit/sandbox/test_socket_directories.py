@@ -138,6 +138,18 @@ def test_one_that_answers_no_more_is_dropped(guest: Guest, listen: Callable[...,
     assert guest.paths == set()
 
 
+def test_one_whose_server_ends_is_dropped_though_nobody_connects(
+    guest: Guest, listen: Callable[..., socket.socket]
+) -> None:
+    """The container may want to remove the file that is left."""
+    made = listen("share/shared/1/a")
+    listen("share/shared/1/b")
+    guest.directories.add(Member("c"), {3: "shared/1"}, {})
+    made.close()
+    guest.turn(1.5)
+    assert guest.paths == {"3:b"}
+
+
 def test_symlinks_and_what_is_deep_below_are_left_alone(
     guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path
 ) -> None:
