@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 SETTINGS: tuple[str, ...] = (
     *("fs/aio-max-nr", "fs/file-max", "fs/inotify/max_user_instances", "fs/inotify/max_user_watches", "fs/nr_open"),
     *("kernel/threads-max", "vm/max_map_count", "vm/swappiness", "fs/epoll/max_user_watches", "fs/protected_symlinks"),
-    *("user/max_user_namespaces", "user/max_net_namespaces", "kernel/io_uring_disabled"),
+    *("user/max_user_namespaces", "user/max_net_namespaces"),
 )
-if HYPERVISOR != "uml":  # which counts no events of a processor, and has no huge pages
+if HYPERVISOR != "uml":  # which counts no events of a processor, has no huge pages, and is an older kernel
     SETTINGS += ("kernel/perf_event_paranoid", "../../sys/kernel/mm/transparent_hugepage/enabled")
+    SETTINGS += ("kernel/io_uring_disabled",)
 
 
 def capability_set(*names: str) -> dict[str, list[str]]:
