@@ -78,18 +78,25 @@ def test_what_files_on_a_volume_can_do(docker: Dockerd, runtime: Runtime) -> Non
     assert found == EXPECTED | (IN_VM if runtime.is_vm else ON_HOST)
 
 
-def test_what_one_container_does_the_other_sees(docker: Dockerd) -> None:
-    """Contents, names, modes, owners, links and lengths, at once; a mapping's bytes once they are flushed."""
+def test_what_one_container_does_the_other_sees(docker: Dockerd, runtime: Runtime) -> None:
+    """Contents, names, modes, owners, links and lengths, at once, or within the second of a VM (docs/limitations.md); a
+    mapping's bytes once they are flushed."""
+
+    def sees(expected: str, name: str, *command: str) -> None:
+        if not runtime.is_vm:
+            assert docker.ok("exec", name, *command) == expected
+        wait_until(lambda: docker.ok("exec", name, *command) == expected, timeout=2, what=f"{name} to see {expected!r}")
+
+    look = ("sh", "-c", "cd /vol && cat file && stat -c '%a %u %g %h %s' file")
     docker.ok("exec", "left", "sh", "-c", "cd /vol && rm -rf * && echo first >file && chmod 640 file && chown 7:8 file")
-    look = "cd /vol && cat file && stat -c '%a %u %g %h %s' file"
-    assert docker.ok("exec", "right", "sh", "-c", look) == "first\n640 7 8 1 6"
+    sees("first\n640 7 8 1 6", "right", *look)
     docker.ok("exec", "right", "sh", "-c", "cd /vol && echo second >>file && ln file other && chmod 600 file")
-    assert docker.ok("exec", "left", "sh", "-c", look) == "first\nsecond\n600 7 8 2 13"
+    sees("first\nsecond\n600 7 8 2 13", "left", *look)
     write = "import mmap; f = open('/vol/file', 'r+b'); m = mmap.mmap(f.fileno(), 0); m[0:5] = b'third'; m.flush()"
     docker.ok("exec", "left", "python3", "-c", write)
-    assert docker.ok("exec", "right", "head", "-n", "1", "/vol/file") == "third"
+    sees("third", "right", "head", "-n", "1", "/vol/file")
     docker.ok("exec", "right", "rm", "/vol/file", "/vol/other")
-    assert docker.ok("exec", "left", "ls", "/vol") == ""
+    sees("", "left", "ls", "/vol")
 
 
 @pytest.mark.only("runvm", "two virtual machines have two kernels")
