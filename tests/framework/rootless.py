@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from framework import process
 from framework.engine import Engine
 from framework.process import Result, call
-from framework.runtime import SOURCE
+from framework.runtime import HYPERVISOR, SOURCE
 
 if TYPE_CHECKING:
     from framework.runtime import Runtime
@@ -82,7 +82,7 @@ class Rootless(Engine):
         with open(f"{self.directory}/config.toml", "w", encoding="utf-8") as file:
             if data_dir := os.environ.get("RUNVM_TEST_DATA_DIR"):
                 file.write(f'data_dir = "{data_dir}"\n')
-            file.write("boot_timeout_s = 180\n")
+            file.write(f'hypervisor = "{HYPERVISOR}"\nboot_timeout_s = 180\n')
         with open(f"{self.directory}/runvm", "w", encoding="utf-8") as file:
             file.write(_WRAPPER.format(source=f"{self.directory}/src", config=f"{self.directory}/config.toml"))
         os.chmod(f"{self.directory}/runvm", 0o755)
