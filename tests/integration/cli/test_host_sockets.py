@@ -6,13 +6,13 @@ import itertools
 import os
 import socket
 import struct
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from framework import rootfs
+from framework.unix_server import UnixServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,36 +52,15 @@ _serial = itertools.count()
 TALKING = ("python3", "-SI", "/opt/talk.py")
 
 
-class Server:
+class Server(UnixServer):
     """Echoes what it hears; once a client has said all, it tells whom it has seen and ends the connection."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(path)
-        self._socket.listen(64)
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                accepted, _ = self._socket.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(accepted,), daemon=True).start()
-
-    def _serve(self, accepted: socket.socket) -> None:
+    def serve(self, accepted: socket.socket) -> None:
         _, uid, gid = struct.unpack("iII", accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         with accepted:
             while data := accepted.recv(1 << 16):
                 accepted.sendall(data)
             accepted.sendall(f"END {uid} {gid}".encode())
-
-    def close(self) -> None:
-        """Listen no more."""
-        if self._socket.fileno() >= 0:
-            self._socket.shutdown(socket.SHUT_RDWR)
-            self._socket.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import pytest
 
 from framework import rootfs
 from framework.process import wait_until
+from framework.unix_server import UnixServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,35 +70,13 @@ while True:
 """
 
 
-class Server:
+class Server(UnixServer):
     """Answers each message with itself in brackets, until it is closed."""
 
-    def __init__(self, path: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> None:
-        self.path = path
-        self._socket = socket.socket(socket.AF_UNIX, kind)
-        self._socket.bind(path)
-        self._socket.listen(16)
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                accepted, _ = self._socket.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(accepted,), daemon=True).start()
-
-    def _serve(self, accepted: socket.socket) -> None:
+    def serve(self, accepted: socket.socket) -> None:
         with accepted, suppress(OSError):
             while data := accepted.recv(1000):
                 accepted.send(b"<" + data + b">")
-
-    def close(self) -> None:
-        """Listen no more; the file stays."""
-        if self._socket.fileno() >= 0:
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-            self._socket.close()
 
 
 @pytest.fixture
