@@ -26,7 +26,7 @@ from runvm.agent.notify import Notify
 from runvm.agent.prepared import Prepared
 from runvm.agent.processes import Container, Process, Processes
 from runvm.agent.socket_mounts import Place
-from runvm.linux import files, syscalls
+from runvm.linux import files, handles, syscalls
 from runvm.linux.loop import Loop
 from runvm.linux.netns import in_namespace
 from runvm.linux.process import namespace_name
@@ -139,6 +139,7 @@ class Runtime:
             raise AgentError(f"start container {name}: its init has gone ({error.strerror})") from None
         if container.hooks is not None and container.init is not None:
             container.hooks.look(container.init.pid)
+        _refresh(container)
         try:
             _limit(container)
             os.write(fd, b"\0")
@@ -348,6 +349,18 @@ def _mounted(spec: Json) -> dict[int, str]:
         if directory == share and name[:1] == "m" and name[1:].isdecimal():
             found[int(name[1:])] = mount["destination"]
     return found
+
+
+def _refresh(container: Container) -> None:
+    """Ask the host what the container's mounts are like now. Engines write files such as /etc/resolv.conf after create,
+    and what the guest saw at create it would believe for a second."""
+    for number in container.mounts:
+        with suppress(OSError):
+            fd = os.open(f"{container.share}/m{number}", os.O_PATH | os.O_CLOEXEC)
+            try:
+                handles.refresh(fd)
+            finally:
+                os.close(fd)
 
 
 def _counters(name: str) -> str:

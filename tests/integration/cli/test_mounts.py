@@ -211,6 +211,21 @@ def test_owners_modes_links_and_special_files_pass_both_ways(live: Container, ru
     wait_until(lambda: live.exec("rm", "/shared/sock").code == 0, timeout=5, what="the removal of the socket")
 
 
+def test_what_is_written_between_create_and_start_is_there(box: Box) -> None:
+    """Engines write /etc/resolv.conf when they set up the network, which may be then."""
+    container = box("cat", "/mounted")
+    source = f"{container.bundle.path}/source"
+    with open(source, "w", encoding="utf-8"):
+        pass
+    container.bundle.bind(source, "/mounted", "bind")
+    container.create()
+    with open(source, "w", encoding="utf-8") as file:
+        file.write("nameserver 10.0.0.1")
+    container.start()
+    container.wait()
+    assert container.stdout() == b"nameserver 10.0.0.1"
+
+
 def test_large_and_many_files_arrive_whole(live: Container) -> None:
     """20 MB written by one side have the same digest on the other; so do 300 small files in a tree."""
     shared = f"{live.bundle.path}/shared"
