@@ -88,6 +88,16 @@ def test_a_module_fits_in_a_head(path: Path) -> None:
     assert lines <= MAX_LINES, f"{lines} lines"
 
 
+def test_a_class_is_known_by_its_name_alone() -> None:
+    classes = [
+        node.name
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert {name for name in classes if classes.count(name) > 1} == set()
+
+
 def test_a_hypervisor_is_known_by_name_in_its_own_folder_and_the_table_only() -> None:
     for path in MODULES:
         name = name_of(path)

@@ -31,7 +31,7 @@ _FREEZE_SECONDS = 1.0
 """How long processes in the middle of a system call may take; those that don't stop go on until the VM does."""
 
 
-class Checkpoints:
+class GuestCheckpoints:
     """*port* is the descriptor of the host's line."""
 
     def __init__(

@@ -38,7 +38,7 @@ _REMEMBERED = 600
 """Bytes of a query that are kept: its header and question, for an answer that says that there is none."""
 
 
-class _Query(NamedTuple):
+class _GuestQuery(NamedTuple):
     """Who waits for an answer: an UDP *peer* who takes *limit* bytes, or a *connection*."""
 
     until: float
@@ -145,7 +145,7 @@ class Listener:
     ) -> None:
         self._loop = loop
         self._send = send
-        self._queries: dict[int, _Query] = {}
+        self._queries: dict[int, _GuestQuery] = {}
         self._connections: set[_Connection] = set()
         self._number = 0
         self._sweeping = False
@@ -200,7 +200,7 @@ class Listener:
                 edns = data[10:12] != b"\0\0"
                 head = data[:_REMEMBERED]
                 until = time.monotonic() + _QUERY_TIMEOUT_S
-                self._ask(_Query(until, head, peer, limit, edns, made, None), UDP, data)
+                self._ask(_GuestQuery(until, head, peer, limit, edns, made, None), UDP, data)
 
     # --- TCP
 
@@ -266,7 +266,7 @@ class Listener:
                 continue
             connection.under_way += 1
             until = time.monotonic() + _QUERY_TIMEOUT_S
-            self._ask(_Query(until, message[:_REMEMBERED], ("", 0), 0, False, None, connection), TCP, message)
+            self._ask(_GuestQuery(until, message[:_REMEMBERED], ("", 0), 0, False, None, connection), TCP, message)
 
     def _has_room(self, connection: _Connection) -> bool:
         return connection.under_way < _MAX_PIPELINED and len(connection.outgoing) < _MAX_UNSENT
@@ -283,7 +283,7 @@ class Listener:
 
     # --- both
 
-    def _ask(self, query: _Query, transport: int, message: bytes) -> None:
+    def _ask(self, query: _GuestQuery, transport: int, message: bytes) -> None:
         self._number = (self._number + 1) & 0xFFFFFFFF
         while self._number in self._queries:
             self._number = (self._number + 1) & 0xFFFFFFFF
@@ -291,7 +291,7 @@ class Listener:
         self._sweep_later()
         self._send(dns.pack(Packet(self._number, transport, message)))
 
-    def _answer(self, query: _Query, message: bytes) -> None:
+    def _answer(self, query: _GuestQuery, message: bytes) -> None:
         if message[:2] != query.head[:2]:
             message = dns.failure(query.head)
         if query.address is not None:

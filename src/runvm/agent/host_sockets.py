@@ -15,7 +15,7 @@ from typing import Any
 
 from runvm.agent import socket_mounts
 from runvm.agent.errors import AgentError
-from runvm.agent.socket_mounts import Place
+from runvm.agent.socket_mounts import SocketPlace
 from runvm.linux import files, sockets
 from runvm.linux.loop import IN, Loop
 from runvm.protocol import frames
@@ -30,7 +30,7 @@ _PAUSE_SECONDS = 0.1
 """How long nothing is accepted where there are no descriptors for it."""
 
 
-class HostSockets:
+class HostSocketRelays:
     """Of all containers. *send* queues a frame to the host, *event* a message."""
 
     def __init__(self, loop: Loop, send: Send, event: Callable[[Any], None]) -> None:
@@ -39,7 +39,7 @@ class HostSockets:
         self._relay = Relay(loop, send, says=frames.STDOUT, told=frames.STDIN)
         self._listeners: dict[str, dict[int, socket.socket]] = {}
         self._dialling: dict[int, tuple[socket.socket, str, int, socket.socket]] = {}
-        self._places: dict[tuple[str, int], Place] = {}
+        self._places: dict[tuple[str, int], SocketPlace] = {}
         self._number = 0
 
     def listen(self, container: str, owners: Json) -> None:
@@ -48,7 +48,7 @@ class HostSockets:
         for number, (mode, uid, gid) in owners.items():
             self._listen(container, int(number), (mode, uid, gid), socket.SOCK_STREAM)
 
-    def add(self, request: AddSocket, place: Place) -> None:
+    def add(self, request: AddSocket, place: SocketPlace) -> None:
         """Put a socket over that of a server of the host's. Raises AgentError, OSError."""
         container, number = request.container, request.socket
         kind = socket.SOCK_SEQPACKET if request.whole else socket.SOCK_STREAM

@@ -20,12 +20,12 @@ from contextlib import suppress
 from typing import Any
 
 from runvm.agent import cgroups, identity, processors
-from runvm.agent.checkpoints import Checkpoints
+from runvm.agent.checkpoints import GuestCheckpoints
 from runvm.agent.connections import Connections
 from runvm.agent.errors import AgentError
 from runvm.agent.memory import Memory
 from runvm.agent.networks import GuestNetworks
-from runvm.agent.own_servers import OwnServers
+from runvm.agent.own_servers import GuestServers
 from runvm.agent.replay import MODULE, Replay
 from runvm.agent.runtime import Runtime
 from runvm.agent.watches import Watches
@@ -110,8 +110,10 @@ class Agent:
         self.connections = Connections(self.loop, self.connection.send)
         self.watches = Watches(self.loop, self._event)
         self.replay = Replay(self.watches)
-        self.own_servers = OwnServers(self.loop, self.runtime.children, self.connections.adopt)
-        self.checkpoints = Checkpoints(self.loop, port, self.runtime, self.networks, self.connections, self.watches)
+        self.own_servers = GuestServers(self.loop, self.runtime.children, self.connections.adopt)
+        self.checkpoints = GuestCheckpoints(
+            self.loop, port, self.runtime, self.networks, self.connections, self.watches
+        )
         self._initializing: tuple[str, Answered] | None = None
         self._handlers = self._table()
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from runvm.agent import socket_mounts
 from runvm.agent.children import Children
 from runvm.agent.errors import AgentError
-from runvm.agent.socket_mounts import Place
+from runvm.agent.socket_mounts import SocketPlace
 from runvm.linux import process, sockets
 from runvm.linux.loop import Loop
 from runvm.protocol.messages import ConnectServer, Json
@@ -22,7 +22,7 @@ _SECONDS = 10.0
 Answered = Callable[[Json | AgentError], None]
 
 
-class OwnServers:
+class GuestServers:
     """Of all containers; *connected* gets each connection's channel and socket, and whether it takes records."""
 
     def __init__(self, loop: Loop, children: Children, connected: Callable[[int, socket.socket, bool], None]) -> None:
@@ -30,7 +30,7 @@ class OwnServers:
         self._children = children
         self._connected = connected
 
-    def find(self, place: Place) -> Json:
+    def find(self, place: SocketPlace) -> Json:
         """Whether a server listens at *place*: {"kind"}, its type of socket or 0. Raises OSError."""
         file = socket_mounts.open_file(place)
         try:
@@ -38,7 +38,7 @@ class OwnServers:
         finally:
             os.close(file)
 
-    def connect(self, request: ConnectServer, place: Place, done: Answered) -> None:
+    def connect(self, request: ConnectServer, place: SocketPlace, done: Answered) -> None:
         """Connect to the server at *place*, by a process with the ids of who asked for it. Raises OSError."""
         file = socket_mounts.open_file(place)
         try:

@@ -55,11 +55,11 @@ class Prepared:
         spec = request.spec
         return self.waits and not (spec["process"].get("terminal") or request.passed or spec.get("hooks"))
 
-    def limit_files(self, most: int) -> None:
+    def limit_files(self, limit: int) -> None:
         """The hard limit of open files, which the container inherits from here."""
         if self.waits:
             soft, _ = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
-            resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (soft, most))
+            resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (soft, limit))
 
     def go_on(self, config: str, ended: Callable[[int], None]) -> None:
         """Create the container of *config*; *ended* gets crun's status. Raises OSError."""

@@ -23,7 +23,7 @@ from runvm.linux.terminal import keep_newlines, set_size
 from runvm.protocol import frames, names
 from runvm.protocol.frames import Frame
 from runvm.protocol.messages import Exited, Json
-from runvm.protocol.streams import Sink, Source
+from runvm.protocol.streams import Sink, StreamSource
 
 _STOP_WAIT = 0.2
 """Seconds that output which others still hold open is waited for once a process has ended."""
@@ -37,8 +37,8 @@ class Container:
         self.crun_name = crun_name
         self.bundle = bundle
         self.network = network
-        self.init: Process | None = None
-        self.processes: dict[int, Process] = {}
+        self.init: GuestProcess | None = None
+        self.processes: dict[int, GuestProcess] = {}
         self.cgroup = cgroups.path(name)
         self.cpu: dict[str, int] = {}
         """The quota of CPU time that holds once its process runs (cgroups.hold_back())."""
@@ -52,7 +52,7 @@ class Container:
         """Where it has the host's directories, by their mounts' numbers."""
 
 
-class Process:
+class GuestProcess:
     """One process of a container with its streams: its init (`crun create`), or a further one (`crun exec`)."""
 
     def __init__(self, container: Container, channel: int) -> None:
@@ -61,7 +61,7 @@ class Process:
         self.pid = 0
         self.status: int | None = None
         self.sinks: dict[int, Sink] = {}
-        self.sources: dict[int, Source] = {}
+        self.sources: dict[int, StreamSource] = {}
         self.terminal = -1
         self.reported = False
         self.filter: Filter | None = None
@@ -96,7 +96,7 @@ class Processes:
         crun: Crun,
         send: Callable[[int, int, bytes], None],
         event: Callable[[Any], None],
-        ending: Callable[[Process], None],
+        ending: Callable[[GuestProcess], None],
     ) -> None:
         self._loop = loop
         self._children = children
@@ -104,11 +104,11 @@ class Processes:
         self._send = send
         self._event = event
         self._ending = ending
-        self._channels: dict[int, Process] = {}
+        self._channels: dict[int, GuestProcess] = {}
 
     def launch(
         self,
-        process: Process,
+        process: GuestProcess,
         arguments: list[str],
         pid_file: str,
         described: Json,
@@ -165,7 +165,7 @@ class Processes:
             for fd in set(child):
                 os.close(fd)
 
-    def _take_over(self, process: Process, pid_file: str, console: _Console | None) -> int:
+    def _take_over(self, process: GuestProcess, pid_file: str, console: _Console | None) -> int:
         """What crun has left behind becomes ours: its pid, its terminal. 0, or 1 with the reason in crun's log."""
         try:
             process.pid = int(files.read(pid_file))
@@ -183,7 +183,7 @@ class Processes:
             return 1
         return 0
 
-    def launch_outside(self, process: Process, described: Json, size: tuple[int, int]) -> None:
+    def launch_outside(self, process: GuestProcess, described: Json, size: tuple[int, int]) -> None:
         """Run a program of the guest itself, in no container, for `runvm debug shell`. Raises OSError."""
         argv = ["/bin/busybox", "setsid", *(str(word) for word in described["args"])]
         if described.get("terminal"):
@@ -246,7 +246,7 @@ class Processes:
                 for kind in {frames.STDOUT, frames.STDERR} - process.sources.keys():
                     self._send(kind, process.channel, b"")
 
-    def close(self, process: Process) -> None:
+    def close(self, process: GuestProcess) -> None:
         """Forget a process and its streams."""
         self._channels.pop(process.channel, None)
         process.container.processes.pop(process.channel, None)
@@ -261,17 +261,17 @@ class Processes:
 
     # --- streams
 
-    def _pipes(self, process: Process) -> list[int]:
+    def _pipes(self, process: GuestProcess) -> list[int]:
         made = pipes.make()
         self._take_pipes(process, made)
         return list(made.theirs)
 
-    def _take_pipes(self, process: Process, made: Pipes) -> None:
+    def _take_pipes(self, process: GuestProcess, made: Pipes) -> None:
         process.sinks[frames.STDIN] = Sink(self._loop, made.stdin, frames.STDIN, process.channel, self._send)
         self._source(process, frames.STDOUT, made.stdout)
         self._source(process, frames.STDERR, made.stderr)
 
-    def _pass(self, process: Process, index: int, way: str) -> int:
+    def _pass(self, process: GuestProcess, index: int, way: str) -> int:
         """The process's end of its descriptor 3 + *index*; ours goes on as streams."""
         if way == frames.BOTH:
             theirs, ours = (sock.detach() for sock in socket.socketpair())
@@ -289,9 +289,9 @@ class Processes:
             self._source(process, frames.toward_host(index), reader)
         return theirs
 
-    def _source(self, process: Process, kind: int, fd: int) -> None:
+    def _source(self, process: GuestProcess, kind: int, fd: int) -> None:
         errors = frames.STDERR if process.terminal < 0 else frames.STDOUT
-        process.sources[kind] = Source(
+        process.sources[kind] = StreamSource(
             self._loop,
             fd,
             kind,
@@ -301,12 +301,14 @@ class Processes:
             process.filter if kind == errors else None,
         )
 
-    def _stream_ended(self, process: Process, kind: int) -> None:
+    def _stream_ended(self, process: GuestProcess, kind: int) -> None:
         process.sources.pop(kind, None)
         if process.status is not None:
             self._finish(process)
 
-    def _take_terminal(self, process: Process, listener: socket.socket, size: tuple[int, int], *, plain: bool) -> None:
+    def _take_terminal(
+        self, process: GuestProcess, listener: socket.socket, size: tuple[int, int], *, plain: bool
+    ) -> None:
         listener.settimeout(5)
         peer, _ = listener.accept()
         with peer:
@@ -317,7 +319,7 @@ class Processes:
             keep_newlines(fds[0])
         self._own_terminal(process, fds[0], size)
 
-    def _own_terminal(self, process: Process, master: int, size: tuple[int, int]) -> None:
+    def _own_terminal(self, process: GuestProcess, master: int, size: tuple[int, int]) -> None:
         process.terminal = master
         if size[0] and size[1]:
             set_size(master, *size)
@@ -329,11 +331,11 @@ class Processes:
 
     # --- the end
 
-    def _ended(self, process: Process, status: int) -> None:
+    def _ended(self, process: GuestProcess, status: int) -> None:
         process.status = status
         self._finish(process)
 
-    def _finish(self, process: Process) -> None:
+    def _finish(self, process: GuestProcess) -> None:
         """Report the end of a process once its output is sent; what others still hold open is waited for a moment
         only."""
         if process.reported or process.status is None:
@@ -347,7 +349,7 @@ class Processes:
             return
         self._report(process)
 
-    def _give_up(self, process: Process) -> None:
+    def _give_up(self, process: GuestProcess) -> None:
         if not process.reported:
             for source in list(process.sources.values()):
                 source.drain()
@@ -356,7 +358,7 @@ class Processes:
                 source.close()
             self._report(process)
 
-    def _report(self, process: Process) -> None:
+    def _report(self, process: GuestProcess) -> None:
         if process.reported or process.status is None:
             return
         process.reported = True

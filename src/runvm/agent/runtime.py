@@ -21,11 +21,11 @@ from runvm.agent.children import Children
 from runvm.agent.crun import Crun
 from runvm.agent.crun_output import Hooks
 from runvm.agent.errors import AgentError
-from runvm.agent.host_sockets import HostSockets
+from runvm.agent.host_sockets import HostSocketRelays
 from runvm.agent.notify import Notify
 from runvm.agent.prepared import Prepared
-from runvm.agent.processes import Container, Process, Processes
-from runvm.agent.socket_mounts import Place
+from runvm.agent.processes import Container, GuestProcess, Processes
+from runvm.agent.socket_mounts import SocketPlace
 from runvm.linux import files, handles, syscalls
 from runvm.linux.loop import Loop
 from runvm.linux.netns import in_namespace
@@ -55,7 +55,7 @@ class Runtime:
         self.children = Children(loop)
         self._crun = Crun(self.children)
         self.processes = Processes(loop, self.children, self._crun, send, event, self._ending)
-        self.host_sockets = HostSockets(loop, send, event)
+        self.host_sockets = HostSocketRelays(loop, send, event)
         self.containers: dict[str, Container] = {}
         self._prepared: Prepared | None = None
 
@@ -64,11 +64,11 @@ class Runtime:
         self._prepared = Prepared(self._crun, f"{_BUNDLES}/{prepared.NAME}")
         self._prepared.settle()
 
-    def limit_files(self, most: int) -> None:
+    def limit_files(self, limit: int) -> None:
         """The hard limit of open files, for what will be a container's first process."""
-        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[0], most))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[0], limit))
         if self._prepared is not None:
-            self._prepared.limit_files(most)
+            self._prepared.limit_files(limit)
 
     def create(self, request: Create, done: Callable[[Json | AgentError], None]) -> None:
         """`crun create`; *done* gets {"pid"} or the error once crun has answered."""
@@ -102,7 +102,7 @@ class Runtime:
         config = json.dumps(spec)
         if ready is None:
             files.write(f"{bundle}/config.json", config, make=True)
-        process = Process(container, request.channel)
+        process = GuestProcess(container, request.channel)
         container.init = process
 
         def finished(error: AgentError | None) -> None:
@@ -152,7 +152,7 @@ class Runtime:
     def exec(self, request: Exec, done: Callable[[Json | AgentError], None]) -> None:
         """`crun exec`, or a process beside the agent; *done* gets {"pid"} or the error."""
         container = self._container(request.container)
-        process = Process(container, request.channel)
+        process = GuestProcess(container, request.channel)
         if not request.outside:
             _limit(container)  # it may not have been started yet
         if request.outside:
@@ -240,13 +240,13 @@ class Runtime:
         """Put a socket over that of a server of the host's. Raises AgentError, OSError."""
         self.host_sockets.add(request, self.place(request))
 
-    def place(self, request: AddSocket | FindServer | ConnectServer) -> Place:
+    def place(self, request: AddSocket | FindServer | ConnectServer) -> SocketPlace:
         """The file in a container's mount that is meant. Raises AgentError."""
         container = self._container(request.container)
         mounted = container.mounts.get(request.mount)
         if mounted is None or container.init is None or not container.init.pid:
             raise AgentError(f"container {container.name} doesn't run, or has no mount {request.mount}")
-        return Place(f"{container.share}/m{request.mount}", mounted, request.path, container.init.pid)
+        return SocketPlace(f"{container.share}/m{request.mount}", mounted, request.path, container.init.pid)
 
     def remove(self, name: str, done: Callable[[Json | AgentError], None]) -> None:
         """Forget a container and everything of it: processes, crun's state, cgroup, bundle."""
@@ -296,7 +296,7 @@ class Runtime:
             raise AgentError(f"container {container}, whose {kind} namespace is to be joined, isn't running")
         return f"/proc/{owner.init.pid}/ns/{namespace_name(kind)}"
 
-    def _ending(self, process: Process) -> None:
+    def _ending(self, process: GuestProcess) -> None:
         container = process.container
         if process is container.init:
             self._note_oom(container)

@@ -15,7 +15,7 @@ from runvm.agent.errors import AgentError
 from runvm.linux import handles, process, syscalls
 
 
-class Place(NamedTuple):
+class SocketPlace(NamedTuple):
     """A file of the host's: *path* below the directory that the agent has at *shared* and the container, in which the
     process *pid* is, at *mounted*."""
 
@@ -25,7 +25,7 @@ class Place(NamedTuple):
     pid: int
 
 
-def put(own: str, place: Place) -> None:
+def put(own: str, place: SocketPlace) -> None:
     """Have who opens *place* find the socket *own*. Raises AgentError, OSError."""
     file = open_file(place)
     tree = syscalls.clone_tree(own, recursive=False)
@@ -45,7 +45,7 @@ def put(own: str, place: Place) -> None:
         os.close(file)
 
 
-def take_away(own: str, place: Place) -> None:
+def take_away(own: str, place: SocketPlace) -> None:
     """What put() did."""
     status = os.stat(own)
 
@@ -60,7 +60,7 @@ def take_away(own: str, place: Place) -> None:
     _run(detach)
 
 
-def open_file(place: Place) -> int:
+def open_file(place: SocketPlace) -> int:
     """A descriptor of the file, of which the kernel has forgotten what was there before: the guest may know it for a
     second, with what is mounted over it."""
     directory, name = os.path.split(place.path)
@@ -76,7 +76,7 @@ def open_file(place: Place) -> int:
         os.close(parent)
 
 
-def _enter(place: Place) -> int:
+def _enter(place: SocketPlace) -> int:
     """Go to the container's mount namespace, and open the place there. For a process of its own. Raises OSError."""
     namespace = os.open(f"/proc/{place.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     syscalls.setns(namespace, syscalls.CLONE_NEWNS)

@@ -118,11 +118,11 @@ class Files:
         finally:
             os.close(fd)
 
-    def _read(self, name: str, most: int) -> bytes:
+    def _read(self, name: str, limit: int) -> bytes:
         with open(self._open(name), "rb") as file:
-            data = file.read(most + 1)
-        if len(data) > most:
-            raise self._damaged(f"{name} is larger than {most >> 20} MiB")
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise self._damaged(f"{name} is larger than {limit >> 20} MiB")
         return data
 
     def _open(self, name: str) -> int:

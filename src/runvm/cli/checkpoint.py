@@ -34,8 +34,8 @@ _SILENT = frozenset({"work-path", "tcp-established", "ext-unix-sk", "shell-job",
 COMMAND = Command(
     "checkpoint",
     words=ID,
-    least=1,
-    most=1,
+    min_args=1,
+    max_args=1,
     flags=(
         IMAGE_PATH,
         Flag("leave-running", "let the container go on"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "config",
     words="[key ...]",
-    most=-1,
+    max_args=-1,
     config=False,
     flags=(
         Flag("json", "print JSON: key, value, origin and meaning of each"),

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "create",
     words=ID,
-    least=1,
-    most=1,
+    min_args=1,
+    max_args=1,
     flags=(*CREATE_FLAGS, Flag("no-subreaper", f"{WITHOUT_EFFECT}: create doesn't wait for the container")),
     description="Make the container that the bundle describes, in a virtual machine, and leave it waiting: its process "
     "runs once 'runvm start' is called. A bundle is a directory with config.json (see 'runvm spec') and, as a rule, "

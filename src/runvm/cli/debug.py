@@ -18,8 +18,8 @@ COMMAND = Command(
             "console",
             help="show the guest kernel's console",
             words=ID,
-            least=1,
-            most=1,
+            min_args=1,
+            max_args=1,
             description="Print what the guest's kernel and agent wrote on the console. The configuration's "
             "debug_console makes that more than warnings.",
             examples=(("", "runvm debug console web1"),),
@@ -28,8 +28,8 @@ COMMAND = Command(
             "shell",
             help="run a shell in the guest, outside the container",
             words=f"{ID} [command [argument ...]]",
-            least=1,
-            most=-1,
+            min_args=1,
+            max_args=-1,
             hands_on=True,
             description="Run a command in the virtual machine itself, next to the agent, not in the container; without "
             "one, a shell, on a terminal if it is called from one. Its programs are busybox's and the agent's. "
@@ -40,8 +40,8 @@ COMMAND = Command(
             "logs",
             help="show what runvm wrote while it ran the container",
             words=ID,
-            least=1,
-            most=1,
+            min_args=1,
+            max_args=1,
             flags=(Flag("follow", "go on as lines are added", "f"),),
             description="Print the logs of the container's virtual machine: supervisor, hypervisor, shares, agent.",
             examples=(("", "runvm debug logs --follow web1"),),

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "delete",
     words=ID,
-    least=1,
-    most=1,
+    min_args=1,
+    max_args=1,
     flags=(
         Flag("force", "kill it first if it runs; succeed if there is no such container", "f"),
         Flag("regex", "the id is a regular expression: delete every container whose id it is found in", "r"),

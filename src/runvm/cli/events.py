@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "events",
     words=ID,
-    least=1,
-    most=1,
+    min_args=1,
+    max_args=1,
     flags=(
         Flag("interval", "how often statistics are shown", metavar="DURATION", default="5s"),
         Flag("stats", "show the statistics once, then exit"),

@@ -34,8 +34,8 @@ _FAILED = 255
 COMMAND = Command(
     "exec",
     words=f"{ID} <command> [argument ...]",
-    least=1,
-    most=-1,
+    min_args=1,
+    max_args=-1,
     hands_on=True,
     flags=(
         Flag("process", "the process as JSON, as config.json has it: instead of a command and the flags about it", "p",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 GLOBAL = Command(
     "",
     words="<command> [argument ...]",
-    most=-1,
+    max_args=-1,
     hands_on=True,
     flags=(
         Flag("root", "where the state of containers is kept; should be a tmpfs; containers in the configuration's "

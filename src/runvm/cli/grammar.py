@@ -67,8 +67,9 @@ _USAGE = Flag("usage", "show this help", hidden=True)  # GNU argp's
 class Command:
     """One command: its flags and words, and what --help and the manual page say of it.
 
-    *words* is how the words after the flags are written; there are from *least* to *most* of them (-1: any number).
-    *hands_on*: the words after the first one are another program's, dashes and all. *children* are subcommands.
+    *words* is how the words after the flags are written; there are from *min_args* to *max_args* of them (-1: any
+    number). *hands_on*: the words after the first one are another program's, dashes and all. *children* are
+    subcommands.
     *config*: whether the command needs the configuration file read.
     """
 
@@ -80,8 +81,8 @@ class Command:
         "flags",
         "hands_on",
         "help",
-        "least",
-        "most",
+        "max_args",
+        "min_args",
         "name",
         "words",
     )
@@ -92,8 +93,8 @@ class Command:
         *,
         flags: tuple[Flag, ...] = (),
         words: str = "",
-        least: int = 0,
-        most: int = 0,
+        min_args: int = 0,
+        max_args: int = 0,
         hands_on: bool = False,
         children: tuple[Command, ...] = (),
         config: bool = True,
@@ -104,8 +105,8 @@ class Command:
         self.name = name
         self.flags = flags
         self.words = words
-        self.least = least
-        self.most = most
+        self.min_args = min_args
+        self.max_args = max_args
         self.hands_on = hands_on
         self.children = children
         self.config = config
@@ -303,13 +304,13 @@ def _child(command: Command, word: str, path: str) -> Command:
 
 def _check_count(command: Command, count: int, path: str) -> None:
     """Runc's words: it, too, counts arguments."""
-    if count < command.least or 0 <= command.most < count:
-        if command.least == command.most:
-            wanted = f"exactly {command.least}"
-        elif count < command.least:
-            wanted = f"a minimum of {command.least}"
+    if count < command.min_args or 0 <= command.max_args < count:
+        if command.min_args == command.max_args:
+            wanted = f"exactly {command.min_args}"
+        elif count < command.min_args:
+            wanted = f"a minimum of {command.min_args}"
         else:
-            wanted = f"a maximum of {command.most}"
+            wanted = f"a maximum of {command.max_args}"
         _refuse(f'"{path}" requires {wanted} argument(s)', path)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "help",
     words="[command ...]",
-    most=2,
+    max_args=2,
     config=False,
     flags=(
         Flag("man", "print the manual page's source", hidden=True),

@@ -19,8 +19,8 @@ _DRY_RUN = Flag("dry-run", "show the change without making it", "n")
 COMMAND = Command(
     "install",
     words=_ENGINE,
-    least=1,
-    most=1,
+    min_args=1,
+    max_args=1,
     flags=(
         _DRY_RUN,
         Flag("default", "make runvm the engine's default runtime"),
@@ -36,8 +36,8 @@ COMMAND = Command(
 UNINSTALL = Command(
     "uninstall",
     words=_ENGINE,
-    least=1,
-    most=1,
+    min_args=1,
+    max_args=1,
     flags=(_DRY_RUN,),
     description="Undo what 'runvm install' did to an engine's configuration file.",
     examples=(("", "runvm uninstall docker"),),

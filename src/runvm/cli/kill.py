@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "kill",
     words=f"{ID} [signal]",
-    least=1,
-    most=2,
+    min_args=1,
+    max_args=2,
     flags=(
         Flag("all", "send it to every process of the container, not only the first", "a"),
         Flag("regex", "the id is a regular expression: send it to every container whose id it is found in", "r"),

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "pause",
     words=ID,
-    least=1,
-    most=1,
+    min_args=1,
+    max_args=1,
     description="Suspend every process of the container until 'runvm resume'.",
     examples=(("", "runvm pause web1"),),
 )

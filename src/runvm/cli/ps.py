@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "ps",
     words=f"{ID} [ps option ...]",
-    least=1,
-    most=-1,
+    min_args=1,
+    max_args=-1,
     hands_on=True,
     flags=(Flag("format", "what to print", "f", metavar="FORMAT", default="table", choices=("table", "json")),),
     description="List the host's processes that stand for the container's: one for its first process, and one for each "

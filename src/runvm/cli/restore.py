@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "restore",
     words=ID,
-    least=1,
-    most=1,
+    min_args=1,
+    max_args=1,
     flags=(
         IMAGE_PATH,
         Flag("bundle", "the bundle's directory (default: the current one)", "b", metavar="DIR"),

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "resume",
     words=ID,
-    least=1,
-    most=1,
+    min_args=1,
+    max_args=1,
     description="Let the processes of a container that 'runvm pause' suspended go on.",
     examples=(("", "runvm resume web1"),),
 )

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "run",
     words=ID,
-    least=1,
-    most=1,
+    min_args=1,
+    max_args=1,
     flags=(
         *CREATE_FLAGS,
         Flag("no-subreaper", "don't stay the one that processes are left to whose parents have ended"),

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "start",
     words=ID,
-    least=1,
-    most=1,
+    min_args=1,
+    max_args=1,
     description="Run the process of a container that 'runvm create' made. Returns as soon as it runs.",
     examples=(("", "runvm create web1\nrunvm start web1"),),
 )

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "state",
     words=ID,
-    least=1,
-    most=1,
+    min_args=1,
+    max_args=1,
     description="Print the container's state as JSON, as the OCI runtime specification has it, with rootfs, created "
     "and owner in addition, as runc has them, and with the hypervisor and the accelerator of its virtual machine. The "
     "status is creating, created, running, paused or stopped. The pid is that of a process on the host that lives as "

@@ -21,8 +21,8 @@ _SIZE = "BYTES"
 COMMAND = Command(
     "update",
     words=ID,
-    least=1,
-    most=1,
+    min_args=1,
+    max_args=1,
     flags=(
         Flag("resources", "the new limits as JSON, as in linux.resources; - is stdin; no other flag counts then",
              "r", metavar="FILE"),

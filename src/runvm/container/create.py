@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from runvm.container.context import Context
     from runvm.container.options import CreateOptions
     from runvm.container.plans import ContainerPlan
-    from runvm.container.shim import Started
+    from runvm.container.shim import StartedShim
     from runvm.oci.spec import Spec
     from runvm.sandbox.placement import Placement
     from runvm.sandbox.registry import Sandbox
@@ -76,7 +76,7 @@ class Creation:
     case."""
 
     def __init__(self, ctx: Context, cid: str, plan: ContainerPlan, failed: ExitStack, held: ExitStack) -> None:
-        self.started: Started
+        self.started: StartedShim
         self._ctx = ctx
         self._cid = cid
         self._plan = plan

@@ -12,7 +12,7 @@ import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runvm.container import environment, mount_options
-from runvm.container.host_view import Entry, Made, View
+from runvm.container.host_view import Made, View, ViewEntry
 from runvm.errors import UnsupportedError
 from runvm.linux import limits, process
 from runvm.protocol import names
@@ -227,10 +227,10 @@ def resources(given: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _mounts(root: _Root, place: str, shares: dict[str, Share]) -> tuple[list[dict[str, Any]], list[Entry]]:
+def _mounts(root: _Root, place: str, shares: dict[str, Share]) -> tuple[list[dict[str, Any]], list[ViewEntry]]:
     """The guest's mounts, and for each what the host is to see of it. What they need is put in *shares*."""
     mounts: list[dict[str, Any]] = []
-    seen: list[Entry] = []
+    seen: list[ViewEntry] = []
     # Podman's --systemd on cgroup v1: systemd's own hierarchy, writable below the others that aren't. The guest has one
     hierarchies = [mount for _, mount in root.mounts if mount.is_bind and _is_hierarchy(mount)]
     writable = any(not mount_options.read_only(mount.options) for mount in hierarchies)
@@ -243,7 +243,7 @@ def _mounts(root: _Root, place: str, shares: dict[str, Share]) -> tuple[list[dic
             "source": mount.source,
             "options": mount_options.for_guest(mount.options, f"mounts[{number}].options"),
         }
-        shown = Entry(mount.destination, mount.type, "")
+        shown = ViewEntry(mount.destination, mount.type, "")
         if mount.is_bind and not _kernels_own(mount.source):
             entry["options"] += mount_options.of_source(mount.source, mount.options)
             shown = _bind(root, mount)
@@ -275,14 +275,14 @@ def _mounts(root: _Root, place: str, shares: dict[str, Share]) -> tuple[list[dic
     return mounts, seen
 
 
-def _bind(root: _Root, mount: Mount) -> Entry:
+def _bind(root: _Root, mount: Mount) -> ViewEntry:
     """A bind as the host sees it. One of something in the container's own root has a path in there, by which both the
     host and the guest see what earlier mounts have put there."""
     source, inside = mount.source, False
     real, top = os.path.realpath(source), os.path.realpath(root.path)
     if top != "/" and f"{real}/".startswith(f"{top}/"):
         source, inside = root.path + real[len(top) :], True
-    return Entry(
+    return ViewEntry(
         mount.destination,
         mount.type,
         source,
@@ -313,7 +313,7 @@ def _is_socket(path: str) -> bool:
         return False
 
 
-def _notify(spec: Spec, cid: str, raw: dict[str, Any], seen: list[Entry]) -> str:
+def _notify(spec: Spec, cid: str, raw: dict[str, Any], seen: list[ViewEntry]) -> str:
     """The host's socket to which the process's $NOTIFY_SOCKET leads: the one that is bound there, as by Podman's
     --sdnotify=container, or else the caller's own, as under runc; '' without one. In the guest's mounts one of the
     guest's comes to its place (agent.notify)."""
@@ -330,7 +330,7 @@ def _notify(spec: Spec, cid: str, raw: dict[str, Any], seen: list[Entry]) -> str
     if own:
         raw["process"]["env"] = [*spec.process.env, f"NOTIFY_SOCKET={path}"]
     raw["mounts"].append({"destination": path, "type": "bind", "source": names.notify_socket(cid), "options": ["bind"]})
-    seen.append(Entry(path, "bind", "", directory=False))
+    seen.append(ViewEntry(path, "bind", "", directory=False))
     return source
 
 

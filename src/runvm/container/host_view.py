@@ -27,7 +27,7 @@ _LINKS = 255
 _KERNELS = ("proc", "sysfs", "cgroup", "cgroup2")
 
 
-class Entry(NamedTuple):
+class ViewEntry(NamedTuple):
     """A mount of the config. A *source* that is '' is not shown: a tmpfs, or what only the guest has (*directory* or
     file). One that is *inside* is a path in the container's root, with what has been mounted there before it."""
 
@@ -47,14 +47,14 @@ class View(NamedTuple):
 
     rootfs: str
     at: str
-    entries: tuple[Entry, ...]
+    entries: tuple[ViewEntry, ...]
     read_only: bool
     working_directory: str
     owner: tuple[int, int]
     uid: int
 
 
-class Place(NamedTuple):
+class ViewPlace(NamedTuple):
     """Where an entry was mounted: the destination without symlinks, and for a tmpfs the mode of the directory that was
     there before, or -1."""
 
@@ -65,7 +65,7 @@ class Place(NamedTuple):
 class Made(NamedTuple):
     """The *places* of the entries by their number, where they say more than these, and the home of the view's uid."""
 
-    places: dict[int, Place]
+    places: dict[int, ViewPlace]
     home: str
 
 
@@ -79,7 +79,7 @@ def make(view: View) -> Made:
         root = os.open(view.at, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise HostError(f"mount the container's root {view.rootfs}: {_reason(error)}") from error
-    places: dict[int, Place] = {}
+    places: dict[int, ViewPlace] = {}
     stand_ins: list[int] = []
     # what is mounted in those only the guest can see
     kernels = tuple(f"{entry.destination}/" for entry in view.entries if entry.type in _KERNELS)
@@ -107,7 +107,7 @@ def make(view: View) -> Made:
     return Made(places, home)
 
 
-def _show(view: View, root: int, entry: Entry, stand_ins: list[int]) -> Place:
+def _show(view: View, root: int, entry: ViewEntry, stand_ins: list[int]) -> ViewPlace:
     """Mount one. Raises OSError."""
     tree = -1
     if entry.source:
@@ -129,10 +129,10 @@ def _show(view: View, root: int, entry: Entry, stand_ins: list[int]) -> Place:
     finally:
         if tree >= 0:
             os.close(tree)
-    return Place(path, mode if entry.type == "tmpfs" else -1)
+    return ViewPlace(path, mode if entry.type == "tmpfs" else -1)
 
 
-def _source(view: View, root: int, entry: Entry) -> int:
+def _source(view: View, root: int, entry: ViewEntry) -> int:
     """A bind of the source, mounted nowhere yet."""
     if not entry.inside:
         try:
@@ -150,7 +150,7 @@ def _source(view: View, root: int, entry: Entry) -> int:
         os.close(fd)
 
 
-def _attach(tree: int, target: int, entry: Entry) -> None:
+def _attach(tree: int, target: int, entry: ViewEntry) -> None:
     if entry.read_only:
         syscalls.set_attributes(tree, syscalls.ATTR_RDONLY, recursive=entry.submounts_too)
     if stat.S_ISDIR(os.fstat(tree).st_mode) != stat.S_ISDIR(os.fstat(target).st_mode):

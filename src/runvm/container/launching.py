@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from runvm.container.host_view import View
     from runvm.container.passed import Passed
-    from runvm.container.shim import Namespaces, Started
+    from runvm.container.shim import Namespaces, StartedShim
     from runvm.sandbox.registry import Sandbox
 
 
@@ -50,7 +50,7 @@ class Launch:
         last: bool,
         passed: Passed,
         oom_score: int | None,
-    ) -> Started:
+    ) -> StartedShim:
         """Fork the shim, which waits at its gate: see shim.ShimPlan. Raises OSError."""
         started = shim.start(
             shim.ShimPlan(
@@ -68,7 +68,7 @@ class Launch:
         self._connection.close()  # the shim has it: should it end, the supervisor has to notice
         return started
 
-    def release(self, started: Started, *, console_socket: str, pid_file: str, pidfd_socket: str = "") -> int:
+    def release(self, started: StartedShim, *, console_socket: str, pid_file: str, pidfd_socket: str = "") -> int:
         """Let the shim go on, and tell the caller; the terminal's master where no *console_socket* takes it, the
         caller's to close, or -1. Raises OSError, HostError."""
         shim.release(started)

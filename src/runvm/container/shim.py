@@ -28,7 +28,7 @@ from runvm.linux.terminal import get_size
 from runvm.protocol import frames, messages
 from runvm.protocol.connection import Connection
 from runvm.protocol.frames import Frame
-from runvm.protocol.streams import Sink, Source
+from runvm.protocol.streams import Sink, StreamSource
 
 LOST = 137
 """The exit code where the virtual machine went away under the process: as if killed by SIGKILL."""
@@ -66,14 +66,14 @@ class ShimPlan(NamedTuple):
     oom_score: int | None = None
 
 
-class Started(NamedTuple):
+class StartedShim(NamedTuple):
     """A shim: its pid on the host, and the descriptor by which it is told to go on (or, closed, to end)."""
 
     pid: int
     gate: int
 
 
-def start(plan: ShimPlan) -> Started:
+def start(plan: ShimPlan) -> StartedShim:
     """Fork a shim that is an orphan (the caller's subreaper, or init, reaps it) and waits at its gate.
 
     Returns when its namespaces are made. Raises OSError where they can't be.
@@ -111,7 +111,7 @@ def start(plan: ShimPlan) -> Started:
             ours.close()
             number, _, text = data[1:].decode().partition(" ")
             raise OSError(int(number or 5), text or "the shim ended at once")
-    return Started(pid, ours.detach())
+    return StartedShim(pid, ours.detach())
 
 
 def _main(plan: ShimPlan, gate: object) -> None:
@@ -196,7 +196,7 @@ def _show_root(root: str, *, own_processes: bool) -> None:
     os.chdir("/")
 
 
-def show(started: Started, *, timeout: float = 60.0) -> host_view.Made:
+def show(started: StartedShim, *, timeout: float = 60.0) -> host_view.Made:
     """Have a shim that waits at its gate make its plan's view; what host_view.make() says.
 
     Raises: HostError, OSError where it has died.
@@ -209,13 +209,13 @@ def show(started: Started, *, timeout: float = 60.0) -> host_view.Made:
         answer = gate.recv(1 << 16)
     if answer[:1] == b"m":
         places, home = json.loads(answer[1:])
-        return host_view.Made({number: host_view.Place(*place) for number, place in places}, home)
+        return host_view.Made({number: host_view.ViewPlace(*place) for number, place in places}, home)
     if answer[:1] == b"e":
         raise HostError(answer[1:].decode(errors="replace"))
     raise OSError(5, "the shim ended")
 
 
-def release(started: Started, *, timeout: float = 10.0) -> None:
+def release(started: StartedShim, *, timeout: float = 10.0) -> None:
     """Let a shim go on from its gate; returns when it has taken its streams over. Raises OSError where it has died."""
     import socket
 
@@ -234,7 +234,7 @@ class Shim:
         self._code: int | None = None
         self._terminal = plan.terminal
         self._sinks: dict[int, Sink] = {}
-        self._sources: dict[int, Source] = {}
+        self._sources: dict[int, StreamSource] = {}
         self._connection_fd = plan.connection
         self._connection: Connection | None = None
         self._stdio: list[tuple[int, bool]] = []
@@ -302,7 +302,7 @@ class Shim:
 
     def _read(self, kind: int, fd: int) -> None:
         assert self._connection is not None
-        self._sources[kind] = Source(self._loop, fd, kind, 0, self._connection.send, lambda: None)
+        self._sources[kind] = StreamSource(self._loop, fd, kind, 0, self._connection.send, lambda: None)
 
     def _take_terminal(self) -> None:
         """The pty's slave becomes the controlling terminal, so that its size changes arrive, and raw: the guest's

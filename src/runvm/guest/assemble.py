@@ -51,7 +51,7 @@ class Sources(NamedTuple):
     architecture: str
     root: Root
     tools: Root
-    agent: pythonpath.Agent
+    agent: pythonpath.AgentSources
     modules: str
     release: str
 
@@ -127,7 +127,7 @@ def _copy_python(stage: Root, sources: Sources, library: Sequence[str], scratch:
     pythonpath.compile_all(sources.tools, jobs, scratch)
 
 
-def _check(stage: Root, agent: pythonpath.Agent) -> None:
+def _check(stage: Root, agent: pythonpath.AgentSources) -> None:
     """Start crun, and import every module of the agent, with the image's files alone: what is missing shows here, not
     at a boot."""
     stage.call(_CRUN, "--version")

@@ -50,7 +50,7 @@ class Built(NamedTuple):
     current: bool
 
 
-class Manifest(NamedTuple):
+class ImageManifest(NamedTuple):
     """What is read of manifest.json."""
 
     hash: str
@@ -214,12 +214,12 @@ def _how_to_build(config: Config) -> str:
     return f"run 'runvm image build{option}'"
 
 
-def _manifest(directory: str) -> Manifest:
+def _manifest(directory: str) -> ImageManifest:
     path = os.path.join(directory, "manifest.json")
     try:
         with open(path, "rb") as file:
             fields = json.load(file)
-        return Manifest(
+        return ImageManifest(
             str(fields["hash"]),
             str(fields["kernel"]),
             int(fields["created"]),

@@ -74,7 +74,7 @@ def copy_core(modules: str, target: str) -> list[str]:
         raise HostError(f"the kernel has no {', '.join(missing)}", do="name another kernel in /etc/runvm/config.toml")
     paths = sorted({path for name in (*CORE, *OPTIONAL) for path in dependencies.get(name, [])})
     for path in paths:
-        _copy(os.path.join(modules, path), os.path.join(target, path))
+        copy_plain(os.path.join(modules, path), os.path.join(target, path))
     for name in _INDEX:
         if os.path.exists(os.path.join(modules, name)):
             shutil.copyfile(os.path.join(modules, name), os.path.join(target, name))
@@ -90,7 +90,8 @@ def _without_a_file(modules: str) -> set[str]:
         return set()
 
 
-def _copy(source: str, target: str) -> None:
+def copy_plain(source: str, target: str) -> None:
+    """Copy a module, uncompressed. Raises HostError for one that is compressed otherwise than by xz."""
     with open(source, "rb") as file:
         data = file.read()
     # Debian 13 compresses modules: in an initramfs without zstd and xz tools they have to be plain

@@ -62,7 +62,7 @@ class Plan(NamedTuple):
     architecture: str
     chosen: Chosen
     tools: Tools
-    agent: pythonpath.Agent
+    agent: pythonpath.AgentSources
     inputs: str
 
     @property

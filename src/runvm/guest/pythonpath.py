@@ -74,7 +74,7 @@ for source, target, name in json.load(open(sys.argv[1])):
 """
 
 
-class Agent(NamedTuple):
+class AgentSources(NamedTuple):
     """runvm's part of the image: files, relative to the directory that holds the package, and what else they import."""
 
     files: tuple[str, ...]
@@ -86,7 +86,7 @@ def package_directory() -> str:
     return os.path.dirname(os.path.dirname(os.path.abspath(runvm.__file__)))
 
 
-def agent() -> Agent:
+def agent() -> AgentSources:
     """The agent's modules, and those of runvm that they import at whatever place in their source."""
     base = package_directory()
     entry = os.path.join(base, "runvm", "agent")
@@ -114,10 +114,10 @@ def agent() -> Agent:
                 todo.append(imported)
             else:
                 imports.add(imported)
-    return Agent(tuple(sorted(files)), tuple(sorted(imports)))
+    return AgentSources(tuple(sorted(files)), tuple(sorted(imports)))
 
 
-def agent_hash(found: Agent) -> str:
+def agent_hash(found: AgentSources) -> str:
     """A hash of *found*'s files, names included."""
     digest = hashlib.sha256()
     for name in found.files:

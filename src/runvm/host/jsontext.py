@@ -9,7 +9,7 @@ _SPACE = " \t\r\n"
 _DEFAULT_INDENT = "    "
 
 
-class Member(NamedTuple):
+class JsonMember(NamedTuple):
     """A key and its value's place in the text: *start* is the key's quote, *at* and *end* enclose the value."""
 
     key: str
@@ -59,22 +59,22 @@ def remove_member(text: str, path: tuple[str, ...]) -> str:
     return text
 
 
-def _find(text: str, at: int, key: str) -> Member | None:
+def _find(text: str, at: int, key: str) -> JsonMember | None:
     """The member *key* of the object at *at*; of several the last, which is the one that counts for JSON readers."""
     return next((member for member in reversed(_members(text, at)[0]) if member.key == key), None)
 
 
-def _members(text: str, at: int) -> tuple[list[Member], int]:
+def _members(text: str, at: int) -> tuple[list[JsonMember], int]:
     """The members of the object whose brace is at *at*, and where its closing brace is."""
     decoder = json.JSONDecoder()
-    members: list[Member] = []
+    members: list[JsonMember] = []
     position = _skip(text, at + 1)
     while text[position] != "}":
         start = position
         key, position = decoder.raw_decode(text, start)
         value_at = _skip(text, _skip(text, position) + 1)  # + 1: the colon
         _, end = decoder.raw_decode(text, value_at)
-        members.append(Member(key, start, value_at, end))
+        members.append(JsonMember(key, start, value_at, end))
         position = _skip(text, end)
         if text[position] == ",":
             position = _skip(text, position + 1)

@@ -129,7 +129,7 @@ def judge(kvm: RunvmError | None, emulated: RunvmError | None) -> Verdict:
 def prove(config: Config, driver: Driver, accelerator: str, *, timeout: float) -> None:
     """Boot the guest to its agent's answer with *accelerator* within *timeout* seconds. Raises RunvmError with what
     went wrong."""
-    with _Directory(config) as directory:
+    with _ProofDirectory(config) as directory:
         attempt = Isolated(lambda: _boot(config, driver, accelerator, f"{directory}/{accelerator}", timeout))
         attempt.wait(deadline=time.monotonic() + timeout + 10)
 
@@ -150,7 +150,7 @@ def race(config: Config, driver: Driver) -> Verdict:
     ended: dict[str, RunvmError | None] = {}
     due = begin + limit  # of KVM's guest, sooner once emulation's has come up
     with ExitStack() as undo:
-        directory = undo.enter_context(_Directory(config))
+        directory = undo.enter_context(_ProofDirectory(config))
         launched = {name: undo.enter_context(_Mark()) for name in _RACERS}
         running = {
             name: Isolated(_attempt(config, driver, name, f"{directory}/{name}", limit, launched[name]))
@@ -268,7 +268,7 @@ class _Mark:
         return bool(select.select([self], [], [], 0)[0])
 
 
-class _Directory:
+class _ProofDirectory:
     """A directory for this process's attempts, locked while it is used and removed after it: a context manager."""
 
     def __init__(self, config: Config) -> None:

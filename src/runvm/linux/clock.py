@@ -31,7 +31,7 @@ class _TimeValue(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("microseconds", ctypes.c_long))
 
 
-class Changes:
+class ClockChanges:
     """A descriptor that is readable once the clock has jumped: it was set, or the machine has slept
     (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET). Raises OSError."""
 

@@ -30,15 +30,15 @@ def exclusive(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
 
-def read(path: str, most: int = _MAX) -> str:
-    """The first *most* bytes of a file, which may be one of the kernel's: those give a part at a time. Raises OSError.
+def read(path: str, limit: int = _MAX) -> str:
+    """The first *limit* bytes of a file, which may be one of the kernel's: those give a part at a time. Raises OSError.
 
     This and write() do without open()'s buffers and decoders: their first use takes 10 ms in an emulated guest.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = b""
-        while len(data) < most and (part := os.read(fd, most - len(data))):
+        while len(data) < limit and (part := os.read(fd, limit - len(data))):
             data += part
         return data.decode(errors="replace")
     finally:

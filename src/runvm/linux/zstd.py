@@ -34,10 +34,10 @@ class Zstd:
         size = self._checked(self._compress(room, len(room), data, len(data), _LEVEL))
         return ctypes.string_at(room, size)
 
-    def plain(self, data: bytes, most: int) -> bytes:
-        """What the frames *data* hold, *most* bytes at most. Raises ValueError for what isn't that."""
-        room = ctypes.create_string_buffer(most)
-        size = self._checked(self._decompress(room, most, data, len(data)))
+    def plain(self, data: bytes, limit: int) -> bytes:
+        """What the frames *data* hold, *limit* bytes at most. Raises ValueError for what isn't that."""
+        room = ctypes.create_string_buffer(limit)
+        size = self._checked(self._decompress(room, limit, data, len(data)))
         return ctypes.string_at(room, size)
 
     def _checked(self, size: int) -> int:

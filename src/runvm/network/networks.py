@@ -76,7 +76,7 @@ class _HostNamespace:
         self.users: set[str] = set()
         self.network = Network()
         self.nics: dict[int, _Nic] = {}
-        self.monitor: scan.Monitor | None = None
+        self.monitor: scan.InterfaceMonitor | None = None
         self.forwarder: Forwarder | None = None
         self.proxy: LoopbackProxy | None = None
         self.ports = in_namespace(fd, tap.get_ports)
@@ -160,7 +160,7 @@ class HostNetworks:
         number = namespace.number
         self._loop.call_later(_PROXY_SECONDS, lambda: self._open_proxy(namespace))
         namespace.forwarder = Forwarder(self._loop, fd, lambda packet: self._guest.send(frames.DNS, number, packet))
-        namespace.monitor = in_namespace(fd, scan.Monitor)
+        namespace.monitor = in_namespace(fd, scan.InterfaceMonitor)
         self._loop.watch(namespace.monitor.fileno(), IN, lambda events: self._stir(namespace))
         return number, to_json(namespace.network)
 

@@ -167,7 +167,7 @@ def _settings() -> tuple[tuple[str, str], ...]:
     return tuple(values)
 
 
-class Monitor:
+class InterfaceMonitor:
     """Tells when the network of a namespace may have changed; made in that namespace, used from anywhere."""
 
     def __init__(self) -> None:

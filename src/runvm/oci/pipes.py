@@ -10,13 +10,13 @@ SECONDS = 10.0
 """How long the next part of it may take."""
 
 
-def read_to_end(fd: int, most: int) -> bytes:
-    """The bytes of a pipe that doesn't block, until its last writer has closed it; at most *most*. Raises OSError."""
+def read_to_end(fd: int, limit: int) -> bytes:
+    """The bytes of a pipe that doesn't block, until its last writer has closed it; at most *limit*. Raises OSError."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     data = b""
     deadline = time.monotonic() + SECONDS
-    while len(data) <= most:  # a FIFO that has no writer yet reads as empty
+    while len(data) <= limit:  # a FIFO that has no writer yet reads as empty
         try:
             part = os.read(fd, 1 << 16)
         except BlockingIOError:
@@ -32,4 +32,4 @@ def read_to_end(fd: int, most: int) -> bytes:
                 raise OSError(0, f"timed out after {SECONDS:.0f} s waiting for who writes into it")
             if ready[0][1] == select.POLLHUP:
                 return data
-    raise OSError(0, f"larger than {most} bytes")
+    raise OSError(0, f"larger than {limit} bytes")

@@ -103,7 +103,7 @@ class Network(NamedTuple):
     missing_rules: tuple[Rule, ...] = ()
 
 
-class Changes(NamedTuple):
+class InterfaceChanges(NamedTuple):
     """What became of a network's interfaces, by their index on the host."""
 
     added: tuple[Interface, ...]
@@ -111,11 +111,11 @@ class Changes(NamedTuple):
     changed: tuple[tuple[Interface, Interface], ...]
 
 
-def changes(old: Network, new: Network) -> Changes:
+def changes(old: Network, new: Network) -> InterfaceChanges:
     """The difference; the NICs that interfaces have got in the VM don't count."""
     before = {interface.ifindex: interface for interface in old.interfaces}
     after = {interface.ifindex: interface for interface in new.interfaces}
-    return Changes(
+    return InterfaceChanges(
         added=tuple(interface for index, interface in after.items() if index not in before),
         removed=tuple(interface for index, interface in before.items() if index not in after),
         changed=tuple(

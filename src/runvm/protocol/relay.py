@@ -8,7 +8,7 @@ from collections.abc import Callable
 from runvm.linux.loop import Loop
 from runvm.protocol import frames
 from runvm.protocol.frames import Frame
-from runvm.protocol.streams import Send, Sink, Source
+from runvm.protocol.streams import Send, Sink, StreamSource
 
 
 class Relay:
@@ -20,7 +20,7 @@ class Relay:
         self._send = send
         self._says = says
         self._told = told
-        self._open: dict[int, tuple[Source, Sink]] = {}
+        self._open: dict[int, tuple[StreamSource, Sink]] = {}
 
     def __len__(self) -> int:
         """How many sockets there are; those that both sides have ended don't count."""
@@ -32,7 +32,7 @@ class Relay:
         self._forget_ended()
         os.set_blocking(fd, False)
         sink = Sink(self._loop, os.dup(fd), self._told, channel, self._send, half=True)
-        source = Source(self._loop, fd, self._says, channel, self._send, lambda: None, whole=whole, read=read)
+        source = StreamSource(self._loop, fd, self._says, channel, self._send, lambda: None, whole=whole, read=read)
         self._open[channel] = (source, sink)
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ Send = Callable[[int, int, bytes], None]
 """(kind, channel, payload): queues one frame to the other end."""
 
 
-class Source:
+class StreamSource:
     """Reads *fd* (owned) to its end into frames of *kind* on *channel*; *on_end* is called once when it is closed.
 
     What is read goes through *change* first, until that says that nothing more shall: it gets data, or nothing at the

@@ -19,7 +19,7 @@ from runvm.sandbox import limits
 from runvm.sandbox.checkpoints import Checkpoints
 from runvm.sandbox.creation import find_sockets, make_in_guest
 from runvm.sandbox.members import INIT, Member, Task
-from runvm.sandbox.vm_life import Creation
+from runvm.sandbox.vm_life import VmCreation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -314,7 +314,7 @@ class Containers:
                 created(Failed(str(error)))
 
         if not self.life.initialized:
-            self.life.creations[member.name] = Creation(again, lambda reason: created(Failed(reason)))
+            self.life.creations[member.name] = VmCreation(again, lambda reason: created(Failed(reason)))
         try:
             make()
         except VmmError as error:

@@ -34,7 +34,7 @@ _AGAIN_SECONDS = 1.0
 _KEYS = ("quota", "period", "shares", "idle")
 
 
-class Entry(NamedTuple):
+class LimitEntry(NamedTuple):
     """A container's limits: the *directories* of its cgroup, and of its *cpu* (an OCI object) what _KEYS name, and
     whether they hold: *begun* is set by its `start`."""
 
@@ -48,7 +48,7 @@ def note(sandbox: Sandbox, cid: str, directories: tuple[str, ...], cpu: dict[str
     found = _of(cpu)
     if not directories or not any(found.get(key) for key in ("quota", "shares", "idle")):
         return
-    _write(sandbox, cid, Entry(directories, found, begun=False))
+    _write(sandbox, cid, LimitEntry(directories, found, begun=False))
 
 
 def change(sandbox: Sandbox, cid: str, directories: tuple[str, ...], cpu: dict[str, Any], *, begun: bool) -> None:
@@ -56,7 +56,7 @@ def change(sandbox: Sandbox, cid: str, directories: tuple[str, ...], cpu: dict[s
     found = _of(cpu)
     if not found or not directories:
         return
-    entry = _read(sandbox, cid) or Entry(directories, {}, begun)
+    entry = _read(sandbox, cid) or LimitEntry(directories, {}, begun)
     _write(sandbox, cid, entry._replace(cpu={**entry.cpu, **found}))
 
 
@@ -141,7 +141,7 @@ def lifted(sandbox: Sandbox, *, seconds: float = LIFTED_SECONDS) -> Iterator[Non
         lift.release()
 
 
-class Keeper:
+class QuotaKeeper:
     """The supervisor's part: it lifts the limits for the end of a container, and puts them back for a command that was
     killed before it could."""
 
@@ -207,7 +207,7 @@ def _release(sandbox: Sandbox, fd: int) -> bool:
         os.close(fd)
 
 
-def _entries(sandbox: Sandbox) -> list[Entry]:
+def _entries(sandbox: Sandbox) -> list[LimitEntry]:
     try:
         names = os.listdir(f"{sandbox.directory}/cpu.d")
     except OSError:
@@ -215,16 +215,16 @@ def _entries(sandbox: Sandbox) -> list[Entry]:
     return [entry for name in names if (entry := _read(sandbox, name)) is not None]
 
 
-def _read(sandbox: Sandbox, cid: str) -> Entry | None:
+def _read(sandbox: Sandbox, cid: str) -> LimitEntry | None:
     try:
         with open(f"{sandbox.directory}/cpu.d/{cid}") as file:
             directories, cpu, begun = json.load(file)
     except (OSError, ValueError):
         return None
-    return Entry(tuple(directories), cpu, begun)
+    return LimitEntry(tuple(directories), cpu, begun)
 
 
-def _write(sandbox: Sandbox, cid: str, entry: Entry) -> None:
+def _write(sandbox: Sandbox, cid: str, entry: LimitEntry) -> None:
     directory = f"{sandbox.directory}/cpu.d"
     files.make_directories(directory, 0o700, exist_ok=True)
     temporary = f"{sandbox.directory}/.cpu-{os.getpid()}"

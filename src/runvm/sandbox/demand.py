@@ -30,12 +30,12 @@ _STEP_SECONDS = 0.05
 """The least time between two steps, whatever the guest says."""
 
 
-def step_mib(total_mib: int, most_mib: int, available_mib: int, host_mib: int) -> int:
-    """How much more a VM of *total_mib* gets, whose most is *most_mib*, from a host that has *available_mib* left of
+def step_mib(total_mib: int, limit_mib: int, available_mib: int, host_mib: int) -> int:
+    """How much more a VM of *total_mib* gets, which may have *limit_mib*, from a host that has *available_mib* left of
     *host_mib*: 0 where there is none to give."""
     spare = available_mib - max(HOST_RESERVE_MIB, host_mib // _HOST_SHARE)
     wanted = max(STEP_MIB, total_mib // 2)
-    return max(0, min(wanted, most_mib - total_mib, spare)) // BLOCK_MIB * BLOCK_MIB
+    return max(0, min(wanted, limit_mib - total_mib, spare)) // BLOCK_MIB * BLOCK_MIB
 
 
 def surplus_mib(extra_mib: int, free_mib: int) -> int:
@@ -45,7 +45,7 @@ def surplus_mib(extra_mib: int, free_mib: int) -> int:
 
 class Demand:
     """Of one VM. *extra_mib* is what it has got by need, *told* whether the guest watches. *resize* makes the VM as
-    large as that asks for, *total* says how large it is, *most* how large it may be (0: it doesn't grow by need)."""
+    large as that asks for, *total* says how large it is, *limit* how large it may be (0: it doesn't grow by need)."""
 
     def __init__(
         self,
@@ -54,14 +54,14 @@ class Demand:
         *,
         resize: Callable[[Callable[[RunvmError | None], None]], None],
         total: Callable[[], int],
-        most: Callable[[], int],
+        limit: Callable[[], int],
     ) -> None:
         self.extra_mib = 0
         self._loop = loop
         self._agent = agent
         self._resize = resize
         self._total = total
-        self._most = most
+        self._limit = limit
         self.told = False
         self._busy = False
         self._next = 0.0
@@ -73,7 +73,7 @@ class Demand:
 
     def arm(self) -> None:
         """A container may run from now on: where the VM can grow by need, the guest is told to watch; once."""
-        if not self.told and self._most() > self._total():
+        if not self.told and self._limit() > self._total():
             self.told = True
             self._tell(final=False)
 
@@ -97,7 +97,7 @@ class Demand:
     def _step(self) -> None:
         self._next = time.monotonic() + _STEP_SECONDS
         available_mib, host_mib = _host_mib()
-        step = step_mib(self._total(), self._most(), available_mib, host_mib)
+        step = step_mib(self._total(), self._limit(), available_mib, host_mib)
         if not step:
             log.info(f"the virtual machine can't grow beyond {self._total()} MiB of memory")
             self._busy = False

@@ -42,7 +42,7 @@ class Growth:
         self._capabilities = capabilities
         self.grown_mib = 0
         self._members: Collection[Member] = ()
-        self.demand = Demand(loop, agent, resize=self._resize, total=self._total_mib, most=self._most_mib)
+        self.demand = Demand(loop, agent, resize=self._resize, total=self._total_mib, limit=self._limit_mib)
         self.vcpus = machine.vcpus
 
     def resume(self, members: Collection[Member], grown_mib: int, extra_mib: int, *, watched: bool) -> None:
@@ -99,15 +99,15 @@ class Growth:
         """What the VM has, or is about to have."""
         return self._machine.memory_mib + max(self.grown_mib, self._wanted_mib())
 
-    def _most_mib(self) -> int:
+    def _limit_mib(self) -> int:
         """What it may come to have by need; 0 where its containers' limits say how much that is."""
         config = self._config
         if not self._capabilities.hotplug_memory or config.memory_mib or self._pod_mib():
             return 0
         if all(member.limit_mib for member in self._members):
             return 0
-        most = self._machine.memory_mib + self._machine.growth_mib
-        return min(most, config.max_memory_mib or most, self._max_mib or most)
+        limit = self._machine.memory_mib + self._machine.growth_mib
+        return min(limit, config.max_memory_mib or limit, self._max_mib or limit)
 
     def _resize(self, answered: Answered) -> None:
         """As large as it should be by now, which may be less than it is."""

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from runvm.linux.clock import Changes
+from runvm.linux.clock import ClockChanges
 from runvm.linux.loop import IN
 from runvm.log import log
 from runvm.protocol.messages import Clock, Done, Failed
@@ -53,9 +53,9 @@ class GuestClock:
         self._answers: list[Answer] = []
         self._left = 0
         self._timer = loop.call_later(SETTLED_SECONDS, self._now_and_then)
-        self._changes: Changes | None = None
+        self._changes: ClockChanges | None = None
         with suppress(OSError):  # out of descriptors: then now and then
-            self._changes = Changes()
+            self._changes = ClockChanges()
             loop.watch(self._changes.fileno(), IN, self._changed)
 
     def close(self) -> None:

@@ -160,8 +160,8 @@ class SocketDirectories:
                         self._check(container, mount, inner)
             level = below
 
-    def _entries(self, container: _Container, mount: int, path: str, most: int) -> Iterator[tuple[str, int]]:
-        """Names and kinds of the first *most* entries of a directory, which is watched from now on."""
+    def _entries(self, container: _Container, mount: int, path: str, limit: int) -> Iterator[tuple[str, int]]:
+        """Names and kinds of the first *limit* entries of a directory, which is watched from now on."""
         try:
             directory = self._open(container, mount, path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:
@@ -169,7 +169,7 @@ class SocketDirectories:
         try:
             self._watch(directory, container, _Directory(container.member.name, mount, path))
             with os.scandir(directory) as entries:
-                for entry, _ in zip(entries, range(most), strict=False):
+                for entry, _ in zip(entries, range(limit), strict=False):
                     if entry.is_dir(follow_symlinks=False):
                         yield entry.name, stat.S_IFDIR
                     elif not entry.is_file(follow_symlinks=False) and not entry.is_symlink():

@@ -42,7 +42,7 @@ class Supervisor:
     def __init__(self, plan: VmPlan, listener: socket.socket, share: Tree, start: Start) -> None:
         self.loop = Loop(on_error=_Reports())
         self.containers = Containers(self.loop, share)
-        self._cpu = cpu_limits.Keeper(self.loop, plan.sandbox)
+        self._cpu = cpu_limits.QuotaKeeper(self.loop, plan.sandbox)
         self.life = VmLife(
             self.loop,
             plan,

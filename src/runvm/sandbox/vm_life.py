@@ -33,7 +33,7 @@ BUSY_SECONDS = 40.0
 busy host are slow, and would all be slower still if they booted."""
 
 
-class Creation(NamedTuple):
+class VmCreation(NamedTuple):
     """A container that is being created while it isn't known yet whether the VM's template is any good: done *again* in
     the VM that takes the place of this one, or *failed*."""
 
@@ -57,7 +57,7 @@ class VmLife:
     ) -> None:
         self.plan = plan
         self.initialized = False
-        self.creations: dict[str, Creation] = {}
+        self.creations: dict[str, VmCreation] = {}
         """By container, until the guest is known to be well."""
         self.served = False
         """A container has been started."""

@@ -192,8 +192,8 @@ def _raise_limit() -> None:
     """As many descriptors as the caller's hard limit allows: each file that the guest knows is one of the daemon's."""
     import resource
 
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
 def _trust_the_guests_checks() -> None:

@@ -38,7 +38,7 @@ pytestmark = [
 ABSENT = "02:72:76:00:00:07"
 
 
-def _limit_no_files(runtime: Runtime, most: int) -> None:
+def _limit_no_files(runtime: Runtime, limit: int) -> None:
     """In its place."""
 
 

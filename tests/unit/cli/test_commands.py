@@ -91,7 +91,7 @@ def test_every_flag_of_runc_and_crun_is_taken(command: str, flag: str) -> None:
     word = f"--{name}" if len(name) > 1 else f"-{name}"
     words = [word, value or "x"] if equals else [word]
     if command:
-        args_of(command, *words, *["c1"] * (table(command).least))
+        args_of(command, *words, *["c1"] * (table(command).min_args))
     else:
         assert resolve([*words, "features"])
 

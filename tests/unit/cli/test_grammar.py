@@ -10,8 +10,8 @@ from runvm.errors import UsageError
 BOX = Command(
     "box",
     words="<id> [signal]",
-    least=1,
-    most=2,
+    min_args=1,
+    max_args=2,
     flags=(
         Flag("bundle", "", "b", metavar="DIR"),
         Flag("format", "", "f", metavar="FORMAT", default="table", choices=("table", "json")),
@@ -21,7 +21,9 @@ BOX = Command(
         Flag("detach", "", "d"),
     ),
 )
-HANDS_ON = Command("exec", words="<id> <command>", least=1, most=-1, hands_on=True, flags=(Flag("tty", "", "t"),))
+HANDS_ON = Command(
+    "exec", words="<id> <command>", min_args=1, max_args=-1, hands_on=True, flags=(Flag("tty", "", "t"),)
+)
 GROUP = Command("image", children=(Command("build"), Command("prune", flags=(Flag("keep", "", metavar="N"),))))
 
 
@@ -134,7 +136,7 @@ def test_mistakes(argv: list[str], message: str) -> None:
 
 def test_exactly_is_said_where_the_bounds_are_one() -> None:
     with pytest.raises(UsageError, match=r'"state" requires exactly 1 argument\(s\)'):
-        parse(Command("state", least=1, most=1), ["a", "b"])
+        parse(Command("state", min_args=1, max_args=1), ["a", "b"])
 
 
 def test_a_subcommand_is_read_by_its_own_table() -> None:

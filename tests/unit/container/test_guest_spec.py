@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runvm.container import guest_spec
-from runvm.container.host_view import Made, Place
+from runvm.container.host_view import Made, ViewPlace
 from runvm.errors import UnsupportedError
 from runvm.oci import spec
 from runvm.protocol import names
@@ -102,7 +102,7 @@ def test_where_the_host_mounts_the_guest_mounts(tmp_path: Path) -> None:
     kinds = {"/a": [], "/b": ["mode=750"], "/c": ["mode=750"], "/d": ["size=1m"]}
     mounts = [{"destination": d, "type": "tmpfs", "source": "tmpfs", "options": o} for d, o in kinds.items()]
     plan = planned(tmp_path, mounts=mounts)
-    plan.settle(Made({1: Place("/real/b", 0o701), 3: Place("/d", 0o3777)}, "/home/x"))
+    plan.settle(Made({1: ViewPlace("/real/b", 0o701), 3: ViewPlace("/d", 0o3777)}, "/home/x"))
     assert [(mount["destination"], mount["options"]) for mount in plan.spec["mounts"]] == [
         ("/a", ["mode=1777"]),
         ("/real/b", ["mode=701"]),

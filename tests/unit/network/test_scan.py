@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from runvm.network import scan, tap
-from runvm.network.scan import Monitor
+from runvm.network.scan import InterfaceMonitor
 from runvm.protocol.interfaces import Interface, Network, changes, from_json, to_json
 from unit.network.namespaces import Namespace, veth
 
@@ -161,7 +161,7 @@ def test_further_loopback_addresses_are_read(box: Namespace) -> None:
 def test_the_monitor_sees_a_network_being_connected(box: Namespace, outside: Namespace) -> None:
     """As `docker network connect` does: the interface comes under another name, is renamed, gets its address."""
     old = scanned(box)
-    monitor = box.run(Monitor)
+    monitor = box.run(InterfaceMonitor)
     try:
         assert not select.select([monitor], [], [], 0)[0]
         veth(outside, "out1", box, "veth1234")

@@ -9,7 +9,7 @@ import pytest
 from runvm.linux.loop import Loop
 from runvm.protocol import frames
 from runvm.protocol.frames import CREDIT_KIND, STDIN, STDOUT, FrameError
-from runvm.protocol.streams import Sink, Source
+from runvm.protocol.streams import Sink, StreamSource
 
 
 class Sent:
@@ -69,7 +69,7 @@ def test_what_is_pending_is_counted_for_the_old_sender_alone() -> None:
 def test_a_source_that_is_paused_reads_nothing_whatever_it_is_credited() -> None:
     loop, sent = Loop(), Sent()
     reader, writer = os.pipe2(os.O_NONBLOCK)
-    source = Source(loop, reader, STDOUT, 1, sent, lambda: None)
+    source = StreamSource(loop, reader, STDOUT, 1, sent, lambda: None)
     os.write(writer, b"one")
     loop.turn(0)
     source.pause()

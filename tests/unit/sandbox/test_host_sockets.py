@@ -39,7 +39,7 @@ class Link:
         self._number = 0
         self.sockets = Sockets({3: os.open(server, os.O_PATH | os.O_CLOEXEC)}, {}, [range(1 << 20)], [range(1 << 20)])
         self.host = host_sockets.HostSockets(self.loop, cast("GuestLink", self), self._next)
-        self.guest = agent.HostSockets(self.loop, self._to_host, self._dial) if guest else None
+        self.guest = agent.HostSocketRelays(self.loop, self._to_host, self._dial) if guest else None
 
     def _next(self) -> int:
         self._number += 1

@@ -13,7 +13,7 @@ from runvm.hypervisor import jail
 from runvm.hypervisor.driver import Capabilities, Endpoints, Finding, Machine
 from runvm.hypervisor.qemu.arguments import PORTS, arguments, cmdline
 from runvm.hypervisor.qemu.boards import BOARDS
-from runvm.hypervisor.qemu.monitor import Command, Monitor
+from runvm.hypervisor.qemu.monitor import Monitor, QmpCommand
 from runvm.hypervisor.qemu.qmp import Qmp
 from runvm.linux import architecture, process
 from runvm.log import log
@@ -238,9 +238,9 @@ class QemuVm:
         }
         self._monitor.run(
             [
-                Command("getfd", {"fdname": name}, tap),
-                Command("netdev_add", {"type": "tap", "id": name, "fd": name}),
-                Command("device_add", device),
+                QmpCommand("getfd", {"fdname": name}, tap),
+                QmpCommand("netdev_add", {"type": "tap", "id": name, "fd": name}),
+                QmpCommand("device_add", device),
             ],
             lambda results, error: answered(error),
         )
@@ -248,7 +248,7 @@ class QemuVm:
     def grow(self, mib: int, answered: Answered) -> None:
         """See Vm.grow: virtio-mem plugs and unplugs in blocks while the guest runs."""
         size = {"path": "growth", "property": "requested-size", "value": mib << 20}
-        self._monitor.run([Command("qom-set", size)], lambda results, error: answered(error))
+        self._monitor.run([QmpCommand("qom-set", size)], lambda results, error: answered(error))
 
     def plug_vcpus(self, count: int, answered: Answered) -> None:
         """See Vm.plug_vcpus: they are there, and wait to be taken into use (arguments)."""
@@ -280,11 +280,11 @@ class QemuVm:
 
     def freeze(self, answered: Answered) -> None:
         """See Vm.freeze."""
-        self._monitor.run([Command("stop")], lambda results, error: answered(error))
+        self._monitor.run([QmpCommand("stop")], lambda results, error: answered(error))
 
     def thaw(self, answered: Answered) -> None:
         """See Vm.thaw."""
-        self._monitor.run([Command("cont")], lambda results, error: answered(error))
+        self._monitor.run([QmpCommand("cont")], lambda results, error: answered(error))
 
     def save(self, state: int, answered: Answered) -> None:
         """See Vm.save: as snapshot(), but the end is asked for, since events aren't waited for any more."""
@@ -300,9 +300,9 @@ class QemuVm:
             if error is not None or status == "completed":
                 answered(error)
             else:
-                self._loop.call_later(_SAVE_POLL, lambda: self._monitor.run([Command("query-migrate")], look))
+                self._loop.call_later(_SAVE_POLL, lambda: self._monitor.run([QmpCommand("query-migrate")], look))
 
-        begin = [Command("getfd", {"fdname": "state"}, state), Command("migrate", {"uri": "fd:state"})]
+        begin = [QmpCommand("getfd", {"fdname": "state"}, state), QmpCommand("migrate", {"uri": "fd:state"})]
         self._monitor.run(begin, look)
 
     def kill(self) -> None:

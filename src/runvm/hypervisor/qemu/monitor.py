@@ -17,7 +17,7 @@ _SECONDS = 10.0
 """How long QEMU may take for one command."""
 
 
-class Command(NamedTuple):
+class QmpCommand(NamedTuple):
     """One QMP command; *fd* is handed over with it (-1: none)."""
 
     name: str
@@ -52,7 +52,7 @@ class Monitor:
         qmp.sock.setblocking(False)
         loop.watch(qmp.sock.fileno(), IN, self._ready)
 
-    def run(self, commands: list[Command], ended: Ended) -> None:
+    def run(self, commands: list[QmpCommand], ended: Ended) -> None:
         """Send all *commands* now; *ended* gets their results, in order, or the first error: QEMU's, or that it has
         taken too long."""
         if self._failed is not None or not commands:

@@ -15,7 +15,7 @@ from runvm.hypervisor import jail
 from runvm.hypervisor.driver import Capabilities, Endpoints, Finding, Machine
 from runvm.hypervisor.uml import seccomp
 from runvm.hypervisor.uml.arguments import KERNEL_ARGS, MEMORY, SHARE, arguments
-from runvm.hypervisor.uml.share_relay import Relay
+from runvm.hypervisor.uml.share_relay import ShareRelay
 from runvm.linux import process, syscalls
 from runvm.log import log
 
@@ -95,7 +95,7 @@ class UmlVm:
         self._share = share
         self._daemon: socket.socket | None = None
         self._tag = ""
-        self._relay: Relay | None = None
+        self._relay: ShareRelay | None = None
 
     def plug_share(self, share: socket.socket, tag: str, *, deadline: float) -> None:
         """See Vm.plug_share: before the first resume()."""
@@ -159,10 +159,10 @@ class UmlVm:
                 else:
                     relay.step()
 
-    def _relay_to(self, daemon: socket.socket, kernel: socket.socket, deadline: float) -> Relay:
+    def _relay_to(self, daemon: socket.socket, kernel: socket.socket, deadline: float) -> ShareRelay:
         for sock in (kernel, daemon):
             sock.settimeout(max(0.1, deadline - time.monotonic()))
-        self._relay = Relay(kernel, daemon, self._tag)
+        self._relay = ShareRelay(kernel, daemon, self._tag)
         return self._relay
 
     def _end_start(self) -> None:

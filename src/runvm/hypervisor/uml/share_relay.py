@@ -53,7 +53,7 @@ _WITH_DESCRIPTOR = frozenset({_SET_KICK, _SET_CALL, _SET_DAEMON_REQUESTS})
 _ANSWERED = frozenset({_GET_FEATURES, _GET_PROTOCOL_FEATURES})
 
 
-class Message(NamedTuple):
+class VhostMessage(NamedTuple):
     """A request as it is to be passed on."""
 
     request: int
@@ -70,7 +70,7 @@ class Message(NamedTuple):
         return bool(self.request in _ANSWERED or self.flags & _NEED_REPLY)
 
 
-def checked(request: int, flags: int, payload: bytes, descriptors: int) -> Message:
+def checked(request: int, flags: int, payload: bytes, descriptors: int) -> VhostMessage:
     """The message, SET_MEM_TABLE cut to its regions. Raises VmmError where it isn't as it has to be."""
     if flags & ~_NEED_REPLY != _VERSION:
         raise VmmError(f"the guest's kernel broke the vhost-user protocol: flags {flags:#x} of request {request}")
@@ -91,7 +91,7 @@ def checked(request: int, flags: int, payload: bytes, descriptors: int) -> Messa
         raise _malformed(request, payload, descriptors)
     if descriptors != wanted:
         raise _malformed(request, payload, descriptors)
-    return Message(request, flags, payload)
+    return VhostMessage(request, flags, payload)
 
 
 def _malformed(request: int, payload: bytes, descriptors: int) -> VmmError:
@@ -106,7 +106,7 @@ def configuration(tag: str, payload: bytes) -> bytes:
     return _CONFIG.pack(offset, size, flags) + whole[offset : offset + size]
 
 
-class Relay:
+class ShareRelay:
     """Passes on what *kernel* (User Mode Linux's socket, owned) and *daemon* (virtiofsd's) have to say until the device
     named *tag* is set up. Both sockets have timeouts."""
 
@@ -145,7 +145,7 @@ class Relay:
             if enabled and index < QUEUES:
                 self._enabled.add(index)
 
-    def _pass_on(self, message: Message, descriptors: list[int]) -> None:
+    def _pass_on(self, message: VhostMessage, descriptors: list[int]) -> None:
         if message.request == _SET_PROTOCOL_FEATURES and not self._offers_config:
             features = _U64.unpack(message.payload)[0] & ~_F_CONFIG
             message = message._replace(payload=_U64.pack(features))

@@ -12,7 +12,7 @@ import pytest
 
 from runvm.errors import VmmError
 from runvm.hypervisor.qemu import monitor
-from runvm.hypervisor.qemu.monitor import Command, Monitor
+from runvm.hypervisor.qemu.monitor import Monitor, QmpCommand
 from runvm.hypervisor.qemu.qmp import Qmp
 from runvm.linux.loop import Loop
 
@@ -29,7 +29,7 @@ class Peer:
         self.ended: list[tuple[list[Any], str]] = []
         self.fds: list[int] = []
 
-    def run(self, *commands: Command) -> list[dict[str, Any]]:
+    def run(self, *commands: QmpCommand) -> list[dict[str, Any]]:
         """Have the monitor send *commands*; what QEMU gets."""
         self.monitor.run(list(commands), lambda results, error: self.ended.append((results, str(error or ""))))
         return self.heard(len(commands))
@@ -76,7 +76,7 @@ def returned(sent: dict[str, Any], result: Any) -> dict[str, Any]:
 
 def test_results_come_in_the_commands_order_and_events_are_no_answers(peer: Peer) -> None:
     """Nothing waits meanwhile: the answers are taken as they come, in parts."""
-    first, second = peer.run(Command("one", {"a": 1}), Command("two"))
+    first, second = peer.run(QmpCommand("one", {"a": 1}), QmpCommand("two"))
     assert [(sent["execute"], sent["arguments"]) for sent in (first, second)] == [("one", {"a": 1}), ("two", {})]
     peer.say(returned(first, {"x": 1}), {"event": "STOP", "data": {}})
     assert peer.ended == []
@@ -87,7 +87,7 @@ def test_results_come_in_the_commands_order_and_events_are_no_answers(peer: Peer
 def test_a_descriptor_goes_with_its_command(peer: Peer) -> None:
     """A tap's, say."""
     reader, writer = os.pipe()
-    (sent,) = peer.run(Command("getfd", {"fdname": "nic1"}, writer))
+    (sent,) = peer.run(QmpCommand("getfd", {"fdname": "nic1"}, writer))
     os.close(writer)
     assert len(peer.fds) == 1
     os.write(peer.fds[0], b"x")
@@ -99,7 +99,7 @@ def test_a_descriptor_goes_with_its_command(peer: Peer) -> None:
 
 def test_the_first_error_is_told_once_all_are_answered(peer: Peer) -> None:
     """QEMU goes on with the commands that follow one that it refuses."""
-    first, second, third = peer.run(Command("one"), Command("two"), Command("three"))
+    first, second, third = peer.run(QmpCommand("one"), QmpCommand("two"), QmpCommand("three"))
     peer.say(returned(first, {}), {"error": {"class": "GenericError", "desc": "no such bus"}, "id": second["id"]})
     assert peer.ended == []
     peer.say({"error": {"class": "GenericError", "desc": "something else"}, "id": third["id"]})
@@ -108,8 +108,8 @@ def test_the_first_error_is_told_once_all_are_answered(peer: Peer) -> None:
 
 def test_two_requests_at_once_get_their_own_answers(peer: Peer) -> None:
     """Each has its own error or results."""
-    (first,) = peer.run(Command("one"))
-    (second,) = peer.run(Command("two"))
+    (first,) = peer.run(QmpCommand("one"))
+    (second,) = peer.run(QmpCommand("two"))
     peer.say({"error": {"desc": "no"}, "id": first["id"]}, returned(second, 2))
     assert peer.ended == [([], "QEMU refused: no"), ([2], "")]
 
@@ -117,10 +117,10 @@ def test_two_requests_at_once_get_their_own_answers(peer: Peer) -> None:
 def test_a_late_answer_fails_its_own_request_only(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy host is slow for a while: a container's network can be plugged in after it."""
     monkeypatch.setattr(monitor, "_SECONDS", 0.05)
-    (late,) = peer.run(Command("device_add"))
+    (late,) = peer.run(QmpCommand("device_add"))
     peer.loop.turn(1)
     assert peer.ended == [([], "timed out after 0 s waiting for QEMU's answer to 'device_add'")]
-    (next_one,) = peer.run(Command("netdev_add"))
+    (next_one,) = peer.run(QmpCommand("netdev_add"))
     peer.say(returned(late, "late"), returned(next_one, "in time"))
     assert peer.ended[1:] == [(["in time"], "")]
 
@@ -130,12 +130,12 @@ def test_a_late_answer_fails_its_own_request_only(peer: Peer, monkeypatch: pytes
 )
 def test_what_is_no_answer_answers_nothing(peer: Peer, noise: bytes) -> None:
     """At worst it is the monitor's end, told to who waits, and to who asks later."""
-    (sent,) = peer.run(Command("one"))
+    (sent,) = peer.run(QmpCommand("one"))
     peer.sock.sendall(noise)
     peer.loop.turn(1)
     if peer.ended:
         assert "no JSON" in peer.ended[0][1]
-        peer.monitor.run([Command("two")], lambda results, error: peer.ended.append((results, str(error or ""))))
+        peer.monitor.run([QmpCommand("two")], lambda results, error: peer.ended.append((results, str(error or ""))))
         assert peer.ended[1] == peer.ended[0]
     else:
         peer.say(returned(sent, 1))
@@ -144,8 +144,8 @@ def test_what_is_no_answer_answers_nothing(peer: Peer, noise: bytes) -> None:
 
 def test_when_qemu_goes_all_requests_fail_at_once(peer: Peer) -> None:
     """Nobody waits for its deadline."""
-    peer.run(Command("one"), Command("two"))
-    peer.run(Command("three"))
+    peer.run(QmpCommand("one"), QmpCommand("two"))
+    peer.run(QmpCommand("three"))
     peer.sock.shutdown(socket.SHUT_RDWR)
     peer.loop.turn(1)
     assert [error for _, error in peer.ended] == ["QEMU has closed its monitor"] * 2
@@ -157,7 +157,7 @@ def test_a_qemu_that_reads_nothing_is_given_up(peer: Peer) -> None:
     errors: list[VmmError] = []
     for _ in range(100):
         peer.monitor.run(
-            [Command("x", {"y": "z" * 65536})], lambda results, error: errors.append(error or VmmError(""))
+            [QmpCommand("x", {"y": "z" * 65536})], lambda results, error: errors.append(error or VmmError(""))
         )
         if errors:
             break

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runvm.errors import VmmError
-from runvm.hypervisor.uml.share_relay import Relay, checked, configuration
+from runvm.hypervisor.uml.share_relay import ShareRelay, checked, configuration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ class Line:
         self.ends = [self.kernel, kernel, self.daemon, daemon]
         for sock in self.ends:
             sock.settimeout(5)
-        self.relay = Relay(kernel, daemon, "tag")
+        self.relay = ShareRelay(kernel, daemon, "tag")
 
     def close(self) -> None:
         for sock in self.ends:
