@@ -21,7 +21,7 @@ BIN = $(VENV)/bin
 RUN = PYTHONPATH=src PYTHONDONTWRITEBYTECODE=1 $(PYTHON)
 
 .DELETE_ON_ERROR:
-.PHONY: all docs help deps test-deps image image-other kernel demo test test-kvm bench bench-check unit lint format install uninstall deb wheel clean FORCE
+.PHONY: all docs help deps test-deps image image-other kernel demo test test-kvm test-arm64 bench bench-check unit lint format install uninstall deb wheel clean FORCE
 
 all: build/package/.done build/runvm build/runvm.8 build/runvm.bash build/runvm@.service  ## build: bytecode, manual page, completion
 
@@ -124,6 +124,9 @@ test: test-deps $(BIN)/.done image image-other  ## all tests, as root, under an 
 
 test-kvm: test-deps $(BIN)/.done image  ## the tests that want KVM, on an emulated host where it works: 20 minutes; TESTFLAGS="-m short": 8
 	$(BIN)/pytest -v tests/kvm $(TESTFLAGS)
+
+test-arm64: test-deps $(BIN)/.done image-other  ## the unit tests and a handful of others on an emulated arm64 host; over an hour
+	$(BIN)/pytest -v --arm64-host tests/unit tests/arm64 $(TESTFLAGS)
 
 unit: $(BIN)/.done  ## the tests that need neither root nor a VM: seconds
 	$(BIN)/pytest -q tests/unit $(TESTFLAGS)

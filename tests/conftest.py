@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from framework import elsewhere, kvm_host, process, rootfs
+from framework import elsewhere, emulated_host, process, rootfs
 from framework.host import Host, remove_cgroups
 from framework.runtime import HYPERVISOR, Box, Runtime
 
@@ -32,13 +32,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run all chosen tests that need a VM on an emulated host whose KVM works, as those of tests/kvm always do",
     )
+    parser.addoption(
+        "--arm64-host", action="store_true", help="run all chosen tests on an emulated host of the architecture arm64"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The marks by which a test says that runtimes differ."""
     # A run that SIGTERM stops (a job's time limit) takes its daemons, containers and interfaces away all the same
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    config.pluginmanager.register(elsewhere.Elsewhere(everything=bool(config.getoption("--kvm-host"))))
+    kvm, arm64 = bool(config.getoption("--kvm-host")), bool(config.getoption("--arm64-host"))
+    config.pluginmanager.register(elsewhere.Elsewhere(kvm=kvm, arm64=arm64))
     config.addinivalue_line("markers", "only(runtime, why): what is so by design of one runtime; skipped on others")
     config.addinivalue_line("markers", "capability(name, why): what a hypervisor needs for it; skipped on one without")
     config.addinivalue_line("markers", "differs(runtime, why): what this runtime does otherwise; skipped on it")
@@ -49,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     name = runtime_name(config)
     for item in items:
         folder = os.path.relpath(str(item.path), HERE).split(os.sep)
-        if folder[0] not in ("integration", "faults", "kvm"):
+        if folder[0] not in ("integration", "faults", "kvm", "arm64"):
             continue
         item.add_marker(pytest.mark.root)
         item.add_marker(pytest.mark.vm)
@@ -83,7 +87,8 @@ def mark_for_kvm(item: pytest.Item) -> None:
     """Those of tests/kvm are slow, and run on a host whose KVM works; on one's own not all of them."""
     item.add_marker(pytest.mark.kvm)
     item.add_marker(pytest.mark.slow)
-    if item.get_closest_marker("throwaway") is not None and os.environ.get(kvm_host.HERE_VARIABLE) == kvm_host.HERE:
+    here = os.environ.get(emulated_host.HERE_VARIABLE) == emulated_host.HERE
+    if here and item.get_closest_marker("throwaway") is not None:
         item.add_marker(pytest.mark.skip(reason="it changes the host, so it runs on the emulated one alone"))
 
 

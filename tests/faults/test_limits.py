@@ -50,11 +50,11 @@ def gone(container: Container, host: Host) -> None:
 
 
 @pytest.mark.parametrize("most", [8, 12, 16, 20, 40])
-def test_few_descriptors(box: Box, host: Host, most: int) -> None:
+def test_few_descriptors(box: Box, host: Host, limit: int) -> None:
     """RLIMIT_NOFILE: too few is an error that says so, and what is left can be deleted; enough is enough."""
     container = box("echo", "hello")
     host.mark()
-    result = run(container, "prlimit", f"--nofile={most}:{most}")
+    result = run(container, "prlimit", f"--nofile={limit}:{limit}")
     if result.code:
         assert b"too many open files" in result.stderr.lower(), result.describe()
     else:

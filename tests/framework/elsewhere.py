@@ -1,5 +1,5 @@
-"""A plugin: tests that are for a host on which KVM works are run on one (framework.kvm_host), and reported here as if
-they had run here."""
+"""A plugin: tests that are for a host on which KVM works, or for one of another architecture, are run on such a host
+(framework.emulated_host), and reported here as if they had run here."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from framework.kvm_host import EMULATED, HERE, HERE_VARIABLE, KvmHost
+from framework import arm64_host, kvm_host
+from framework.emulated_host import EMULATED, HERE, HERE_VARIABLE, EmulatedHost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 class Elsewhere:
-    """Decides which tests run on the other host, which is booted for the first of them."""
+    """Decides which tests run on the other host, which is booted for the first of them: those of KVM, with *kvm* all
+    that need a VM, with *arm64* all."""
 
-    def __init__(self, everything: bool) -> None:
-        self._everything = everything
+    def __init__(self, *, kvm: bool, arm64: bool) -> None:
+        self._machine = arm64_host.MACHINE if arm64 else kvm_host.MACHINE
+        self._mark = "" if arm64 else "vm" if kvm else "kvm"
         self._items: list[str] = []
-        self._host: KvmHost | None = None
+        self._host: EmulatedHost | None = None
         self._records: Iterator[dict[str, Any]] | None = None
         self._reports: dict[str, list[dict[str, Any]]] = {}
 
@@ -28,8 +31,7 @@ class Elsewhere:
         """Whether *item* is to run on the other host."""
         if os.environ.get(HERE_VARIABLE) in (HERE, EMULATED) or item.get_closest_marker("skip") is not None:
             return False
-        wanted = "vm" if self._everything else "kvm"
-        return item.get_closest_marker(wanted) is not None
+        return not self._mark or item.get_closest_marker(self._mark) is not None
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -70,13 +72,13 @@ class Elsewhere:
         if self._records is None:
             images = os.environ.get("RUNVM_TEST_DATA_DIR", "/var/lib/runvm") + "/images"
             options = ["--tb", str(item.config.getoption("tbstyle"))]
-            self._host = KvmHost(self._items, options, images)
+            self._host = EmulatedHost(self._machine, self._items, options, images)
             self._records = self._host.records()
         while item.nodeid not in self._reports or self._reports[item.nodeid][-1]["when"] != "teardown":
             record = next(self._records, None)
-            assert record is not None, "the KVM host has ended"
+            assert record is not None, "the other host has ended"
             assert "failed" not in record, record["failed"]
-            assert "done" not in record, f"the KVM host is done without it: {self._host and self._host.console()}"
+            assert "done" not in record, f"the other host is done without it: {self._host and self._host.console()}"
             if report := record.get("report"):
                 self._reports.setdefault(report["nodeid"], []).append(report)
 

@@ -1,5 +1,5 @@
-"""Runs on the host that framework.kvm_host boots: pytest on the tests of a job, each report a line of JSON on the
-serial line. `python3 -m framework.kvm_inside JOB`."""
+"""Runs on the host that framework.emulated_host boots: pytest on the tests of a job, each report a line of JSON on the
+serial line. `python3 -m framework.emulated_inside JOB`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import tty
 from typing import Any
 
 import pytest
-
-REPORTS = "/dev/ttyS1"
 
 
 class _Reporter:
@@ -47,7 +45,7 @@ def main(path: str) -> None:
     """Run the job that the file *path* describes."""
     with open(path, encoding="utf-8") as file:
         job = json.load(file)
-    line = os.open(REPORTS, os.O_WRONLY | os.O_NOCTTY)
+    line = os.open(job["line"], os.O_WRONLY | os.O_NOCTTY)
     tty.setraw(line)
     reporter = _Reporter(line)
     options = ["-p", "no:cacheprovider", "-v", *job["options"]]
