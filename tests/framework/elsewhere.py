@@ -26,6 +26,7 @@ class Elsewhere:
         self._host: EmulatedHost | None = None
         self._records: Iterator[dict[str, Any]] | None = None
         self._reports: dict[str, list[dict[str, Any]]] = {}
+        self._missing: set[str] = set()
 
     def wants(self, item: pytest.Item) -> bool:
         """Whether *item* is to run on the other host."""
@@ -75,10 +76,12 @@ class Elsewhere:
             self._host = EmulatedHost(self._machine, self._items, options, images)
             self._records = self._host.records()
         while item.nodeid not in self._reports or self._reports[item.nodeid][-1]["when"] != "teardown":
+            assert item.nodeid not in self._missing, "the other host has no such test"
             record = next(self._records, None)
             assert record is not None, "the other host has ended"
             assert "failed" not in record, record["failed"]
             assert "done" not in record, f"the other host is done without it: {self._host and self._host.console()}"
+            self._missing.update(record.get("missing", ()))
             if report := record.get("report"):
                 self._reports.setdefault(report["nodeid"], []).append(report)
 

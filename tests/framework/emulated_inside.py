@@ -15,14 +15,21 @@ import pytest
 class _Reporter:
     """A plugin that hands on what becomes of each test."""
 
-    def __init__(self, line: int) -> None:
+    def __init__(self, line: int, tests: list[str]) -> None:
         self._line = line
+        self._tests = set(tests)
 
     def tell(self, record: dict[str, Any]) -> None:
         """Write one line."""
         data = json.dumps(record).encode() + b"\n"
         while data:
             data = data[os.write(self._line, data) :]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Run the tests of the job alone, of which some may not be there: they can depend on the host's Python."""
+        items[:] = [item for item in items if item.nodeid in self._tests]
+        self.tell({"missing": sorted(self._tests - {item.nodeid for item in items})})
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """A test begins: whoever waits sees that it goes on."""
@@ -47,9 +54,10 @@ def main(path: str) -> None:
         job = json.load(file)
     line = os.open(job["line"], os.O_WRONLY | os.O_NOCTTY)
     tty.setraw(line)
-    reporter = _Reporter(line)
+    reporter = _Reporter(line, job["tests"])
     options = ["-p", "no:cacheprovider", "-v", *job["options"]]
-    code = pytest.main([*options, *job["tests"]], plugins=[reporter])
+    files = dict.fromkeys(test.partition("::")[0] for test in job["tests"])
+    code = pytest.main([*options, *files], plugins=[reporter])
     reporter.tell({"done": int(code)})
 
 

@@ -164,7 +164,11 @@ def test_the_example_with_its_comment_signs_removed_means_the_defaults(file: Pat
     assert load(file, "\n".join(lines)) == config.Config()
 
 
-@pytest.mark.parametrize("file", ["/nonexistent", str(REPOSITORY / "packaging/config.toml.example"), "plain"])
+@pytest.mark.parametrize(
+    "file",
+    ["/nonexistent", str(REPOSITORY / "packaging/config.toml.example"), "plain"],
+    ids=["none", "example", "plain"],
+)
 def test_tomllib_is_not_loaded_for_no_file_or_plain_lines(file: str, tmp_path: Path) -> None:
     """Every command loads the settings: it shall pay for tomllib only where the file needs it."""
     if file == "plain":
