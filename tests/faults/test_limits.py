@@ -49,7 +49,7 @@ def gone(container: Container, host: Host) -> None:
     assert host.leaks(settle=10) == set()
 
 
-@pytest.mark.parametrize("most", [8, 12, 16, 20, 40])
+@pytest.mark.parametrize("limit", [8, 12, 16, 20, 40])
 def test_few_descriptors(box: Box, host: Host, limit: int) -> None:
     """RLIMIT_NOFILE: too few is an error that says so, and what is left can be deleted; enough is enough."""
     container = box("echo", "hello")
