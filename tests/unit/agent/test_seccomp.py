@@ -31,7 +31,13 @@ for number, argument in json.loads(sys.argv[2]):
     found.append(ctypes.get_errno())
 print(json.dumps(found))
 """
-PERSONALITY, SETHOSTNAME, REBOOT, CACHESTAT = 135, 170, 169, 451
+# by linux/unistd.h of the machine that the tests run on
+PERSONALITY, SETHOSTNAME, REBOOT = {"x86_64": (135, 170, 169), "aarch64": (92, 161, 142)}[os.uname().machine]
+CACHESTAT = 451
+ARCHITECTURES = {
+    "x86_64": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+    "aarch64": ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"],
+}[os.uname().machine]
 NEEDED = ("write", "read", "exit_group", "brk", "mmap", "munmap", "rt_sigaction", "futex", "close", "fstat", "lseek")
 
 
@@ -39,7 +45,7 @@ def profile(**changes: Any) -> dict[str, Any]:
     """One like Docker's, small."""
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
-        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "architectures": ARCHITECTURES,
         "syscalls": [
             {"names": [*NEEDED, "no_such_call", "socketcall"], "action": "SCMP_ACT_ALLOW"},
             {"names": ["reboot"], "action": "SCMP_ACT_ERRNO", "errnoRet": 7},
