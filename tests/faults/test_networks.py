@@ -42,9 +42,10 @@ def ports(namespace: NetNamespace) -> str:
     return " ".join(namespace.call("cat", _RANGE).expect(0).text.split())
 
 
-@pytest.mark.parametrize("killed", ["", "supervisor", "vmm"])
+@pytest.mark.parametrize("killed", ["", "supervisor", "supervisor, slowly", "vmm"])
 def test_the_namespaces_of_a_pod_are_as_they_were(box: Box, namespaces: list[NetNamespace], killed: str) -> None:
-    """Ports, queueing disciplines and interfaces, in both namespaces, also after the supervisor was killed."""
+    """Ports, queueing disciplines and interfaces, in both namespaces, also after the supervisor was killed; and where
+    the other container's process still has to notice that, while the first one is deleted."""
     containers: list[Container] = []
     for namespace in namespaces:
         container = box.idle()
@@ -55,8 +56,10 @@ def test_the_namespaces_of_a_pod_are_as_they_were(box: Box, namespaces: list[Net
     assert processes_of(containers[0])["vmm"] == processes_of(containers[1])["vmm"]
     for namespace in namespaces:
         assert ports(namespace) != PORTS, "nothing to restore"
+    if killed.endswith("slowly"):
+        os.kill(containers[1].init_pid, signal.SIGSTOP)
     if killed:
-        os.kill(processes_of(containers[0])[killed], signal.SIGKILL)
+        os.kill(processes_of(containers[0])[killed.partition(",")[0]], signal.SIGKILL)
     for container in containers:
         container.delete("--force")
     for namespace in namespaces:

@@ -153,7 +153,9 @@ def _leave_sandbox(ctx: Context, record: ContainerRecord) -> bool:
             return True
         supervisor = registry.processes(sandbox).get("supervisor")
         orderly, last = False, placement.other(sandbox, record.id) is None
-        if supervisor is not None and process.alive(supervisor):
+        # the others there may not have noticed it yet; the VM has ended with it
+        dead = supervisor is not None and not process.alive(supervisor)
+        if supervisor is not None and not dead:
             try:
                 with cpu_limits.lifted(sandbox):
                     answer = registry.call(sandbox, messages.DeleteContainer(record.id), timeout=_DELETE_SECONDS)
@@ -170,4 +172,4 @@ def _leave_sandbox(ctx: Context, record: ContainerRecord) -> bool:
             if orderly and supervisor is not None:
                 orderly = process.wait_gone(supervisor, deadline=time.monotonic() + _END_SECONDS)
             registry.clear(sandbox)
-        return orderly or not last
+        return orderly or not (last or dead)
