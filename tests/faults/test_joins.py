@@ -4,6 +4,7 @@ one that comes."""
 from __future__ import annotations
 
 import random
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,11 +53,14 @@ def rounds(box: Box, count: int) -> None:
     moments = random.Random(7)
     joined = 0
     first = box.sleeper()
+    begun_at = time.monotonic()
+    joining(box, first).launch().close()
+    longest = time.monotonic() - begun_at
     for _ in range(count):
         other = joining(box, first)
         begun = other.begin("--detach", command="run")
         try:
-            begun.popen.wait(moments.uniform(0, 0.5))
+            begun.popen.wait(moments.uniform(0, longest))
         except TimeoutError:
             pass
         except Exception as error:  # subprocess.TimeoutExpired: it is still under way
