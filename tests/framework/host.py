@@ -50,8 +50,9 @@ class Host:
         return Snapshot(dict.fromkeys(self._entries(), "") | self._processes())
 
     def mark(self) -> None:
-        """From now on a leak is what came after this."""
-        self.start = self.snapshot()
+        """From now on a leak is what came after this. Who reads the table of mounts while others mount may miss a line
+        of it, hence two looks."""
+        self.start = Snapshot(self.snapshot().entries | self.snapshot().entries)
 
     def leaks(self, settle: float = SETTLE_S) -> set[str]:
         """What is there and wasn't at the mark, once all had *settle* seconds to go.
