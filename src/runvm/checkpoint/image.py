@@ -13,13 +13,14 @@ import fcntl
 import json
 import os
 import stat
+from contextlib import ExitStack
 from typing import Any, NamedTuple, get_type_hints
 
-from runvm.checkpoint import memory
+from runvm.checkpoint import memory, precopy
 from runvm.errors import CheckpointError, HostError, reason
 from runvm.linux import files, syscalls
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "checkpoint.json"
 _MEMORY = ("ram", "more")
 _FILES = (*_MEMORY, "state")
@@ -144,7 +145,9 @@ class Files:
 
 
 class Writer:
-    """Makes the image *directory*: a context manager; what wasn't finished goes. Raises HostError."""
+    """Makes the image *directory*: a context manager; what wasn't finished goes. Raises HostError.
+
+    The memory takes three steps: it is copied while the VM runs, caught up with while that stands still, and packed."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
@@ -153,6 +156,9 @@ class Writer:
         self._prefix = f".{name}.new-"
         self.path = f"{self._parent}/{self._prefix}{os.getpid()}"
         self._lock = -1
+        self._held = ExitStack()
+        self._copies: dict[str, precopy.Copy] = {}
+        self._hashes: dict[str, str] = {}
 
     def __enter__(self) -> Writer:
         self._check_place()
@@ -167,13 +173,25 @@ class Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._held.close()
         os.close(self._lock)
         _remove(self.path)
 
-    def add_memory(self, ram_file: str, more_file: str, *, compress: bool = False) -> None:
-        """Copy a stopped VM's memory, its used pages. Raises OSError, HostError."""
+    def copy_memory(self, ram_file: str, more_file: str) -> None:
+        """Copy the memory of a VM that runs. Raises OSError."""
         for name, source in zip(_MEMORY, (ram_file, more_file), strict=True):
-            memory.pack(source, f"{self.path}/{name}", compress=compress)
+            self._copies[name] = self._held.enter_context(precopy.Copy(source, self.path))
+            self._copies[name].begin()
+
+    def catch_up(self) -> int:
+        """Copy what has changed in the memory, now that the VM stands still: how many bytes. Raises OSError."""
+        return sum(copy.catch_up() for copy in self._copies.values())
+
+    def pack_memory(self, *, compress: bool = False) -> None:
+        """Write the used pages of the copy; the VM may go on. Raises OSError, HostError."""
+        for name, copy in self._copies.items():
+            self._hashes[name] = copy.pack(f"{self.path}/{name}", compress=compress)
+        self._held.close()
 
     def add_state(self, source: str) -> None:
         """Copy its device state. Raises OSError."""
@@ -185,7 +203,7 @@ class Writer:
         told: dict[str, list[Any]] = {}
         for name in _FILES:
             path = f"{self.path}/{name}"
-            told[name] = [os.stat(path).st_size, memory.digest(path)]
+            told[name] = [os.stat(path).st_size, self._hashes.get(name) or memory.digest(path)]
         with open(f"{self.path}/{MANIFEST}", "w", opener=files.private) as file:
             json.dump(manifest._replace(files=told)._asdict(), file)
         with open(f"{self.path}/{_CRIUS}", "w", opener=files.private) as file:

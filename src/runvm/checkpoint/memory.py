@@ -6,25 +6,34 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from typing import TYPE_CHECKING
 
 from runvm.errors import CheckpointError
 from runvm.hypervisor.ram import MAX_RUN, used
 from runvm.linux import files
 from runvm.linux.zstd import Zstd
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _RUN = struct.Struct(">QII")
 """Where it belongs, how long it is there, and how long here: as long, or shorter where it is compressed."""
 
 
-def pack(source: str, target: str, *, compress: bool = False) -> None:
-    """Write what is used of the file *source* into the new file *target*. Raises OSError, HostError."""
+def pack(source: int, data: Iterable[tuple[int, int]], target: str, *, compress: bool = False) -> str:
+    """Write what is used of the descriptor *source*, within its *data*, into the new file *target*. The hash of what
+    was written. Raises OSError, HostError."""
     zstd = Zstd() if compress else None
-    with open(source, "rb", buffering=0) as memory, open(target, "wb", buffering=0, opener=files.private) as out:
-        for offset, data in used(memory.fileno()):
-            stored: bytes | memoryview = data
-            if zstd is not None and len(shorter := zstd.compressed(bytes(data))) < len(data):
+    told = hashlib.sha256()
+    with open(target, "wb", opener=files.private) as out:
+        for offset, plain in used(source, data):
+            stored: bytes | memoryview = plain
+            if zstd is not None and len(shorter := zstd.compressed(bytes(plain))) < len(plain):
                 stored = shorter
-            os.writev(out.fileno(), [_RUN.pack(offset, len(data), len(stored)), stored])
+            for part in (_RUN.pack(offset, len(plain), len(stored)), stored):
+                told.update(part)
+                out.write(part)
+    return told.hexdigest()
 
 
 def unpack(source: int, target: int) -> str:
@@ -47,7 +56,7 @@ def unpack(source: int, target: int) -> str:
             if stored < length:
                 zstd = zstd or Zstd()
                 data = _plain(zstd, data, length)
-            os.pwrite(target, data, offset)
+            files.write_at(target, data, offset)
             end = offset + length
     return found.hexdigest()
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm import __version__
 from runvm.checkpoint import image, layer, support
 from runvm.container import shape, state
-from runvm.errors import HostError, RunvmError, StateError, reason
+from runvm.errors import HostError, NotRunningError, RunvmError, StateError, reason
 from runvm.hypervisor.driver import Machine
 from runvm.linux import files, process
 from runvm.log import log
 from runvm.protocol import frames, messages, version
 from runvm.sandbox import registry
-from runvm.sandbox.checkpointing import Stopped
+from runvm.sandbox.checkpointing import Memory, Stopped
 from runvm.shares import virtiofs
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from runvm.container.context import Context
     from runvm.hypervisor.driver import Driver
+    from runvm.sandbox.registry import Sandbox
 
 
 _FLUSH_SECONDS = 12.0
@@ -50,19 +52,21 @@ def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
             raise StateError(f"container cannot be checkpointed in {record.status} state")
         driver = support.check(ctx.config._replace(arch=record.arch), "checkpoint", record.hypervisor)
         sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
-        request = messages.Checkpoint(cid, bool(options.layer))
-        with image.Writer(options.image_path) as writer, registry.begin(sandbox, request) as connection:
-            stopped = Stopped(**registry.finish(connection, request))
-            try:
-                _copy(writer, stopped, options)
-                if options.leave_running:
-                    _end(connection, keep=True)
-                log.debug("checkpoint: memory copied")
-                writer.finish(_manifest(ctx, cid, driver, stopped))
-            except OSError as error:
-                raise HostError(f"write the checkpoint {options.image_path}: {reason(error)}") from error
-            if not options.leave_running:
-                _end(connection, keep=False)
+        try:
+            with image.Writer(options.image_path) as writer:
+                _copy_memory(writer, sandbox, cid)
+                request = messages.Checkpoint(cid, bool(options.layer))
+                with registry.begin(sandbox, request) as connection:
+                    stopped = Stopped(**registry.finish(connection, request))
+                    _catch_up(writer, stopped, options)
+                    if options.leave_running:
+                        _end(connection, keep=True)
+                    writer.pack_memory(compress=options.compress)
+                    writer.finish(_manifest(ctx, cid, driver, stopped))
+                    if not options.leave_running:
+                        _end(connection, keep=False)
+        except OSError as error:
+            raise HostError(f"write the checkpoint {options.image_path}: {reason(error)}") from error
         if stopped.execs:
             log.warning(f"{stopped.execs} processes that exec had started in the container were ended")
     if not options.leave_running:
@@ -80,15 +84,28 @@ def cpu_of(machine: Machine) -> str:
     return template.processor(files.read("/proc/cpuinfo")) if machine.accelerator == "kvm" else ""
 
 
-def _copy(writer: image.Writer, stopped: Stopped, options: CheckpointOptions) -> None:
-    """From the supervisor's mount namespace, which alone has the memory."""
+def _copy_memory(writer: image.Writer, sandbox: Sandbox, cid: str) -> None:
+    """While the VM runs; from the supervisor's mount namespace, which alone has it. Raises RunvmError, OSError."""
+    found = Memory(**registry.call(sandbox, messages.FindMemory(cid)))
+    root = f"/proc/{found.pid}/root"
+    try:
+        writer.copy_memory(f"{root}{found.ram}", f"{root}{found.more}")
+    except OSError:
+        if os.path.exists(f"{root}{found.ram}"):
+            raise
+        raise NotRunningError() from None
+    log.debug("checkpoint: memory copied")
+
+
+def _catch_up(writer: image.Writer, stopped: Stopped, options: CheckpointOptions) -> None:
+    """While it stands still: what has changed in the memory, and the device state. Raises RunvmError, OSError."""
     if options.layer:
         if stopped.input or stopped.input_ended:
             raise RunvmError("input is on its way to the container")
         layer.save(options.layer, f"{writer.path}/{layer.NAME}")
-    root = f"/proc/{stopped.pid}/root"
-    writer.add_memory(f"{root}{stopped.ram}", f"{root}{stopped.more}", compress=options.compress)
-    writer.add_state(f"{root}{stopped.state}")
+    changed = writer.catch_up()
+    writer.add_state(f"/proc/{stopped.pid}/root{stopped.state}")
+    log.debug(f"checkpoint: {changed >> 10} KiB of memory had changed")
 
 
 def _end(connection: socket.socket, *, keep: bool) -> None:

@@ -14,7 +14,7 @@ from runvm import __version__
 from runvm.errors import DeadlineError, GuestError, HostError, RunvmError, VmmError
 from runvm.hypervisor import jail, ram
 from runvm.hypervisor.driver import Driver, Endpoints, Machine, Vm
-from runvm.linux import architecture, files, process
+from runvm.linux import architecture, files, process, syscalls
 from runvm.log import log
 from runvm.protocol import frames, messages, version
 
@@ -228,7 +228,12 @@ def _check_version(told: str) -> None:
 
 
 def free_memory(directory: str) -> None:
-    """Give the memory of a VM that has been killed back to the host."""
+    """Give the memory of a VM that has been killed back to the host. The files stay as long as they were: a checkpoint
+    that is being taken has them mapped, and would get SIGBUS."""
     for name in ("ram", "more"):
         with suppress(OSError):
-            os.truncate(f"{directory}/jail/{name}", 0)
+            fd = os.open(f"{directory}/jail/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                syscalls.punch_hole(fd, 0, os.fstat(fd).st_size)
+            finally:
+                os.close(fd)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from runvm.errors import VmmError
 from runvm.linux import files
@@ -17,27 +17,27 @@ def save(source: str, target: str) -> None:
     OSError."""
     with open(source, "rb", buffering=0) as ram, open(target, "wb", buffering=0) as out:
         out.truncate(os.fstat(ram.fileno()).st_size)
-        for offset, data in used(ram.fileno()):
-            os.pwrite(out.fileno(), data, offset)
+        for offset, data in used(ram.fileno(), files.data(ram.fileno())):
+            files.write_at(out.fileno(), data, offset)
         os.fsync(out.fileno())
 
 
-def used(fd: int) -> Iterator[tuple[int, memoryview]]:
-    """The runs of pages of a file that aren't zero, MAX_RUN bytes at most, with their offsets (lseek(2), SEEK_DATA).
-    Raises OSError."""
+def used(fd: int, data: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
+    """The runs of pages of a file that aren't zero, MAX_RUN bytes at most, with their offsets, within its *data*, which
+    begin and end at pages. Raises OSError."""
     zero = bytes(_PAGE)
-    for offset, end in files.data(fd):
-        while offset < end:
-            chunk = memoryview(os.pread(fd, min(MAX_RUN, end - offset), offset))
+    for begin, end in data:
+        for offset in range(begin, end, MAX_RUN):
+            chunk = os.pread(fd, min(MAX_RUN, end - offset), offset)
             start = -1
             for page in range(0, len(chunk) + _PAGE, _PAGE):
+                # of bytes, not of a memoryview, whose comparison goes byte by byte
                 is_used = page < len(chunk) and chunk[page : page + _PAGE] != zero
                 if is_used and start < 0:
                     start = page
                 elif not is_used and start >= 0:
-                    yield offset + start, chunk[start:page]
+                    yield offset + start, memoryview(chunk)[start:page]
                     start = -1
-            offset += len(chunk)
 
 
 def copy_sparse(source: str, target: int) -> None:

@@ -72,6 +72,14 @@ def write(path: str, text: str, *, make: bool = False) -> None:
         os.close(fd)
 
 
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """All of *data*: pwrite(2) alone leaves some out where the disk gets full. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(fd, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
 def data(fd: int) -> Iterator[tuple[int, int]]:
     """Where the data of a sparse file begin and end, without its holes (lseek(2), SEEK_DATA). Raises OSError."""
     size = os.fstat(fd).st_size

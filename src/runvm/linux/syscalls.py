@@ -65,6 +65,10 @@ ATTR_NODEV = 4
 # linux/reboot.h, reboot(2)
 RB_POWER_OFF = 0x4321FEDC
 
+# linux/falloc.h, fallocate(2)
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+
 # linux/openat2.h, openat2(2)
 _SYS_OPENAT2 = 437
 _AT_FDCWD = -100
@@ -149,6 +153,12 @@ def exchange(one: str, other: str) -> None:
         _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE),
         f"exchange {one} and {other}",
     )
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give the storage of a part of a file back, which reads as zeros then: fallocate(2)."""
+    flags = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+    _check(_libc.fallocate(fd, flags, ctypes.c_int64(offset), ctypes.c_int64(length)), "punch a hole")
 
 
 def unshare(flags: int) -> None:

@@ -326,11 +326,18 @@ class ExecProcess(NamedTuple):
     outside: bool
 
 
+class FindMemory(NamedTuple):
+    """From checkpoint, which copies the VM's memory while it runs: where it is. Fails where Checkpoint would. Result:
+    sandbox.checkpointing.Memory."""
+
+    container: str
+
+
 class Checkpoint(NamedTuple):
     """From checkpoint: stop the VM of this container, its only one, and write its device state. While the VM stands
-    still the command copies its memory, and sends EndCheckpoint; if this connection closes before, the VM goes on.
-    With *spare_execs* it fails while processes that exec has started run, else they are ended. Result:
-    sandbox.checkpointing.Stopped."""
+    still the command copies what has changed in its memory, and sends EndCheckpoint; if this connection closes before,
+    the VM goes on. With *spare_execs* it waits until no process runs that exec has started, else they are ended.
+    Result: sandbox.checkpointing.Stopped."""
 
     container: str
     spare_execs: bool
@@ -373,7 +380,8 @@ _TYPES: dict[str, Any] = {
     for kind in (
         Done, Failed, Initialize, Create, Start, Exec, Signal, Freeze, Update, UseCpus, Clock, UseMemory, Stats, FindFile, Remove, SetNetwork, RemoveNetwork, Quiesce, Unquiesce, Restored, Connect, Dialled, AddSocket, DropSocket, FindServer, ConnectServer, Changed, Resize, Hello,  # noqa: E501
         Exited, OutOfMemory, MemoryLow, MemoryFree, Notified, Dial, Watch,
-        Attach, CreateContainer, ExecProcess, Checkpoint, EndCheckpoint, RestoreContainer, DeleteContainer, Status,
+        Attach, CreateContainer, ExecProcess, FindMemory, Checkpoint, EndCheckpoint, RestoreContainer, DeleteContainer,
+        Status,
     )
 }  # fmt: skip
 

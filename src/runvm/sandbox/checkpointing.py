@@ -1,5 +1,6 @@
-"""A checkpoint as the supervisor takes it: the container stands still, the VM is stopped and its device state written;
-the command then copies the memory, and says whether the VM goes on. See docs/design.md, Checkpoint.
+"""A checkpoint as the supervisor takes it: the command is told where the memory is, and copies it; then the container
+stands still, the VM is stopped and its device state written; the command copies what has changed in the memory, and
+says whether the VM goes on. See docs/design.md, Checkpoint.
 
 Of the bytes under way at that moment, those toward the host have come before the guest's answer to Quiesce, and the
 shim goes on writing them. Those toward the guest are held here: a VM that goes on gets them, and so does a restored
@@ -37,10 +38,18 @@ _STATE = "checkpoint.state"
 _SHIM_REQUEST = 1
 
 
+class Memory(NamedTuple):
+    """FindMemory's answer: the files that are the VM's memory, in the mount namespace of process *pid*."""
+
+    pid: int
+    ram: str
+    more: str
+
+
 class Stopped(NamedTuple):
     """What the command is told of a VM that stands still, in Checkpoint's answer.
 
-    *state*, *ram* and *more* are files in the mount namespace of process *pid*; *machine* are the fields of
+    *state* is a file in the mount namespace of process *pid*; *machine* are the fields of
     hypervisor.driver.Machine, with the virtual CPUs of now; *grown_mib* what it has grown by,
     *extra_mib* of that by need, for which the guest may have *watched*. *channel* is the
     container's own, *network* the number of its network namespace, *place* its directory in the share, *layout* where
@@ -51,8 +60,6 @@ class Stopped(NamedTuple):
 
     pid: int
     state: str
-    ram: str
-    more: str
     machine: dict[str, Any]
     grown_mib: int
     extra_mib: int
@@ -76,15 +83,17 @@ class Checkpointing:
         self._layout = layout
         self._under_way: _Checkpoint | None = None
 
+    def find_memory(self, request: messages.FindMemory, reply: Reply) -> None:
+        """Raises UnsupportedError, RunvmError."""
+        self._checked(request.container)
+        jail = f"{self._keeper.life.plan.sandbox.directory}/jail"
+        reply(Done(Memory(os.getpid(), f"{jail}/ram", f"{jail}/more")._asdict()))
+
     def begin(self, client: Client, request: messages.Checkpoint, reply: Reply) -> None:
         """Stop the VM and write its state. Raises UnsupportedError, RunvmError."""
-        if self._under_way is not None:
-            raise RunvmError("another checkpoint of the container is being taken")
         member = self._checked(request.container)
-        if request.spare_execs and any(key != INIT and not task.ended for key, task in member.tasks.items()):
-            raise RunvmError("processes that exec has started run in the container")
         self._under_way = _Checkpoint(self._loop, self._keeper, self._layout, member, client, reply, self._forget)
-        self._under_way.end_execs()
+        self._under_way.end_execs(spare=request.spare_execs)
 
     def end(self, client: Client, request: messages.EndCheckpoint, reply: Reply) -> None:
         """The command has copied what it needs."""
@@ -106,6 +115,8 @@ class Checkpointing:
         self._under_way = None
 
     def _checked(self, name: str) -> Member:
+        if self._under_way is not None:
+            raise RunvmError("another checkpoint of the container is being taken")
         members, vm = self._keeper.members, self._keeper.life.vm
         member = members.get(name)
         init = None if member is None else member.tasks.get(INIT)
@@ -156,15 +167,17 @@ class _Checkpoint:
 
     # --- step by step
 
-    def end_execs(self) -> None:
-        """What exec started isn't part of a checkpoint: nobody could take it up again."""
+    def end_execs(self, *, spare: bool) -> None:
+        """What exec started isn't part of a checkpoint: nobody could take it up. With *spare*, wait for its end."""
         execs = [task for key, task in self._member.tasks.items() if key != INIT and not task.ended]
-        self._execs = len(execs)
-        for task in execs:
+        self._execs = 0 if spare else len(execs)
+        for task in () if spare else execs:
             kill = messages.Signal(self._member.name, task.channel, int(signal.SIGKILL), False)
             self._vm.agent.ask(kill, lambda answer: None)
         self._when(
-            lambda: all(key == INIT for key in self._member.tasks), self._quiet_shim, "the end of the exec'ed processes"
+            lambda: all(key == INIT for key in self._member.tasks),
+            self._quiet_shim,
+            "the end of the processes that exec has started",
         )
 
     def _quiet_shim(self) -> None:
@@ -219,13 +232,10 @@ class _Checkpoint:
 
     def _describe(self) -> Stopped:
         life, channel = self._keeper.life, self._init.channel
-        directory = life.plan.sandbox.directory
         held = [payload for kind, to, payload in self._vm.agent.held if kind == STDIN and to == channel]
         return Stopped(
             pid=os.getpid(),
             state=self._path,
-            ram=f"{directory}/jail/ram",
-            more=f"{directory}/jail/more",
             machine=life.plan.machine._replace(vcpus=self._vm.growth.vcpus)._asdict(),
             grown_mib=self._vm.growth.grown_mib,
             extra_mib=self._vm.growth.demand.extra_mib,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runvm.linux.loop import Loop
-    from runvm.protocol.messages import Checkpoint, EndCheckpoint, RestoreContainer
+    from runvm.protocol.messages import Checkpoint, EndCheckpoint, FindMemory, RestoreContainer
     from runvm.sandbox.checkpointing import Checkpointing
     from runvm.sandbox.clients import Client, Reply
     from runvm.sandbox.keeping import Keeper
@@ -37,13 +37,20 @@ class Checkpoints:
         self._start: Callable[[Reply], None] | None = None
         """What a container that was restored waits with for its Start."""
 
+    def find_memory(self, client: Client, request: FindMemory, reply: Reply) -> None:
+        """Tell where the VM's memory is, for a checkpoint."""
+        self._loaded().find_memory(request, reply)
+
     def begin(self, client: Client, request: Checkpoint, reply: Reply) -> None:
         """Stop the VM for a checkpoint."""
+        self._loaded().begin(client, request, reply)
+
+    def _loaded(self) -> Checkpointing:
         if self._checkpointing is None:
             from runvm.sandbox.checkpointing import Checkpointing
 
             self._checkpointing = Checkpointing(self._loop, self._keeper, self._layout)
-        self._checkpointing.begin(client, request, reply)
+        return self._checkpointing
 
     def end(self, client: Client, request: EndCheckpoint, reply: Reply) -> None:
         """The VM goes on after a checkpoint, or ends."""

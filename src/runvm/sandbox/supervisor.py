@@ -67,6 +67,7 @@ class Supervisor:
                 messages.Freeze: self.containers.pass_on,
                 messages.Stats: self.containers.pass_on,
                 messages.FindFile: self.containers.pass_on,
+                messages.FindMemory: self.containers.checkpoints.find_memory,
                 messages.Checkpoint: self.containers.checkpoints.begin,
                 messages.EndCheckpoint: self.containers.checkpoints.end,
                 messages.RestoreContainer: self.containers.checkpoints.restore,

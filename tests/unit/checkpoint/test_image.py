@@ -23,8 +23,6 @@ MACHINE = Machine("tcg", 2, 2, 8, 16, "/vmlinuz", "/initramfs", "key", "quiet")
 STOPPED = Stopped(
     pid=1,
     state="/s",
-    ram="/r",
-    more="/m",
     machine=MACHINE._asdict(),
     grown_mib=0,
     extra_mib=0,
@@ -63,8 +61,10 @@ def written(directory: Path, name: str = "image") -> str:
         with open(directory / f"{file}.src", "wb") as out:
             out.write(b"x" * 4096 if file != "more" else b"")
     with image.Writer(f"{directory}/{name}") as writer:
-        writer.add_memory(f"{directory}/ram.src", f"{directory}/more.src")
+        writer.copy_memory(f"{directory}/ram.src", f"{directory}/more.src")
+        writer.catch_up()
         writer.add_state(f"{directory}/state.src")
+        writer.pack_memory()
         writer.finish(MANIFEST)
     return f"{directory}/{name}"
 

@@ -11,6 +11,7 @@ import pytest
 
 from runvm.checkpoint import memory
 from runvm.errors import CheckpointError
+from runvm.linux import files
 from runvm.linux.zstd import Zstd
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ def made(path: Path, pages: dict[int, bytes]) -> str:
     return str(path)
 
 
+def pack(source: str, target: Path, *, compress: bool = False) -> str:
+    """memory.pack() of a whole file."""
+    with open(source, "rb") as file:
+        return memory.pack(file.fileno(), files.data(file.fileno()), str(target), compress=compress)
+
+
 def unpacked(source: str, target: Path, size: int = SIZE) -> tuple[str, bytes]:
     """(hash, memory) of what *source* gives."""
     with open(source, "rb") as packed, open(target, "w+b") as out:
@@ -45,23 +52,23 @@ def test_what_was_used_comes_back(tmp_path: Path, seed: int, compress: bool) -> 
     pages |= {number: bytes(4096) for number in range(40)}
     pages |= {number: chance.randbytes(8) * 512 for number in range(100, 900, chance.randrange(1, 5))}
     source = made(tmp_path / "ram", pages)
-    memory.pack(source, str(tmp_path / "packed"), compress=compress)
+    told = pack(source, tmp_path / "packed", compress=compress)
     found, data = unpacked(str(tmp_path / "packed"), tmp_path / "again")
     with open(source, "rb") as file:
         assert data == file.read()
-    assert found == memory.digest(str(tmp_path / "packed"))
+    assert told == found == memory.digest(str(tmp_path / "packed"))
     assert os.path.getsize(tmp_path / "packed") <= len(pages) * (4096 + 16)
     assert os.stat(tmp_path / "packed").st_mode & 0o777 == 0o600
 
 
 def test_compressed_it_is_smaller(tmp_path: Path) -> None:
     source = made(tmp_path / "ram", dict.fromkeys(range(100), b"word" * 1024))
-    memory.pack(source, str(tmp_path / "packed"), compress=True)
+    pack(source, tmp_path / "packed", compress=True)
     assert os.path.getsize(tmp_path / "packed") < 10_000
 
 
 def test_an_empty_memory_takes_nothing(tmp_path: Path) -> None:
-    memory.pack(made(tmp_path / "ram", {}), str(tmp_path / "packed"))
+    pack(made(tmp_path / "ram", {}), tmp_path / "packed")
     assert os.path.getsize(tmp_path / "packed") == 0
 
 
@@ -104,7 +111,7 @@ def test_what_was_never_written_is_refused(tmp_path: Path, data: bytes) -> None:
 def test_any_change_shows(tmp_path: Path, compress: bool) -> None:
     """A bit that has changed, or an end that is missing: refused at once, or another hash."""
     pages = {3: b"x" * 4096, 900: b"y" * 2048 + random.Random(2).randbytes(2048)}
-    memory.pack(made(tmp_path / "ram", pages), str(tmp_path / "packed"), compress=compress)
+    pack(made(tmp_path / "ram", pages), tmp_path / "packed", compress=compress)
     whole = (tmp_path / "packed").read_bytes()
     right = memory.digest(str(tmp_path / "packed"))
     chance = random.Random(1)

@@ -29,8 +29,9 @@ def kept(config: Config, key: str, used: int) -> str:
         with open(f"{config.data_dir}/{name}", "wb") as file:
             file.write(b"x" * 4096)
     with image.Writer(path) as writer:
-        writer.add_memory(f"{config.data_dir}/ram", f"{config.data_dir}/more")
+        writer.copy_memory(f"{config.data_dir}/ram", f"{config.data_dir}/more")
         writer.add_state(f"{config.data_dir}/state")
+        writer.pack_memory()
         writer.finish(MANIFEST)
     os.utime(path, (used, used))
     return path

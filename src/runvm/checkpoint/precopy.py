@@ -1,0 +1,93 @@
+"""The copy of a VM's memory: made while its guest runs, and brought up to date once that stands still, which takes only
+what has changed. The image's file is then written from the copy, while the guest may run again."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from runvm.checkpoint import memory
+from runvm.linux import files
+from runvm.linux.mapping import Mapping
+from runvm.log import log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CHUNK = 64 << 10
+"""What is compared at once, and copied where it isn't the same. Smaller ones take more calls than they spare bytes."""
+_FEW = 4 << 20
+"""As many bytes are copied in some milliseconds: no further round is worth it."""
+_ROUNDS = 4
+
+
+class Copy:
+    """Of the file *source*, a VM's memory, as an unnamed file in *directory*. A context manager. Raises OSError.
+
+    The page cache itself is compared, mapped: that takes a third of the time that reading it would."""
+
+    def __init__(self, source: str, directory: str) -> None:
+        self._source = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        self._size = os.fstat(self._source).st_size
+        path = f"{directory}/.copy-{os.path.basename(source)}"
+        self._target = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        os.unlink(path)
+        os.ftruncate(self._target, self._size)
+        self._data: list[tuple[int, int]] = []
+        self._maps: tuple[Mapping, Mapping] | None = None
+
+    def __enter__(self) -> Copy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for mapping in self._maps or ():
+            mapping.close()
+        os.close(self._source)
+        os.close(self._target)
+
+    def begin(self) -> None:
+        """Copy all that there is, and then what has changed meanwhile until that is little, or doesn't get less. Raises
+        OSError."""
+        self._data = list(files.data(self._source))
+        for offset, length in _chunks(self._data):
+            data = os.pread(self._source, length, offset)
+            if data.count(0) != len(data):
+                files.write_at(self._target, data, offset)
+        if not self._data:
+            return
+        try:
+            self._maps = Mapping(self._source, self._size), Mapping(self._target, self._size)
+        except OSError as error:
+            log.debug(f"checkpoint: all memory is copied while the container stands still: {error}")
+            return
+        last = self.catch_up()
+        for _ in range(_ROUNDS):
+            if last < _FEW:
+                break
+            changed = self.catch_up()
+            if changed > last // 2:
+                break
+            last = changed
+
+    def catch_up(self) -> int:
+        """Copy what has changed; how many bytes that was. Raises OSError."""
+        changed = 0
+        self._data = list(files.data(self._source))
+        for offset, length in _chunks(self._data):
+            if self._maps is None or not self._maps[0].is_like(self._maps[1], offset, length):
+                files.write_at(self._target, os.pread(self._source, length, offset), offset)
+                changed += length
+        return changed
+
+    def pack(self, target: str, *, compress: bool) -> str:
+        """Write what the memory was at the last catch_up() into the new file *target*, as memory.pack() does: its hash.
+        Raises OSError, HostError."""
+        # what has become a hole since it was copied is no data any more
+        return memory.pack(self._target, self._data, target, compress=compress)
+
+
+def _chunks(data: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The parts of *data* that are looked at one by one: (offset, length)."""
+    for begin, end in data:
+        for offset in range(begin, end, _CHUNK):
+            yield offset, min(_CHUNK, end - offset)
