@@ -19,6 +19,8 @@ from runvm.protocol import messages
 from runvm.sandbox import registry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from runvm.container.context import Context
     from runvm.container.state import ContainerRecord
     from runvm.container.wishes import Wish
@@ -88,17 +90,23 @@ def _make(ctx: Context, sandbox: Sandbox, record: ContainerRecord) -> None:
 def _await_ready(sandbox: Sandbox, record: ContainerRecord, wanted: Wish) -> None:
     """Raises NotRunningError where it ends before, RunvmError."""
     deadline = time.monotonic() + _READY_SECONDS + wanted.quiet_s
-    quiet = _Quiet(sandbox, record.id, wanted.quiet_s)
+    is_ready = _sign(sandbox, record.id, wanted)
     while time.monotonic() < deadline:
         if not process.alive(record.shim):
             raise NotRunningError()
-        if wanted.path:
-            if registry.call(sandbox, messages.FindFile(record.id, wanted.path)).get("there") is True:
-                return
-        elif quiet.lasted():
+        if is_ready():
             return
         time.sleep(_LOOK_SECONDS)
     raise RunvmError(f"it wasn't ready within {_READY_SECONDS:.0f} s")
+
+
+def _sign(sandbox: Sandbox, cid: str, wanted: Wish) -> Callable[[], bool]:
+    """What tells whether the container is ready; it raises RunvmError."""
+    if wanted.path:
+        return lambda: registry.call(sandbox, messages.FindFile(cid, wanted.path)).get("there") is True
+    if wanted.quiet_s:
+        return _Quiet(sandbox, cid, wanted.quiet_s).lasted
+    return lambda: cid in registry.call(sandbox, messages.Status())["healthy"]
 
 
 class _Quiet:

@@ -10,9 +10,13 @@ from runvm.errors import ConfigError
 MAX_QUIET_SECONDS = 3600
 
 
+_HEALTHY = "healthy"
+
+
 class Wish(NamedTuple):
-    """When a container is warm: once the file *path* is there, or where that is '' after so many seconds in which it
-    did nothing. With *volumes* it may have some that can be written to."""
+    """When a container is warm: once the file *path* is there, where that is '' after so many seconds in which it did
+    nothing, and where they are 0 once a process that exec has started has ended with 0, as a health check does. With
+    *volumes* it may have some that can be written to."""
 
     path: str
     quiet_s: int
@@ -27,11 +31,13 @@ def read(annotations: dict[str, str]) -> Wish:
         raise ConfigError(f"annotation {WARM_VOLUMES}: {volumes!r} is not allowed", do="it takes true or false")
     if text.startswith("/") and text.strip("/"):
         return Wish(text, 0, volumes == "true")
+    if text == _HEALTHY:
+        return Wish("", 0, volumes == "true")
     seconds = text.removesuffix("s")
     if seconds.isascii() and seconds.isdigit() and len(seconds) < 5 and 0 < int(seconds) <= MAX_QUIET_SECONDS:
         return Wish("", int(seconds), volumes == "true")
     raise ConfigError(
         f"annotation {WARM}: {text!r} is not allowed",
-        do=f"it takes the absolute path of a file that the program makes when it is ready, or 1 to {MAX_QUIET_SECONDS} "
-        "seconds of quiet",
+        do="it takes the absolute path of a file that the program makes when it is ready, the word "
+        f"'{_HEALTHY}', or 1 to {MAX_QUIET_SECONDS} seconds of quiet",
     )

@@ -371,8 +371,8 @@ class DeleteContainer(NamedTuple):
 
 
 class Status(NamedTuple):
-    """What the supervisor knows, for `runvm debug` and tests. Result: {"containers",
-    "console", "template", "hypervisor", "accelerator"}."""
+    """What the supervisor knows, for `runvm debug`, warm starts and tests. Result: {"containers", "healthy": those in
+    which a process of exec has ended with 0, "console", "template", "hypervisor", "accelerator"}."""
 
 
 _TYPES: dict[str, Any] = {

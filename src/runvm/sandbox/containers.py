@@ -131,6 +131,7 @@ class Containers:
                         name: {key: task.channel for key, task in member.tasks.items()}
                         for name, member in self.members.items()
                     },
+                    "healthy": [name for name, member in self.members.items() if member.healthy],
                     "console": self.life.vm.guest.console_end(),
                     "template": self.life.plan.template,
                     "hypervisor": self.life.plan.driver.name,
@@ -236,8 +237,7 @@ class Containers:
         task = self._tasks.get(event.channel)
         if task is None or task.ended:
             return
-        task.ended = True
-        task.running = False
+        task.end(event.code)
         if task.shim is not None:
             task.shim.send(MESSAGE, 0, messages.encode(Exited(0, event.code & 0xFF, event.signal)))
         else:
@@ -325,6 +325,7 @@ class Containers:
         member = self._member(request.container)
         if not member.alive:
             raise RunvmError("cannot exec in a stopped container")
+        task.outside = request.outside
 
         def entered(answer: Done | Failed) -> None:
             if isinstance(answer, Done):

@@ -24,6 +24,14 @@ class Task:
         self.shim: Connection | None = None
         self.running = False
         self.ended = False
+        self.outside = False
+        """It isn't in the container but beside the agent, for `runvm debug`."""
+
+    def end(self, code: int) -> None:
+        """Its process has ended with that *code*."""
+        self.running, self.ended = False, True
+        if self.key != INIT and not self.outside and code == 0:
+            self.member.healthy = True
 
 
 class Member:
@@ -46,6 +54,8 @@ class Member:
         """Its process has descriptors of the caller's beyond stdio."""
         self.updated = False
         """Its limits aren't those of its config.json any more."""
+        self.healthy = False
+        """A process that exec has started has ended with 0: by then the container works, if that was a health check."""
         self.created = False
         """The guest has made it."""
         self.deleting: list[Callable[[], None]] = []

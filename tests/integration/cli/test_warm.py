@@ -212,6 +212,19 @@ def test_quiet_is_another_sign(box: Box, runtime: Runtime, overlays: Overlays) -
     assert "sleep 1000" in second.sh("ps")
 
 
+def test_an_exec_that_succeeds_is_a_third_sign(box: Box, runtime: Runtime, overlays: Overlays) -> None:
+    """`healthy`: the first process of exec that ends with 0, as an engine's health check; one that fails is none."""
+    script = "echo begins; sleep 2; mkdir /up; while :; do sleep 0.1; done"
+    first = wanting(box, overlays, script, **{WARM: "healthy"}).launch()
+    assert first.exec("test", "-d", "/up").code == 1
+    wait_until(lambda: first.exec("test", "-d", "/up").code == 0, timeout=60, what="its health", interval=0.2)
+    kept(runtime)
+    second = wanting(box, overlays, script, **{WARM: "healthy"}).launch()
+    assert second.exec("test", "-d", "/up").code == 0
+    assert lines(second) == []
+    assert len(warmed(runtime)) == 1
+
+
 def test_a_container_that_waits_for_its_start_can_be_ended(box: Box, runtime: Runtime, overlays: Overlays) -> None:
     """Created from a warm one: deleted, or killed, before it has been started."""
     wanting(box, overlays).launch()
@@ -254,7 +267,7 @@ def test_volumes_that_can_be_written_to_need_a_word(box: Box, runtime: Runtime, 
 
 @pytest.mark.parametrize("word", ["", "ready", "0", "/", "99999", "-1", "1.5"])
 def test_a_wish_that_makes_no_sense_is_refused(box: Box, word: str) -> None:
-    """Neither a path nor seconds."""
+    """Neither a path nor seconds nor the word for a health check."""
     container = box("true")
     container.bundle.config["annotations"] = {WARM: word}
     assert "is not allowed" in container.run().error

@@ -106,6 +106,27 @@ def test_a_web_application_starts_warm(docker: Dockerd, runtime: Runtime) -> Non
     assert answer(docker, "two")[1] == docker.inspect("two")["Config"]["Hostname"]
 
 
+def test_a_health_check_is_a_sign(docker: Dockerd, runtime: Runtime) -> None:
+    """`healthy`: not before --health-cmd has succeeded; later containers are healthy at their first check."""
+    script = "sleep 4; mkdir /tmp/up; while :; do sleep 0.2; done"
+    health = ("--health-cmd", "test -d /tmp/up", "--health-interval", "1s", "--health-retries", "100")
+
+    def run(name: str) -> None:
+        flags = ("--detach", "--annotation", "io.runvm.warm=healthy", *health, "--name", name)
+        docker.ok("run", *flags, IMAGE, "sh", "-c", script)
+        wait_until(lambda: status(name) == "healthy", timeout=120, what=f"{name}'s health", interval=0.3)
+
+    def status(name: str) -> str:
+        return str(docker.inspect(name)["State"]["Health"]["Status"])
+
+    run("first")
+    wait_until(lambda: len(warmed(runtime)) == 1, timeout=120, what="the checkpoint", interval=0.3)
+    run("later")
+    assert [check["ExitCode"] for check in docker.inspect("later")["State"]["Health"]["Log"]][0] == 0
+    assert docker.ok("exec", "later", "ps").count("sleep 4") == 0
+    assert len(warmed(runtime)) == 1
+
+
 def test_a_terminal_of_a_warm_container(docker: Dockerd, runtime: Runtime) -> None:
     """A shell that has got its prompt once goes on at the terminal of each that comes later."""
     flags = ("--annotation", "io.runvm.warm=2s", "--tty", "--interactive", "--detach")
