@@ -148,6 +148,33 @@ def test_clones_of_a_container_that_goes_on(box: Box, image: str) -> None:
     assert numbers(first.stdout()) == list(range(1, len(numbers(first.stdout())) + 1))
 
 
+CHANGER = """
+BEGIN {
+    for (i = 0; i < 40000; i++) cell[i] = 0
+    for (n = 1; ; n++) {
+        for (i = 0; i < 40000; i++) { if (cell[i] != n - 1) { print "torn"; exit 1 } cell[i] = n }
+        print n; fflush()
+    }
+}"""
+
+
+def test_memory_that_changes_all_the_time_is_that_of_one_moment(box: Box, image: str) -> None:
+    """Though most of it is copied while the program runs: it finds each cell as it has left it, goes on or restored."""
+    first = box("awk", CHANGER).launch()
+    wait_count(first, 2)
+    clones = []
+    for _ in range(3):
+        checkpoint(first, image, "--leave-running")
+        clones.append(restore(twin(box, first), image))
+    for container in (first, *clones):
+        count = len(container.stdout().split())
+        wait_count(container, count + 2)
+        found = numbers(container.stdout())
+        assert found == list(range(found[0], found[0] + len(found)))
+        container.kill("KILL")
+        container.wait()
+
+
 def test_a_compressed_image_is_smaller_and_as_good(box: Box, runtime: Runtime, image: str) -> None:
     """--compress, by zstd; an image that isn't takes little more than what the guest uses."""
     first = box.sh(COUNTER).launch()
