@@ -56,27 +56,17 @@ def restore(
 
     Raises: CheckpointError for an image that is damaged or doesn't fit, RunvmError; nothing half-made is left then.
     """
-    if not ctx.config.container_hypervisors:  # a host that can't says so first; else the bundle has a word in it
-        support.check(ctx.config, "restore", drivers.with_checkpoints(ctx.config))
+    if not ctx.config.container_hypervisors:  # else the bundle may choose another
+        _check_host(ctx.config)
     plan = plans.plan(ctx, cid, options, own_terminal=terminal_master is not None)
     saved = read(image_path)
-    # what new containers get need not be what the checkpoint's had
-    hypervisor = drivers.with_checkpoints(plan.config)
-    config = plan.config._replace(hypervisor=hypervisor, arch=saved.machine.architecture)
-    driver = support.check(config, "restore", hypervisor)
-    plan = plan._replace(config=config)
-    _check_versions(saved, config, driver)
+    plan = plan._replace(config=_with_hypervisor(plan.config)._replace(arch=saved.machine.architecture))
+    _check_versions(saved, plan.config, _check_host(plan.config))
     check_bundle(saved, plan)
     with state.claim(ctx, cid), ExitStack() as failed, ExitStack() as held:
         failed.callback(create.clear, ctx, cid)
         restoration = Restoration(ctx, cid, plan, failed, held)
-        restoration.make_cgroup()
-        with placement.placed(plan.config, plan.spec, cid) as place, create.explaining(place.sandbox):
-            if not place.new:
-                raise UnsupportedError("a checkpoint can't be restored into another container's virtual machine")
-            restoration.start_shim(place)
-            restoration.enlist(place)
-        restoration.run_hooks()
+        place = restoration.prepare()
         restoration.make_view()
         restoration.restore_vm(saved)
         with create.explaining(place.sandbox):
@@ -85,6 +75,16 @@ def restore(
         restoration.release(options, terminal_master, started=True)
         failed.pop_all()
     log.debug("restore: done")
+
+
+def _with_hypervisor(config: Config) -> Config:
+    """What new containers get need not be what can restore."""
+    return config._replace(hypervisor=drivers.with_checkpoints(config))
+
+
+def _check_host(config: Config) -> Driver:
+    """The driver that restores. Raises UnsupportedError where none can, HostError, ConfigError."""
+    return support.check(_with_hypervisor(config), "restore", "")
 
 
 def read(directory: str) -> Saved:
@@ -154,6 +154,19 @@ def check_bundle(saved: Saved, plan: ContainerPlan) -> None:
 class Restoration(create.Creation):
     """The steps of one `restore`, most of which are those of a `create`. The VM comes after the hooks: what the
     container's files are has to be settled before virtiofsd looks for them."""
+
+    def prepare(self) -> Placement:
+        """All before the VM: cgroup, shim, hooks. Raises UnsupportedError where it would be another container's,
+        RunvmError, OSError."""
+        plan = self._plan
+        self.make_cgroup()
+        with placement.placed(plan.config, plan.spec, self._cid) as place, create.explaining(place.sandbox):
+            if not place.new:
+                raise UnsupportedError("a checkpoint can't be restored into another container's virtual machine")
+            self.start_shim(place)
+            self.enlist(place)
+        self.run_hooks()
+        return place
 
     def restore_vm(self, saved: Saved, *, fall_back: bool = False) -> None:
         """Fork the supervisor, which brings the VM up from the image, or with *fall_back* another one where that fails.

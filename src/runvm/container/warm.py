@@ -138,13 +138,7 @@ def create(ctx: Context, cid: str, options: CreateOptions, chance: Chance, termi
     with state.claim(ctx, cid), ExitStack() as failed, ExitStack() as held:
         failed.callback(creating.clear, ctx, cid)
         restoration = restore.Restoration(ctx, cid, plan, failed, held)
-        restoration.make_cgroup()
-        with placement.placed(plan.config, plan.spec, cid) as place, creating.explaining(place.sandbox):
-            if not place.new:
-                raise HostError("a container that joins another one's virtual machine can't be started warm")
-            restoration.start_shim(place)
-            restoration.enlist(place)
-        restoration.run_hooks()
+        place = restoration.prepare()
         changes = _show_layer(saved, plan)
         restoration.make_view()
         restoration.restore_vm(saved, fall_back=True)

@@ -6,7 +6,16 @@ import os
 
 from runvm.errors import HostError
 
+_versions: dict[str, str] = {}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def version(program: str) -> str:
+    """What *program* prints with --version: run once, since a checkpoint or a restore wants to know at several places.
+    Raises HostError."""
+    if program not in _versions:
+        _versions[program] = ask([program, "--version"])
+    return _versions[program]
 
 
 def ask(argv: list[str], *, timeout: float = 10.0) -> str:

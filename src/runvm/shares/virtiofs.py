@@ -42,12 +42,12 @@ CHECKPOINTS_FROM = (1, 11)
 
 def release(config: Config) -> str:
     """The daemon's version, '' for one in C. Raises HostError."""
-    from runvm.linux.command import ask
+    from runvm.linux import command
 
     binary = program(config)
     if binary.startswith("/usr/lib/qemu/"):
         return ""
-    return ask([binary, "--version"]).strip().rpartition(" ")[2]
+    return command.version(binary).strip().rpartition(" ")[2]
 
 
 def checkpoint_lacks(config: Config) -> str:

@@ -100,9 +100,9 @@ class Qemu:
 
     def release(self) -> str:
         """See Driver.release."""
-        from runvm.linux.command import ask
+        from runvm.linux import command
 
-        return ask([self.program(), "--version"]).partition("version ")[2].partition("\n")[0].strip()
+        return command.version(self.program()).partition("version ")[2].partition("\n")[0].strip()
 
     def checkpoint_lacks(self) -> str:
         """See Driver.checkpoint_lacks: older ones don't migrate the share's device."""
