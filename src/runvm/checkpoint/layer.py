@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm.errors import UnsupportedError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 NAME = "layer"
 """Its directory in a checkpoint's."""
 MAX_BYTES = 512 << 20
-"""What a layer may hold: it is copied while the container stands still."""
+"""What a layer may hold: each later container gets a copy."""
 MAX_ENTRIES = 20_000
 _MAX_DEPTH = 100
 _CHUNK = 64 << 20
@@ -32,6 +33,8 @@ _MARK = "user.runvm.layer"
 """What overlayfs says by a device or an attribute of its own is said by this one, since a saved layer may lie on an
 overlay, where those can't be made."""
 _GONE, _OPAQUE = b"gone", b"opaque"
+_SETTLED_NS = 1_000_000_000
+"""A file that has changed within such a time may change again without its time of change telling."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -44,10 +47,22 @@ class Changes:
         self.lasting = False
 
 
-class _Count:
-    """How much has been copied, the files with several names, and what has changed."""
+class Early(NamedTuple):
+    """A layer that was saved while its container ran: its *directory*, and of each file whose data are there when it
+    was changed last, and its path below the directory, by device and inode."""
 
-    def __init__(self) -> None:
+    directory: str
+    files: dict[tuple[int, int], tuple[int, str]]
+
+
+class _Count:
+    """How much has been copied, the files with several names, and what has changed. What *early* has is taken from
+    there."""
+
+    def __init__(self, early: Early | None) -> None:
+        self.early = early
+        self.saved: dict[tuple[int, int], tuple[int, str]] = {}
+        self.began_ns = time.time_ns()
         self.changes = Changes()
         self.entries = 0
         self.bytes = 0
@@ -61,6 +76,21 @@ class _Count:
             raise UnsupportedError(
                 f"it has written more than {MAX_ENTRIES} files or {MAX_BYTES >> 20} MiB into its root file system"
             )
+
+    def take(self, found: os.stat_result, target: _Place, name: str) -> bool:
+        """Make the file *found* of what was saved early; False where that isn't what it is now."""
+        if self.early is None:
+            return False
+        changed_ns, path = self.early.files.get((found.st_dev, found.st_ino), (-1, ""))
+        if changed_ns != found.st_ctime_ns:
+            return False
+        os.link(f"{self.early.directory}/{path}", name, dst_dir_fd=target.fd, follow_symlinks=False)
+        return True
+
+    def note(self, found: os.stat_result, target: _Place, name: str) -> None:
+        """The data of the file *found* are saved; its time of change will tell of another, unless that is too new."""
+        if found.st_ctime_ns < self.began_ns - _SETTLED_NS:
+            self.saved[found.st_dev, found.st_ino] = (found.st_ctime_ns, f"{target.path}/{name}".lstrip("/"))
 
 
 class _Place(NamedTuple):
@@ -81,17 +111,18 @@ class _Place(NamedTuple):
         return _Place(os.open(name, _DIRECTORY, dir_fd=self.fd), f"{self.path}/{name}", self.depth + 1)
 
 
-def save(upper: str, target: str) -> None:
-    """Copy the directory *upper*, an overlay's, as it is, into the new directory *target*. Raises OSError,
-    UnsupportedError."""
+def save(upper: str, target: str, early: Early | None = None) -> Early:
+    """Copy the directory *upper*, an overlay's, as it is, into the new directory *target*. From *early*, which has to
+    lie on the same file system, come the data of files that haven't changed since; it isn't a layer any more then.
+    Raises OSError, UnsupportedError."""
     os.mkdir(target, 0o700)
-    _walk(upper, target, replace=False)
+    return Early(target, _walk(upper, target, _Count(early), replace=False).saved)
 
 
 def apply(saved: str, root: str) -> Changes:
     """Make in *root*, a mounted overlay, the changes that save() has kept in *saved*. Raises OSError,
     UnsupportedError."""
-    return _walk(saved, root, replace=True)
+    return _walk(saved, root, _Count(None), replace=True).changes
 
 
 def undo(root: str, changes: Changes, keep: Collection[str]) -> None:
@@ -123,12 +154,11 @@ def _take_away(top: int, path: str) -> None:
         os.close(parent)
 
 
-def _walk(source: str, target: str, *, replace: bool) -> Changes:
+def _walk(source: str, target: str, count: _Count, *, replace: bool) -> _Count:
     top_source, top_target = os.open(source, _DIRECTORY), os.open(target, _DIRECTORY)
-    count = _Count()
     try:
         _copy_entries(_Place(top_source, "", 0), _Place(top_target, "", 0), count, top_target, replace=replace)
-        return count.changes
+        return count
     finally:
         os.close(top_source)
         os.close(top_target)
@@ -183,16 +213,18 @@ def _copy_file(source: _Place, target: _Place, name: str, found: os.stat_result,
         os.mknod(name, stat.S_IFREG | 0o600, dir_fd=target.fd)
         return
     elif stat.S_ISREG(found.st_mode):
-        _copy_data(source, target, name)
+        if not count.take(found, target, name):
+            _copy_data(source, target, name, found)
+            count.note(found, target, name)
     else:  # also a socket: who listens there is in the memory, and looks for its name
         os.mknod(name, stat.S_IFMT(found.st_mode) | 0o600, found.st_rdev, dir_fd=target.fd)
     if found.st_nlink > 1:
         count.linked[identity] = f"{target.path}/{name}".lstrip("/")
 
 
-def _copy_data(source: _Place, target: _Place, name: str) -> None:
+def _copy_data(source: _Place, target: _Place, name: str, found: os.stat_result) -> None:
     """The data, not the holes; by reference where the file system can."""
-    reader = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source.fd)
+    reader = _open_found(source, name, found)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         writer = os.open(name, flags, 0o600, dir_fd=target.fd)
@@ -205,6 +237,19 @@ def _copy_data(source: _Place, target: _Place, name: str) -> None:
             os.close(writer)
     finally:
         os.close(reader)
+
+
+def _open_found(source: _Place, name: str, found: os.stat_result) -> int:
+    """The regular file *found*. A container that runs may have put another one there, or a device of the host's, which
+    must not even be opened. Raises OSError."""
+    handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source.fd)
+    try:
+        there = os.fstat(handle)
+        if not stat.S_ISREG(there.st_mode) or not os.path.samestat(there, found):  # numbers of inodes come again
+            raise OSError(errno.ESTALE, f"another file has come meanwhile: {source.path}/{name}")
+        return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(handle)
 
 
 def _copy_range(reader: int, writer: int, offset: int, length: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from runvm.sandbox.registry import Sandbox
 
 
+_EARLY = "early"
+"""The layer as it was while the container ran, in the image that is being written."""
 _FLUSH_SECONDS = 12.0
 """Longer than a shim waits for whoever takes its output."""
 
@@ -55,12 +58,14 @@ def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
         try:
             with image.Writer(options.image_path) as writer:
                 _copy_memory(writer, sandbox, cid)
+                early = _save_early(options.layer, f"{writer.path}/{_EARLY}")
                 request = messages.Checkpoint(cid, bool(options.layer))
                 with registry.begin(sandbox, request) as connection:
                     stopped = Stopped(**registry.finish(connection, request))
-                    _catch_up(writer, stopped, options)
+                    _catch_up(writer, stopped, options, early)
                     if options.leave_running:
                         _end(connection, keep=True)
+                    shutil.rmtree(f"{writer.path}/{_EARLY}", ignore_errors=True)
                     writer.pack_memory(compress=options.compress)
                     writer.finish(_manifest(ctx, cid, driver, stopped))
                     if not options.leave_running:
@@ -97,12 +102,23 @@ def _copy_memory(writer: image.Writer, sandbox: Sandbox, cid: str) -> None:
     log.debug("checkpoint: memory copied")
 
 
-def _catch_up(writer: image.Writer, stopped: Stopped, options: CheckpointOptions) -> None:
-    """While it stands still: what has changed in the memory, and the device state. Raises RunvmError, OSError."""
+def _save_early(upper: str, target: str) -> layer.Early | None:
+    """The layer, while the container runs; None where there is none, or that changes what is just looked at. Raises
+    UnsupportedError."""
+    try:
+        return layer.save(upper, target) if upper else None
+    except OSError as error:
+        log.debug(f"checkpoint: the layer is copied while the container stands still: {error}")
+        return None
+
+
+def _catch_up(writer: image.Writer, stopped: Stopped, options: CheckpointOptions, early: layer.Early | None) -> None:
+    """While it stands still: what has changed in the memory and the layer, and the device state. Raises RunvmError,
+    OSError."""
     if options.layer:
         if stopped.input or stopped.input_ended:
             raise RunvmError("input is on its way to the container")
-        layer.save(options.layer, f"{writer.path}/{layer.NAME}")
+        layer.save(options.layer, f"{writer.path}/{layer.NAME}", early)
     changed = writer.catch_up()
     writer.add_state(f"/proc/{stopped.pid}/root{stopped.state}")
     log.debug(f"checkpoint: {changed >> 10} KiB of memory had changed")

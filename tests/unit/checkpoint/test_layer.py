@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -115,6 +116,66 @@ def test_links_are_followed_nowhere(upper: Path, tmp_path: Path) -> None:
     assert stat.S_IMODE((outside / "file").stat().st_mode) == 0o600
     assert not os.path.islink(root / "directory")
     assert (root / "file").read_text() == "from the layer"
+
+
+def test_what_was_saved_early_comes_from_there_unless_it_has_changed(
+    upper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data are copied once only, and the layer is that of the second moment."""
+    monkeypatch.setattr(layer, "_SETTLED_NS", -(10**12))
+    (upper / "d").mkdir()
+    for name in ("kept", "written", "replaced", "gone", "d/moved", "mode", "grown"):
+        (upper / name).write_text(f"the first {name}")
+    os.link(upper / "kept", upper / "d" / "again")
+    early = layer.save(str(upper), str(tmp_path / "early"))
+    time.sleep(0.02)  # the clock of a file system may tick slowly
+    with open(upper / "written", "r+") as file:
+        file.write("another")
+    os.utime(upper / "written", ns=(5, os.stat(tmp_path / "early" / "written").st_mtime_ns))
+    (tmp_path / "new").write_text("the first replacer")
+    os.rename(tmp_path / "new", upper / "replaced")
+    (upper / "gone").unlink()
+    os.rename(upper / "d", upper / "e")
+    os.rename(upper / "e" / "moved", upper / "moved")
+    (upper / "mode").chmod(0o600)
+    with open(upper / "grown", "a") as file:
+        file.write(" more")
+    layer.save(str(upper), str(tmp_path / "saved"), early)
+
+    def described(top: Path) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for path in sorted(top.rglob("*")):
+            status = os.lstat(path)
+            content = path.read_text() if path.is_file() else ""
+            found[str(path.relative_to(top))] = (status.st_mode, status.st_mtime_ns, content)
+        return found
+
+    assert described(tmp_path / "saved") == described(upper)
+    assert os.path.samefile(tmp_path / "saved" / "kept", tmp_path / "early" / "kept")
+    assert os.path.samefile(tmp_path / "saved" / "kept", tmp_path / "saved" / "e" / "again")
+    for name in ("written", "replaced", "grown"):
+        assert not os.path.samefile(tmp_path / "saved" / name, tmp_path / "early" / name)
+
+
+def test_what_was_written_a_moment_ago_isnt_taken_from_there(upper: Path, tmp_path: Path) -> None:
+    """Within a tick of the file system's clock it may be written again, and no time tells."""
+    (upper / "file").write_text("x")
+    early = layer.save(str(upper), str(tmp_path / "early"))
+    assert early.files == {}
+
+
+def test_a_device_that_takes_a_files_place_isnt_opened(upper: Path) -> None:
+    """A container that still runs may do that between two looks."""
+    (upper / "file").write_text("x")
+    place = layer._Place(os.open(upper, os.O_RDONLY), "", 0)
+    found = os.stat(upper / "file")
+    (upper / "file").unlink()
+    os.mkfifo(upper / "file")
+    try:
+        with pytest.raises(OSError, match="another file has come"):
+            layer._open_found(place, "file", found)
+    finally:
+        os.close(place.fd)
 
 
 def test_what_is_too_much_is_refused(upper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
