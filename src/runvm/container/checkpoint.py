@@ -16,7 +16,7 @@ from runvm.linux import files, process
 from runvm.log import log
 from runvm.protocol import frames, messages, version
 from runvm.sandbox import registry
-from runvm.sandbox.checkpointing import Memory, Stopped
+from runvm.sandbox.checkpointing import MemoryFiles, Stopped
 from runvm.shares import virtiofs
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def cpu_of(machine: Machine) -> str:
 
 def _copy_memory(writer: image.Writer, sandbox: Sandbox, cid: str) -> None:
     """While the VM runs; from the supervisor's mount namespace, which alone has it. Raises RunvmError, OSError."""
-    found = Memory(**registry.call(sandbox, messages.FindMemory(cid)))
+    found = MemoryFiles(**registry.call(sandbox, messages.FindMemory(cid)))
     root = f"/proc/{found.pid}/root"
     try:
         writer.copy_memory(f"{root}{found.ram}", f"{root}{found.more}")

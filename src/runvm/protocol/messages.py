@@ -328,7 +328,7 @@ class ExecProcess(NamedTuple):
 
 class FindMemory(NamedTuple):
     """From checkpoint, which copies the VM's memory while it runs: where it is. Fails where Checkpoint would. Result:
-    sandbox.checkpointing.Memory."""
+    sandbox.checkpointing.MemoryFiles."""
 
     container: str
 

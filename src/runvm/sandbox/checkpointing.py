@@ -38,7 +38,7 @@ _STATE = "checkpoint.state"
 _SHIM_REQUEST = 1
 
 
-class Memory(NamedTuple):
+class MemoryFiles(NamedTuple):
     """FindMemory's answer: the files that are the VM's memory, in the mount namespace of process *pid*."""
 
     pid: int
@@ -87,7 +87,7 @@ class Checkpointing:
         """Raises UnsupportedError, RunvmError."""
         self._checked(request.container)
         jail = f"{self._keeper.life.plan.sandbox.directory}/jail"
-        reply(Done(Memory(os.getpid(), f"{jail}/ram", f"{jail}/more")._asdict()))
+        reply(Done(MemoryFiles(os.getpid(), f"{jail}/ram", f"{jail}/more")._asdict()))
 
     def begin(self, client: Client, request: messages.Checkpoint, reply: Reply) -> None:
         """Stop the VM and write its state. Raises UnsupportedError, RunvmError."""
