@@ -39,7 +39,7 @@ COMMAND = Command(
     flags=(
         IMAGE_PATH,
         Flag("leave-running", "let the container go on"),
-        Flag("compress", "compress its memory, by zstd: it stands still for longer"),
+        Flag("compress", "compress its memory, by zstd"),
         *CRIUS,
         LAZY,
         Flag("parent-path", "", metavar="DIR", hidden=True),
