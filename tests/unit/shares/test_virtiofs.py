@@ -53,8 +53,8 @@ def test_files_that_are_lost_are_named(tmp_path: Path, said: bytes, lost: list[s
 
 
 def test_a_daemon_of_which_version_is_new_enough(tmp_path: Path) -> None:
-    program = tmp_path / "virtiofsd"
     for told, enough in (("1.13.0", True), ("1.11.0", True), ("1.10.1", False), ("2.0.0", True), ("", False)):
+        program = tmp_path / f"virtiofsd-{told}"  # each is asked once
         program.write_text(f"#!/bin/sh\necho virtiofsd {told}\n")
         program.chmod(0o755)
         lacks = virtiofs.checkpoint_lacks(Config(virtiofsd=str(program)))
