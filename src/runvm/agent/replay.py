@@ -39,6 +39,8 @@ class Replay:
     def __init__(self, watches: Watches) -> None:
         self._watches = watches
         self._fd = -1
+        self._from = (0, "")
+        """Of the last directory that was moved away: the cookie, and the path that it had."""
 
     def changed(self, request: Changed) -> Json:
         """Tell of each change. Raises AgentError, OSError."""
@@ -65,12 +67,21 @@ class Replay:
                         self._event(bit | kind, child=directory)
                 return
             if mask & _NAMES:
+                if mask & IS_DIRECTORY:
+                    self._follow(f"{watched.path}/{name}", mask, cookie)
                 self._tell_watchers_of_old(mounts, number, mask, name)
                 handles.look_up(directory, os.fsencode(name))
                 handles.refresh(directory)
             self._tell_of_name(directory, mask, cookie, os.fsencode(name))
         finally:
             os.close(directory)
+
+    def _follow(self, path: str, mask: int, cookie: int) -> None:
+        """Keep in mind where directories are that are watched, or lie below."""
+        if mask & MOVED_FROM:
+            self._from = (cookie, path)
+        if mask & MOVED_TO and cookie and cookie == self._from[0]:
+            self._watches.moved(self._from[1], path)
 
     def _tell_of_name(self, directory: int, mask: int, cookie: int, name: bytes) -> None:
         try:

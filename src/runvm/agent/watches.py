@@ -40,7 +40,7 @@ class File(NamedTuple):
 
 
 class Directory(NamedTuple):
-    """A directory that the host watches, or a file that is mounted by itself, and where it was when that began."""
+    """A directory that the host watches, or a file that is mounted by itself, and where it is as far as is known."""
 
     file: File
     path: str
@@ -88,6 +88,12 @@ class Watches:
         for table in (self._resolved, self._numbers, self.directories, self.files):
             table.clear()
         self.look_again()
+
+    def moved(self, old: str, new: str) -> None:
+        """What was at the path *old*, and all below, is at *new* now."""
+        for number, directory in self.directories.items():
+            if f"{directory.path}/".startswith(f"{old}/"):
+                self.directories[number] = directory._replace(path=new + directory.path[len(old) :])
 
     def forget(self, directory: int, name: str) -> None:
         """The file that had that *name* is another's now, or nobody's."""
@@ -222,7 +228,8 @@ class Mounts:
 
     def open_directory(self, directory: Directory) -> int:
         """A descriptor (O_PATH) of *directory*, by its path if it is there still: for a handle of one that isn't in
-        its memory the kernel reads the directories above, and tells their watchers so. Raises OSError."""
+        its memory the kernel reads the directories above, and tells their watchers so, or gives up (ESTALE: the
+        virtiofsd in Rust doesn't offer FUSE_EXPORT_SUPPORT). Raises OSError."""
         with suppress(OSError):
             fd = os.open(directory.path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             if handles.of(fd) == directory.file.handle:
