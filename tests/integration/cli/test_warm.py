@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from framework.process import wait_until
+from framework.runtime import HYPERVISOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -223,6 +225,28 @@ def test_an_exec_that_succeeds_is_a_third_sign(box: Box, runtime: Runtime, overl
     assert second.exec("test", "-d", "/up").code == 0
     assert lines(second) == []
     assert len(warmed(runtime)) == 1
+
+
+@pytest.fixture
+def auto(runtime: Runtime) -> Iterator[None]:
+    """The setting `hypervisor` is the default, whatever the tests run with."""
+    path = Path(runtime.config_file)
+    before = path.read_text()
+    path.write_text(before.replace(f'hypervisor = "{HYPERVISOR}"', 'hypervisor = "auto"'))
+    yield
+    path.write_text(before)
+
+
+@pytest.mark.usefixtures("auto")
+def test_with_auto_a_warm_start_has_qemu(box: Box, runtime: Runtime, overlays: Overlays) -> None:
+    """Also where `auto` takes User Mode Linux for other containers: that makes no checkpoints."""
+    first = wanting(box, overlays).launch()
+    kept(runtime)
+    second = wanting(box, overlays).launch()
+    for container in (first, second):
+        assert runtime.ok("state", container.id).json()["hypervisor"] == "qemu"
+    wait_until(lambda: len(lines(second)) > 1, timeout=60, what="its numbers")
+    assert int(lines(second)[0]) > 1
 
 
 def test_a_container_that_waits_for_its_start_can_be_ended(box: Box, runtime: Runtime, overlays: Overlays) -> None:
