@@ -12,7 +12,7 @@ import pytest
 
 from framework import elsewhere, emulated_host, process, rootfs
 from framework.host import Host, remove_cgroups
-from framework.runtime import HYPERVISOR, Box, Runtime
+from framework.runtime import HYPERVISOR, Box, Runtime, has_capability
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(elsewhere.Elsewhere(kvm=kvm, arm64=arm64))
     config.addinivalue_line("markers", "only(runtime, why): what is so by design of one runtime; skipped on others")
     config.addinivalue_line("markers", "capability(name, why): what a hypervisor needs for it; skipped on one without")
+    config.addinivalue_line("markers", "hypervisor(name, why): what is so of one hypervisor; skipped with others")
     config.addinivalue_line("markers", "differs(runtime, why): what this runtime does otherwise; skipped on it")
 
 
@@ -78,6 +79,9 @@ def skip_where_it_differs(item: pytest.Item, name: str) -> None:
         if not has_capability(mark.args[0]):
             reason = f"hypervisor {HYPERVISOR} has no {mark.args[0]}: {mark.args[1]}"
             item.add_marker(pytest.mark.skip(reason=reason))
+    for mark in item.iter_markers("hypervisor"):
+        if mark.args[0] != HYPERVISOR:
+            item.add_marker(pytest.mark.skip(reason=f"hypervisor {mark.args[0]} only: {mark.args[1]}"))
     for mark in item.iter_markers("differs"):
         if mark.args[0] == name:
             item.add_marker(pytest.mark.skip(reason=f"{name} differs: {mark.args[1]}"))
@@ -97,14 +101,6 @@ def scale_timeout(item: pytest.Item) -> None:
     mark = item.get_closest_marker("timeout")
     seconds = float(mark.args[0] if mark is not None else item.config.getini("timeout"))
     item.add_marker(pytest.mark.timeout(seconds * process.FACTOR), append=False)
-
-
-def has_capability(name: str) -> bool:
-    """Whether the hypervisor that the tests run with has it (hypervisor.driver.Capabilities)."""
-    from runvm.config import Config
-    from runvm.hypervisor import drivers
-
-    return bool(getattr(drivers.load(Config(hypervisor=HYPERVISOR)).capabilities, name))
 
 
 def runtime_name(config: pytest.Config) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import shutil
 import signal
 from typing import TYPE_CHECKING
 
@@ -38,7 +40,8 @@ def create(runtime: Runtime) -> Callable[..., Result]:
         container.bundle.save()
         path = f"{runtime.scratch}/causes-{next(_serial)}.toml"
         with open(runtime.config_file, encoding="utf-8") as file, open(path, "w", encoding="utf-8") as own:
-            own.write(file.read() + settings)
+            names = {line.split(" ")[0] for line in settings.splitlines()}
+            own.write("".join(line for line in file if line.split(" ")[0] not in names) + settings)
         environment = dict(os.environ) | {"RUNVM_CONFIG": path}
         # no pipe of ours: a shim that was left would hold it
         return runtime.call("create", "--bundle", container.bundle.path, container.id, env=environment)
@@ -63,11 +66,31 @@ def said(result: Result) -> str:
     return found[0]
 
 
+@pytest.mark.hypervisor("qemu", "the program is its own")
 def test_a_qemu_that_does_not_work(box: Box, create: Callable[..., Result]) -> None:
     """It doesn't know its options, and ends before it answers: what it said is in the error."""
     error = said(create(box.idle(), 'qemu = "/usr/bin/ls"\ntemplate = false\n'))
     assert "QEMU ended" in error or "QEMU went away" in error
     assert "vmm: /usr/bin/ls: " in error
+
+
+@pytest.mark.hypervisor("uml", "the program is its own")
+def test_a_kernel_for_user_mode_linux_that_is_missing_or_does_not_work(
+    box: Box, runtime: Runtime, create: Callable[..., Result]
+) -> None:
+    """None at all: the error says how to get one. One that ends at once: it is said that it did."""
+    data = f"{runtime.scratch}/kernels-{next(_serial)}"
+    kernel = f"{data}/kernels/uml/current"
+    os.makedirs(kernel)
+    os.symlink(f"{os.environ.get('RUNVM_TEST_DATA_DIR', '/var/lib/runvm')}/images", f"{data}/images")
+    error = said(create(box.idle(), f'data_dir = "{data}"\n'))
+    assert f"there is no kernel for User Mode Linux in {data}/kernels/uml" in error
+    assert "make kernel" in error
+    shutil.copy("/bin/true", f"{kernel}/linux")
+    with open(f"{kernel}/manifest.json", "w", encoding="utf-8") as file:
+        json.dump({"kernel": "6.1", "sha256": "0" * 64}, file)
+    error = said(create(box.idle(), f'data_dir = "{data}"\n'))
+    assert "User Mode Linux ended while it started" in error
 
 
 def test_a_virtiofsd_that_does_not_work(box: Box, runtime: Runtime, create: Callable[..., Result]) -> None:

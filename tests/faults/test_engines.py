@@ -11,6 +11,7 @@ import pytest
 from framework import process
 from framework.docker import IMAGE, Dockerd, missing
 from framework.engine import opened
+from framework.host import processes_of_only_vm
 from framework.process import wait_until
 
 if TYPE_CHECKING:
@@ -84,13 +85,11 @@ def test_a_killed_containerd_shim_ends_its_container(docker: Dockerd) -> None:
 
 
 @pytest.mark.only("runvm", "there is a virtual machine")
-@pytest.mark.parametrize("program", ["qemu-system", "virtiofsd"])
-def test_a_killed_vm_shows_as_an_exited_container(docker: Dockerd, program: str) -> None:
+@pytest.mark.parametrize("role", ["vmm", "virtiofsd"])
+def test_a_killed_vm_shows_as_an_exited_container(docker: Dockerd, runtime: Runtime, role: str) -> None:
     """kill -9 of the VMM or of its file server: inspect says exited, with a code that isn't 0; it starts again."""
     docker.detached("--name", "vm", IMAGE, *SLEEP)
-    below = process.descendants(os.getpid())
-    victim = next(pid for pid in below if program in process.command_line(pid).split(" ")[0])
-    os.kill(victim, signal.SIGKILL)
+    os.kill(processes_of_only_vm(runtime)[role], signal.SIGKILL)
     wait_until(lambda: docker.inspect("vm")["State"]["Status"] == "exited", timeout=30, what="its end", interval=0.2)
     assert docker.inspect("vm")["State"]["ExitCode"] != 0
     docker.ok("start", "vm")

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from framework.process import Process, Result
     from framework.runtime import Box, Container, Runtime
 
-pytestmark = pytest.mark.only("runvm", "there are templates")
+pytestmark = [
+    pytest.mark.only("runvm", "there are templates"),
+    pytest.mark.capability("snapshot", "each of its virtual machines boots"),
+]
 
 _serial = itertools.count(1)
 BOOT_S = 240

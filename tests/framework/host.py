@@ -17,7 +17,7 @@ from framework.bundle import CGROUP_PARENT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from framework.runtime import Container
+    from framework.runtime import Container, Runtime
 
 KEPT_CGROUPS = (
     CGROUP_PARENT,
@@ -148,6 +148,14 @@ def cgroups_of(pid: int) -> dict[str, str]:
 def namespace(pid: int | str, kind: str) -> str:
     """The identity of a process's namespace, such as net:[4026531840]."""
     return os.readlink(f"/proc/{pid}/ns/{kind}")
+
+
+def processes_of_only_vm(runtime: Runtime) -> dict[str, int]:
+    """The processes by role of the one VM that runs, whatever engine it is of: `supervisor`, `vmm`, `virtiofsd`."""
+    directories = list(os.scandir(f"{runtime.state_dir}/sandboxes"))
+    assert len(directories) == 1, directories
+    with open(f"{directories[0].path}/processes.json", encoding="utf-8") as file:
+        return {role: identity[0] for role, identity in json.load(file).items()}
 
 
 def processes_of(container: Container) -> dict[str, int]:

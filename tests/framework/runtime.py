@@ -37,6 +37,14 @@ sys.exit(entry())
 """
 
 
+def has_capability(name: str) -> bool:
+    """Whether the hypervisor that the tests run with has it (hypervisor.driver.Capabilities)."""
+    from runvm.config import Config
+    from runvm.hypervisor import drivers
+
+    return bool(getattr(drivers.load(Config(hypervisor=HYPERVISOR)).capabilities, name))
+
+
 class Runtime:
     """A runtime by name or path, with a --root of its own below *scratch*."""
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from runvm.config import Config
     from runvm.guest.image import Image
 
+_CONSOLE_LINES = 12  # as diagnosis.last_lines() shows
 _CONSOLE_READS = 16
 """Pieces of the console that are taken at a time, since a guest can write as fast as they are."""
 _ENDING_SECONDS = 0.5
@@ -64,13 +65,17 @@ class Guest:
         return True
 
     def console_end(self) -> str:
-        """The console's last lines, printable."""
+        """The console's last lines, printable; and the one with the kernel's panic, which a stack trace comes after."""
         self.read_console()
         text = self.console_tail.decode(errors="replace").replace("\r", "")
         lines = [
             "".join(char if char.isprintable() else "?" for char in line) for line in text.split("\n") if line.strip()
         ]
-        return "\n".join(lines[-12:])
+        end = lines[-_CONSOLE_LINES:]
+        panics = [line for line in lines if "Kernel panic" in line]
+        if panics and panics[-1] not in end:
+            end[0] = panics[-1]
+        return "\n".join(end)
 
     def wait_hello(self, *, deadline: float) -> None:
         """Until the agent says that it is up. Raises DeadlineError or GuestError with the console's last lines;

@@ -78,6 +78,15 @@ def test_the_end_of_the_console_is_no_end_of_the_guest(lines: Lines) -> None:
     assert caught.value.details == "last words"
 
 
+def test_a_panic_is_shown_though_a_long_stack_trace_comes_after_it(lines: Lines) -> None:
+    """With as many lines as without one."""
+    trace = [f" [<{number}>] called" for number in range(40)]
+    lines.console.sendall("\n".join(["first", "Kernel panic - not syncing: of the test", *trace, ""]).encode())
+    assert lines.guest.console_end().split("\n") == ["Kernel panic - not syncing: of the test", *trace[-11:]]
+    lines.console.sendall("\n".join(["Kernel panic: the last", *trace[:2], ""]).encode())
+    assert lines.guest.console_end().split("\n") == [*trace[-9:], "Kernel panic: the last", *trace[:2]]
+
+
 def test_a_vmm_that_was_killed_is_not_its_guests_fault(lines: Lines) -> None:
     """As the kernel does for want of memory: it says nothing of an accelerator."""
     os.kill(lines.vmm.pid, signal.SIGKILL)

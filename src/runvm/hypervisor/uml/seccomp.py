@@ -16,13 +16,14 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
 import struct
 
 _ALLOWED = {
     # what a running guest does most comes first
     "ptrace": 101, "wait4": 61, "read": 0, "write": 1, "epoll_wait": 232, "timer_settime": 223, "rt_sigreturn": 15,
     "rt_sigprocmask": 14, "clock_gettime": 228, "mmap": 9, "munmap": 11, "mprotect": 10, "recvmmsg": 299,
-    "sendmmsg": 307, "sendmsg": 46, "recvmsg": 47, "epoll_ctl": 233, "kill": 62, "tgkill": 234, "getpid": 39,
+    "sendmmsg": 307, "sendmsg": 46, "recvmsg": 47, "epoll_ctl": 233, "tgkill": 234, "getpid": 39,
     "gettid": 186, "rt_sigaction": 13, "sigaltstack": 131, "poll": 7, "ppoll": 271, "clock_nanosleep": 230,
     "nanosleep": 35, "pause": 34, "fallocate": 285, "madvise": 28, "fcntl": 72, "close": 3, "lseek": 8,
     "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "ftruncate": 77, "fstat": 5, "newfstatat": 262,
@@ -38,6 +39,9 @@ _WHILE_STARTING = {
     "readlink": 89,
     "prctl": 157, "getcwd": 79, "stat": 4, "lstat": 6, "getdents64": 217, "rmdir": 84,
 }  # fmt: skip
+# After a panic User Mode Linux sends itself SIGABRT until that ends it or fails. It is the first process of its PID
+# namespace, whom a signal of its own doesn't end: it would go on forever
+_KILL_CALL = 62
 _CLONE = 56
 _CLONE_NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 
@@ -47,7 +51,7 @@ _KILL, _ERRNO, _NOTIFY, _ALLOW = 0x80000000, 0x00050000, 0x7FC00000, 0x7FFF0000
 
 # linux/bpf_common.h: load a word of seccomp_data, compare, return
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16
+_NUMBER, _ARCH, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
 
 _SYS_SECCOMP, _SET_MODE_FILTER, _NEW_LISTENER = 317, 1, 8
 _NOTIF_RECV, _NOTIF_SEND = 0xC0502100, 0xC0182101
@@ -74,6 +78,11 @@ def program() -> bytes:
         for number in numbers:
             instructions += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, verdict)]
     instructions += [
+        (_EQUAL, 0, 4, _KILL_CALL),
+        (_LOAD, 0, 0, _SECOND_ARGUMENT),
+        (_EQUAL, 1, 0, signal.SIGABRT),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
         (_EQUAL, 0, 3, _CLONE),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
         (_ANY_BIT, 1, 0, _CLONE_NEW_NAMESPACES),

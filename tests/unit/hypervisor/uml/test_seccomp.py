@@ -16,9 +16,9 @@ X86_64 = 0xC000003E
 ALLOW, NOTIFY, KILL, EPERM = 0x7FFF0000, 0x7FC00000, 0x80000000, 0x00050000 | errno.EPERM
 
 
-def verdict(number: int, *, arch: int = X86_64, argument: int = 0) -> int:
+def verdict(number: int, *, arch: int = X86_64, argument: int = 0, second: int = 0) -> int:
     """What the program says of a system call: only the instructions that it has are known."""
-    data = struct.pack("=IIQ6Q", number, arch, 0, argument, 0, 0, 0, 0, 0)
+    data = struct.pack("=IIQ6Q", number, arch, 0, argument, second, 0, 0, 0, 0)
     code = seccomp.program()
     instructions = [struct.unpack_from("=HBBI", code, offset) for offset in range(0, len(code), 8)]
     at = value = 0
@@ -63,6 +63,12 @@ def test_clone_makes_processes_but_no_namespaces() -> None:
     assert verdict(56, argument=0x8000 | 0x400 | 17) == ALLOW
     for flag in (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000):
         assert verdict(56, argument=flag | 17) == EPERM
+
+
+def test_a_signal_may_be_sent_but_for_the_one_that_never_ends_a_panic() -> None:
+    """SIGABRT doesn't end the first process of a PID namespace, which sends it to itself until that fails."""
+    assert verdict(62, argument=1, second=9) == ALLOW
+    assert verdict(62, argument=1, second=6) == EPERM
 
 
 def test_calls_of_another_kind_end_the_process() -> None:
