@@ -3,6 +3,7 @@ one that comes."""
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ REFUSED = (
     "no such file or directory",
     "isn't a runvm container's",
     "container not running",
+    "namespace is to be joined, isn't running",
 )
 
 
@@ -84,6 +86,21 @@ def rounds(box: Box, count: int) -> None:
 def test_joins_and_deletes_at_the_same_moment(box: Box) -> None:
     """A container that has joined lives, whatever happens to the one that was there before it."""
     rounds(box, 10)
+
+
+def test_the_first_container_goes_while_another_one_forks(box: Box) -> None:
+    """Its cgroup, which holds the virtual machine, is given up.
+
+    With User Mode Linux each of the guest's processes is one of the host's.
+    """
+    first = box.sleeper()
+    other = joining(box, first)
+    other.launch()
+    other.sh("for n in 1 2 3 4; do (while :; do /bin/true; done) & done")
+    first.delete("--force")
+    left = [path for path, _, _ in os.walk("/sys/fs/cgroup") if path.endswith(first.id)]
+    assert left == []
+    assert other.sh("echo well") == "well"
 
 
 @pytest.mark.slow

@@ -289,10 +289,10 @@ class Runtime:
             raise AgentError(f"no container {name} in this virtual machine") from None
 
     def _namespace_path(self, container: str, kind: str) -> str:
-        owner = self._container(container)
-        if kind == "network" and owner.network:
+        owner = self.containers.get(container)
+        if owner is not None and kind == "network" and owner.network:
             return network.path(networks.name(owner.network))
-        if owner.init is None or not owner.init.pid:
+        if owner is None or owner.init is None or not owner.init.pid:
             raise AgentError(f"container {container}, whose {kind} namespace is to be joined, isn't running")
         return f"/proc/{owner.init.pid}/ns/{namespace_name(kind)}"
 

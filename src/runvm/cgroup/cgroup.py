@@ -17,6 +17,9 @@ from runvm.cgroup import hierarchy
 from runvm.cgroup.limits import DEFAULT_SHARES, DEFAULT_WEIGHT, UNLIMITED, Limits, host_limits
 from runvm.errors import HostError, reason
 
+_PASSES = 100
+"""How often hand_over() looks for processes that were forked while it moved the others."""
+
 
 class Cgroup:
     """The host cgroup of a container: a directory for each hierarchy (v1 and hybrid), or one (v2)."""
@@ -132,11 +135,15 @@ class Cgroup:
                         raise HostError("container's cgroup unexpectedly frozen", do="thaw it first")
 
     def hand_over(self, directories: tuple[str, ...]) -> None:
-        """Move every process in it to another one, which *directories* are."""
+        """Move every process in it to another one, which *directories* are; and those that they fork meanwhile."""
         for mine in self.directories:
             root = hierarchy.root_of(mine)
-            theirs = tuple(other for other in directories if hierarchy.root_of(other) == root)
-            Cgroup(theirs).take(Cgroup((mine,)).processes())
+            theirs = Cgroup(tuple(other for other in directories if hierarchy.root_of(other) == root))
+            for _ in range(_PASSES):
+                pids = Cgroup((mine,)).processes()
+                if not pids:
+                    break
+                theirs.take(pids)
 
     def take(self, pids: list[int]) -> None:
         """Move these processes here."""

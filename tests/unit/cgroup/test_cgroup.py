@@ -1,0 +1,48 @@
+"""Processes of one host cgroup that another one takes over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runvm.cgroup import cgroup
+from runvm.cgroup.cgroup import Cgroup
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class Host:
+    """Two cgroups whose processes are kept here; each of *forks* is born in the old one while others are moved."""
+
+    def __init__(self, forks: list[int]) -> None:
+        self.where = {1: "/old", 2: "/old"}
+        self.forks = forks
+
+    def processes(self, group: Cgroup) -> list[int]:
+        """As Cgroup.processes()."""
+        return [pid for pid, directory in self.where.items() if (directory,) == group.directories]
+
+    def take(self, group: Cgroup, pids: list[int]) -> None:
+        """As Cgroup.take()."""
+        self.where.update(dict.fromkeys(pids, group.directories[0]))
+        if self.forks:
+            self.where[self.forks.pop()] = "/old"
+
+
+def test_what_is_forked_while_others_are_handed_over_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the programs of a guest on User Mode Linux are, each of which is a process of the host."""
+    host = Host([5, 4, 3])
+    monkeypatch.setattr(Cgroup, "processes", lambda self: host.processes(self))
+    monkeypatch.setattr(Cgroup, "take", lambda self, pids: host.take(self, pids))
+    monkeypatch.setattr(cgroup.hierarchy, "root_of", lambda directory: "/")
+    Cgroup(("/old",)).hand_over(("/new",))
+    assert host.where == dict.fromkeys((1, 2, 3, 4, 5), "/new")
+
+
+def test_processes_that_fork_for_ever_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(list(range(3, 10_000)))
+    monkeypatch.setattr(Cgroup, "processes", lambda self: host.processes(self))
+    monkeypatch.setattr(Cgroup, "take", lambda self, pids: host.take(self, pids))
+    monkeypatch.setattr(cgroup.hierarchy, "root_of", lambda directory: "/")
+    Cgroup(("/old",)).hand_over(("/new",))
+    assert len(host.forks) > 9_000
