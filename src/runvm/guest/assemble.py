@@ -33,6 +33,9 @@ for name in sys.argv[2:]:
 _PASSWD = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"
 _GROUP = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"
 _CRUN = "/usr/bin/crun"
+_KMOD = "/bin/kmod"
+_KMOD_NAMES = ("modprobe", "insmod", "rmmod", "lsmod", "depmod")
+_EVENTS = "usr/lib/runvm/events.ko"
 _EMPTY = ("dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp", "var")
 
 # Needed before anything can be mounted: the kernel opens /dev/console for init; Python, finding getrandom(2) not ready
@@ -56,8 +59,16 @@ class Sources(NamedTuple):
     release: str
 
 
-def fill(stage: Root, sources: Sources, scratch: str) -> list[str]:
-    """Make *stage* the guest's root of *sources*; returns the names of the kernel modules in it.
+class Filled(NamedTuple):
+    """What a root was filled with: the names of the kernel modules in it, and the paths of all that is there for their
+    sake, which a kernel without modules leaves in memory for nothing."""
+
+    core: list[str]
+    for_modules: frozenset[str]
+
+
+def fill(stage: Root, sources: Sources, scratch: str) -> Filled:
+    """Make *stage* the guest's root of *sources*.
 
     Raises HostError where a package lacks something, or the agent can't be imported in the result.
     """
@@ -70,8 +81,8 @@ def fill(stage: Root, sources: Sources, scratch: str) -> list[str]:
     python = pythonpath.interpreter(root)
     library = pythonpath.stdlib(root, tools, agent.imports)
     extensions = [path for path in library if path.endswith(".so")]
-    _copy_programs(stage, sources, [python, _CRUN, "/bin/kmod"], extensions)
-    for name in ("modprobe", "insmod", "rmmod", "lsmod", "depmod"):
+    _copy_programs(stage, sources, [python, _CRUN, _KMOD], extensions)
+    for name in _KMOD_NAMES:
         os.symlink("../bin/kmod", stage.at(f"usr/sbin/{name}"))
     # For the shell of `runvm debug`
     _copy(root.real("/bin/busybox"), stage.at("usr/bin/busybox"), executable=True)
@@ -83,10 +94,19 @@ def fill(stage: Root, sources: Sources, scratch: str) -> list[str]:
     core = kernel.copy_core(modules, stage.at(f"usr/lib/modules/{release}"))
     kernel.depmod(tools, stage.path, release)
     if sources.architecture == event_module.ARCHITECTURE:
-        event_module.add(modules, release, stage.at("usr/lib/runvm/events.ko"))
+        event_module.add(modules, release, stage.at(_EVENTS))
     if tools is root:
         _check(stage, agent)
-    return core
+    shared = root.libraries([python, _CRUN, *extensions])
+    only = [_KMOD, *(path for path in root.libraries([_KMOD]) if path not in shared)]
+    only += [f"usr/sbin/{name}" for name in _KMOD_NAMES] + ["usr/lib/modules", _EVENTS]
+    return Filled(core, frozenset(_relative(stage, path) for path in only))
+
+
+def _relative(stage: Root, path: str) -> str:
+    """*path* as a cpio archive of *stage* has it: through no symlink to a directory."""
+    folder, name = os.path.split(stage.at(path))
+    return os.path.relpath(os.path.join(os.path.realpath(folder), name), os.path.realpath(stage.path))
 
 
 def _strip_crun(root: Root) -> None:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from runvm import __version__
 from runvm.config import Config
 from runvm.errors import HostError, reason
-from runvm.guest import assemble, cpio, kernel, packages, pythonpath, store
+from runvm.guest import assemble, cpio, kernel, packages, pythonpath, store, uml_kernel
 from runvm.guest.assemble import Sources
 from runvm.guest.plan import Plan, Report, described, gather
 from runvm.guest.programs import Root
@@ -86,10 +86,13 @@ def _build(config: Config, base: str, work: str, report: Report, link: str, upda
     progress("assembling the initramfs")
     stage = Root(os.path.join(work, "stage"))
     modules = os.path.join(result, "modules")
-    core = assemble.fill(stage, Sources(plan.architecture, root, tools, plan.agent, modules, release), work)
+    filled = assemble.fill(stage, Sources(plan.architecture, root, tools, plan.agent, modules, release), work)
     with open(os.path.join(result, "initramfs"), "wb") as file:
         cpio.write(stage.path, file, nodes=assemble.NODES)
-    digest = _describe(result, plan, release, core)
+    if plan.architecture == uml_kernel.ARCHITECTURE:
+        with open(os.path.join(result, uml_kernel.INITRAMFS), "wb") as file:
+            cpio.write(stage.path, file, nodes=assemble.NODES, without=filled.for_modules)
+    digest = _describe(result, plan, release, filled.core)
     progress("writing to disk")
     return store.publish(base, result, digest[:12], link)
 
@@ -133,7 +136,8 @@ def _link_kernel(image: str, result: str) -> None:
 def _describe(result: str, plan: Plan, release: str, core: list[str]) -> str:
     """Write the manifest of the image in *result*; returns its hash."""
     modules = os.path.join(result, "modules")
-    contents = {name: _sha256(os.path.join(result, name)) for name in ("vmlinuz", "initramfs")}
+    names = ["vmlinuz", "initramfs"] + [uml_kernel.INITRAMFS] * (plan.architecture == uml_kernel.ARCHITECTURE)
+    contents = {name: _sha256(os.path.join(result, name)) for name in names}
     # The modules themselves are as in the kernel's packages, whose hashes stand for them; their indexes are depmod's
     indexes = sorted(name for name in os.listdir(modules) if os.path.isfile(os.path.join(modules, name)))
     identity = {

@@ -40,15 +40,16 @@ class _Writer:
         self.size += len(padded)
 
 
-def write(root: str, out: BinaryIO, *, nodes: tuple[Node, ...] = ()) -> int:
-    """Archive everything under *root*, and *nodes*, to *out*; returns the size in bytes.
+def write(root: str, out: BinaryIO, *, nodes: tuple[Node, ...] = (), without: frozenset[str] = frozenset()) -> int:
+    """Archive everything under *root* and *nodes* to *out*, but not the paths *without* and what is below them; returns
+    the size in bytes.
 
     Owner is root, times are the epoch, modes are 755 or 644 (a sticky directory keeps 1777), the order is by name: what
     the builder's umask, clock and file system add is left out. Raises ValueError for a file that isn't a regular one,
     a directory or a symlink.
     """
     writer = _Writer(out)
-    entries: dict[str, Node | None] = dict.fromkeys(_walk(root, ""))
+    entries: dict[str, Node | None] = dict.fromkeys(_walk(root, "", without))
     entries.update((node.path, node) for node in nodes)
     for name in sorted(entries):
         node = entries[name]
@@ -71,12 +72,14 @@ def write(root: str, out: BinaryIO, *, nodes: tuple[Node, ...] = ()) -> int:
     return writer.size
 
 
-def _walk(root: str, prefix: str) -> list[str]:
+def _walk(root: str, prefix: str, without: frozenset[str]) -> list[str]:
     names: list[str] = []
     with os.scandir(os.path.join(root, prefix)) as entries:
         for entry in entries:
             name = os.path.join(prefix, entry.name)
+            if name in without:
+                continue
             names.append(name)
             if entry.is_dir(follow_symlinks=False):
-                names += _walk(root, name)
+                names += _walk(root, name, without)
     return names

@@ -1,8 +1,9 @@
 """The guest's kernel, initramfs and modules: where they are. `create` resolves, `image build|list|prune` manage them.
 
 An image is a directory `<data_dir>/images/<first digits of its hash>`, complete from the moment that it has that name
-and never changed: vmlinuz, initramfs, modules/ (the guest's /lib/modules/<version>), manifest.json. `current` is a
-symlink to the one built last. Building is in build.py, which the start path doesn't load.
+and never changed: vmlinuz, initramfs, initramfs-uml (for User Mode Linux), modules/ (the guest's
+/lib/modules/<version>), manifest.json. `current` is a symlink to the one built last. Building is in build.py, which the
+start path doesn't load.
 """
 
 from __future__ import annotations
@@ -111,6 +112,9 @@ def _with_uml_kernel(config: Config, image: Image) -> Image:
 
     kernel = uml_kernel.find(config)
     key = hashlib.sha256(f"{image.key} {kernel.key}".encode()).hexdigest()
+    own = os.path.join(image.directory, uml_kernel.INITRAMFS)
+    if not config.initramfs and os.path.exists(own):
+        image = image._replace(initramfs=own)
     return image._replace(kernel=kernel.path, modules="", kernel_version=kernel.release, key=key)
 
 

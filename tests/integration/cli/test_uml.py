@@ -74,7 +74,7 @@ def test_it_is_confined(box: Box) -> None:
     root = f"/proc/{vmm}/root"
     files = [os.path.join(folder, name).removeprefix(root) for folder, _, names in os.walk(root) for name in names]
     known = re.compile(
-        r"/.*/(linux|initramfs|ld-linux-x86-64\.so\.2|libc\.so\.6)|/dev/(null|zero|urandom)|/proc/cpuinfo"
+        r"/.*/(linux|initramfs-uml|ld-linux-x86-64\.so\.2|libc\.so\.6)|/dev/(null|zero|urandom)|/proc/cpuinfo"
         r"|/ram|/more|/share|/memory/vm/pid|/bin|/sbin|/lib"
     )
     assert [path for path in files if not known.fullmatch(path)] == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runvm.cgroup import cgroup
+from runvm.cgroup import hierarchy
 from runvm.cgroup.cgroup import Cgroup
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def test_what_is_forked_while_others_are_handed_over_is_handed_over(monkeypatch:
     host = Host([5, 4, 3])
     monkeypatch.setattr(Cgroup, "processes", lambda self: host.processes(self))
     monkeypatch.setattr(Cgroup, "take", lambda self, pids: host.take(self, pids))
-    monkeypatch.setattr(cgroup.hierarchy, "root_of", lambda directory: "/")
+    monkeypatch.setattr(hierarchy, "root_of", lambda directory: "/")
     Cgroup(("/old",)).hand_over(("/new",))
     assert host.where == dict.fromkeys((1, 2, 3, 4, 5), "/new")
 
@@ -43,6 +43,6 @@ def test_processes_that_fork_for_ever_are_given_up(monkeypatch: pytest.MonkeyPat
     host = Host(list(range(3, 10_000)))
     monkeypatch.setattr(Cgroup, "processes", lambda self: host.processes(self))
     monkeypatch.setattr(Cgroup, "take", lambda self, pids: host.take(self, pids))
-    monkeypatch.setattr(cgroup.hierarchy, "root_of", lambda directory: "/")
+    monkeypatch.setattr(hierarchy, "root_of", lambda directory: "/")
     Cgroup(("/old",)).hand_over(("/new",))
     assert len(host.forks) > 9_000

@@ -29,9 +29,9 @@ def read(data: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
         position += (size + 3) & ~3
 
 
-def archive(root: Path, *nodes: cpio.Node) -> bytes:
+def archive(root: Path, *nodes: cpio.Node, without: frozenset[str] = frozenset()) -> bytes:
     out = io.BytesIO()
-    assert cpio.write(str(root), out, nodes=nodes) == len(out.getvalue())
+    assert cpio.write(str(root), out, nodes=nodes, without=without) == len(out.getvalue())
     return out.getvalue()
 
 
@@ -78,3 +78,12 @@ def test_a_fifo_is_refused_by_its_path(tmp_path: Path) -> None:
     os.mkfifo(root / "pipe")
     with pytest.raises(ValueError, match="root/pipe"):
         archive(root)
+
+
+def test_what_is_to_be_left_out_is_left_out_with_what_is_below_it(tmp_path: Path) -> None:
+    root = fill(tmp_path / "root", ["a", "b"])
+    for name in ("lib", "lib/modules", "lib/modules/6.1"):
+        (root / name).mkdir()
+    (root / "lib/modules/6.1/x.ko").write_text("x")
+    (root / "lib/libc.so").write_text("c")
+    assert set(read(archive(root, without=frozenset(("b", "lib/modules"))))) == {"a", "lib", "lib/libc.so"}

@@ -123,6 +123,22 @@ def test_another_kernel_gets_no_modules_of_the_image(config: Config, tmp_path: P
     assert image.resolve(same).initramfs == str(directory / "initramfs")
 
 
+def test_user_mode_linux_gets_its_own_kernel_and_the_initramfs_without_modules(config: Config, tmp_path: Path) -> None:
+    """The image's other one where it has none, and one of the user's own in any case."""
+    directory = add(config, "image")
+    kernel = Path(config.data_dir, "kernels/uml/current")
+    kernel.mkdir(parents=True)
+    (kernel / "linux").touch(mode=0o755)
+    (kernel / "manifest.json").write_text(json.dumps({"kernel": "6.1.9", "sha256": "f" * 64}))
+    found = image.resolve(config, "uml")
+    assert (found.kernel, found.modules, found.kernel_version) == (str(kernel / "linux"), "", "6.1.9")
+    assert found.initramfs == str(directory / "initramfs")
+    (directory / "initramfs-uml").touch()
+    assert image.resolve(config, "uml").initramfs == str(directory / "initramfs-uml")
+    (tmp_path / "own").touch()
+    assert image.resolve(config._replace(initramfs=str(tmp_path / "own")), "uml").initramfs == str(tmp_path / "own")
+
+
 def test_an_own_file_that_is_not_there_is_named_by_its_key(config: Config) -> None:
     add(config, "image")
     with pytest.raises(ConfigError, match="initramfs: can't read /nowhere: No such file"):
