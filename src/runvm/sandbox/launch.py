@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from runvm.errors import CheckpointError, DeadlineError, GuestError, HostError, RunvmError, UnsupportedError, VmmError
 from runvm.guest import image
 from runvm.hypervisor import boot, drivers, proof, template
-from runvm.linux import process, syscalls, userns
+from runvm.linux import files, process, syscalls, userns
 from runvm.log import log
 from runvm.network import tap
 from runvm.network.networks import HostNetworks
@@ -340,7 +340,14 @@ def _start_guest(plan: VmPlan, tap: int, nics: tuple[int, ...], share: socket.so
     log.debug("supervisor: VMM up and paused")
     guest.vm.plug_share(share, SHARE_TAG, deadline=deadline)
     log.debug("supervisor: share plugged in")
-    guest.vm.resume(deadline=deadline)
+    try:
+        guest.vm.resume(deadline=deadline)
+    except RunvmError:
+        # a hypervisor that is the guest's kernel has begun to boot, and says there what it lacks
+        if console := guest.console_end():
+            with open(f"{directory}/console.log", "w", opener=files.private) as file:
+                file.write(console)
+        raise
     log.debug("supervisor: guest resumed")
     if cold:
         guest.wait_hello(deadline=deadline)

@@ -11,6 +11,7 @@ from framework import process
 from framework.engine import opened
 from framework.process import wait_until
 from framework.rootless import IMAGE, SUBORDINATE, UID, Rootless, missing
+from framework.runtime import HYPERVISOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +46,8 @@ def test_a_users_containers(rootless: Rootless, runtime: Runtime) -> None:
     assert rootless.ok("exec", "--user", "1000", "a", "sh", "-c", "ls /copied; id -u").split() == ["/copied", "1000"]
     if runtime.is_vm:
         # descendants of the test are the user's, but for its own
-        found = [pid for pid in process.descendants(os.getpid()) if "qemu-system" in process.command_line(pid)]
+        vmm = "umid=vm" if HYPERVISOR == "uml" else "qemu-system"
+        found = [pid for pid in process.descendants(os.getpid()) if vmm in process.command_line(pid)]
         with open(f"/proc/{found[-1]}/status", encoding="ascii") as file:
             status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
         assert SUBORDINATE <= int(status["Uid"].split("\t")[0]) < SUBORDINATE + 65536
