@@ -16,6 +16,8 @@ KERNEL_ARGS = (
     "quiet loglevel=4 panic=-1 oops=panic rcupdate.rcu_expedited=1 net.ifnames=0"
     # built in, this driver makes an interface that nobody asked for
     " dummy.numdummies=0"
+    # these tables of hashes are cleared, and so taken from the host, as a whole
+    " dhash_entries=16384 ihash_entries=8192"
     # the agent's line to the host
     f" {AGENT_LINE}/dev/ttyS0"
 )
