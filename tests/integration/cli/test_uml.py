@@ -161,3 +161,14 @@ def test_an_interface_that_is_taken_down_comes_up_again(box: Box) -> None:
     finally:
         near.close()
         far.close()
+
+
+def test_a_guest_that_panics_ends_its_container(box: Box, runtime: Runtime) -> None:
+    """For want of memory here. User Mode Linux would go on sending itself a signal that doesn't end it."""
+    container = box.sleeper()
+    vmm = host.processes_of(container)["vmm"]
+    fill = "mount -t tmpfs -o size=3g x /mnt; dd if=/dev/zero of=/mnt/x bs=1M count=2000"
+    runtime.call("debug", "shell", container.id, stdin=f"echo 2 >/proc/sys/vm/panic_on_oom; {fill}\n".encode())
+    assert container.wait(60) != 0
+    container.wait_status("stopped", timeout=10)
+    process.wait_until(lambda: not process.alive(vmm), timeout=10, what="the VMM's end")
