@@ -48,7 +48,7 @@ class Config(NamedTuple):
     vcpus: int = 0
     memory_mib: int = 0
     default_memory_mib: int = 1024
-    fixed_memory_mib: int = 1024
+    fixed_memory_mib: int = 2048
     max_memory_mib: int = 0
     overhead_mib: int = 128
     state_dir: str = "/run/runvm"

@@ -91,7 +91,7 @@ def test_without_a_limit_there_are_as_many_cpus_as_the_host_has() -> None:
 def test_a_machine_that_cant_grow_has_the_whole_limit_and_never_less_than_one_without() -> None:
     limit = {"memory": {"limit": 3 << 30}}
     assert sizes.fixed_mib(Config(), limit) == 3072 + 128
-    assert sizes.fixed_mib(Config(), {}) == 1024
+    assert sizes.fixed_mib(Config(), {}) == 2048
     assert sizes.fixed_mib(Config(fixed_memory_mib=1536), {"memory": {"limit": 64 << 20}}) == 1536
     assert sizes.fixed_mib(Config(default_memory_mib=4096), {}) == 4096
     assert sizes.fixed_mib(Config(), limit, 1920) == 1920
