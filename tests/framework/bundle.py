@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Where every container of this run has its cgroup, so that one left behind is known for ours
-CGROUP_PARENT = f"/runvm-test-{os.getpid()}"
+# ends as no other of its kind goes on: in a PID namespace 12 would be the beginning of 12345
+CGROUP_PARENT = f"/runvm-test-{os.getpid()}x"
 
 # What Docker grants by default
 CAPABILITIES = [
