@@ -23,7 +23,8 @@ def start(ctx: Context, cid: str) -> ContainerRecord:
         record = state.load(ctx, cid)
         sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
         if record.status == "stopped":
-            reason, details = diagnosis.cause(sandbox)
+            # one that has run ended by itself; its VM may not have quite ended
+            reason, details = ("", "") if record.started else diagnosis.cause(sandbox)
             raise StateError("cannot start a container that has stopped", do=reason, details=details)
         if record.status == "paused":
             raise StateError("cannot start a container in the paused state")
