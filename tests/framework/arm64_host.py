@@ -11,7 +11,6 @@ import tempfile
 
 from framework import foreign
 from framework.emulated_host import INIT, Machine, write
-from framework.images import run
 from runvm.guest import cpio, kernel
 
 _IMAGES = os.environ.get("RUNVM_TEST_DATA_DIR", "/var/lib/runvm") + "/images"
@@ -95,7 +94,8 @@ def _make(root: str, made: str) -> None:
     shutil.copytree(f"{image}/modules", modules, symlinks=True, dirs_exist_ok=True)
     shutil.copy(f"{image}/vmlinuz", f"{made}/vmlinuz")
     _make_initramfs(f"{root}/usr/bin/busybox", modules, f"{made}/initramfs")
-    run("chmod", "1777", f"{root}/tmp", f"{root}/var/tmp")
+    for name in ("tmp", "var/tmp"):
+        os.chmod(f"{root}/{name}", 0o1777)
 
 
 def _make_initramfs(busybox: str, modules: str, target: str) -> None:

@@ -110,7 +110,7 @@ class EmulatedHost:
             raise
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """One after the other what the tests inside report, as kvm_inside writes it, until all are done. Raises
+        """One after the other what the tests inside report, as emulated_inside writes it, until all are done. Raises
         AssertionError with the end of the host's console where it dies or is silent for too long."""
         assert self._process is not None
         assert self._process.stdout is not None

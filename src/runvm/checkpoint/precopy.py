@@ -79,8 +79,8 @@ class Copy:
         """Copy what has changed; how many bytes that was. Raises OSError."""
         self._data = list(files.data(self._source))
         chunks = list(_parts(self._data, _CHUNK))
-        most = -(-len(chunks) // _THREADS)
-        return sum(self._threads.map(self._update, [chunks[:most], chunks[most:]]))
+        half = -(-len(chunks) // _THREADS)
+        return sum(self._threads.map(self._update, [chunks[:half], chunks[half:]]))
 
     def pack(self, target: str, *, compress: bool) -> str:
         """Write what the memory was at the last catch_up() into the new file *target*, as memory.pack() does: its hash.
