@@ -13,7 +13,6 @@ import pytest
 from framework import host as books
 from framework import process
 from framework.process import wait_until
-from runvm.linux import process as pids
 from runvm.sandbox import cpu_limits, registry
 
 if TYPE_CHECKING:
@@ -54,6 +53,33 @@ def sandbox_of(runtime: Runtime) -> Sandbox:
     """The only one there is."""
     (name,) = os.listdir(f"{runtime.state_dir}/sandboxes")
     return registry.locate(runtime.state_dir, name)
+
+
+@contextmanager
+def stopped_vmm(runtime: Runtime) -> Iterator[None]:
+    """The virtual machine stands still, and nothing ran in its container when it was stopped: to the guest's scheduler
+    all the time that it stands still is used by what ran then, and counts against the container's quota there."""
+    vmm = registry.processes(sandbox_of(runtime))["vmm"]
+    wait_until(lambda: idle(vmm.pid), timeout=30, what="the container to have nothing to do")
+    os.kill(vmm.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(vmm.pid, signal.SIGCONT)
+
+
+def idle(pid: int) -> bool:
+    """Whether a process uses less than a twentieth of a processor, for half a second."""
+    before = cpu_ticks(pid)
+    time.sleep(0.5)
+    return cpu_ticks(pid) - before <= os.sysconf("SC_CLK_TCK") // 40
+
+
+def cpu_ticks(pid: int) -> int:
+    """User and system time of a process so far: proc(5)."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 @pytest.fixture
@@ -129,29 +155,19 @@ def test_whoever_comes_next_puts_the_limits_back(running: Container, runtime: Ru
 
 def test_a_killed_commands_limits_come_back_by_themselves(running: Container, runtime: Runtime) -> None:
     """The supervisor sees its connection end."""
-    sandbox = sandbox_of(runtime)
-    vmm = registry.processes(sandbox)["vmm"]
-    assert pids.alive(vmm)
-    os.kill(vmm.pid, signal.SIGSTOP)
-    try:
+    with stopped_vmm(runtime):
         command = runtime.start("exec", running.id, "true")
         wait_until(lambda: limits(running) == (-1, 1024), timeout=30, what="the exec to lift the limits")
         time.sleep(1)  # it waits for the guest now
         command.kill()
         wait_until(lambda: limits(running) == (AROUND, SHARES), timeout=15, what="the limits")
-    finally:
-        os.kill(vmm.pid, signal.SIGCONT)
 
 
 def test_a_guest_that_does_not_answer_gains_nothing(running: Container, runtime: Runtime) -> None:
     """The command waits on, but with the limits in force."""
-    vmm = registry.processes(sandbox_of(runtime))["vmm"]
-    os.kill(vmm.pid, signal.SIGSTOP)
-    try:
+    with stopped_vmm(runtime):
         command = runtime.start("exec", running.id, "true")
         wait_until(lambda: limits(running) == (-1, 1024), timeout=30, what="the exec to lift the limits")
         wait_until(lambda: limits(running) == (AROUND, SHARES), timeout=30, what="the limits")
         assert process.alive(command.popen.pid)
-    finally:
-        os.kill(vmm.pid, signal.SIGCONT)
     assert command.wait(60).code == 0
