@@ -120,7 +120,7 @@ $(BIN)/.done: packaging/deps/python-test.txt
 	touch $@
 
 test: test-deps $(BIN)/.done image image-other  ## all tests, as root, under an hour; TESTFLAGS="-k lifecycle" runs some, RUNTIME=runc proves them on runc
-	$(BIN)/pytest tests/unit tests/packages tests/integration tests/faults tests/kvm $(TESTFLAGS)
+	$(BIN)/pytest $(TESTFLAGS)
 
 test-kvm: test-deps $(BIN)/.done image  ## the tests that want KVM, on an emulated host where it works: 20 minutes; TESTFLAGS="-m short": 8
 	$(BIN)/pytest -v tests/kvm $(TESTFLAGS)
