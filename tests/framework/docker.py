@@ -60,12 +60,14 @@ class Dockerd(Engine):
     def open(self) -> None:
         """Make the bridge, start both, import the image, and run one container."""
         number = self._make_bridge()
+        os.symlink(".", f"{self.directory}/run")
         _run("ip", "address", "add", f"{self.gateway}/24", "dev", self.bridge)
         _run("ip", "link", "set", self.bridge, "up")
         config = {
             "bridge": self.bridge,
             "data-root": f"{self.directory}/data",
-            "exec-root": f"{self.directory}/exec",
+            # through a link, as dockerd's own default, /var/run/docker: the runtime's --root is below it
+            "exec-root": f"{self.directory}/run/exec",
             "pidfile": f"{self.directory}/docker.pid",
             "hosts": [f"unix://{self.socket}"],
             "containerd": self.containerd.address,

@@ -68,9 +68,11 @@ def context(args: Args, *, read_config: bool) -> Context:
 
     config = settings.load() if read_config else settings.Config()
     config = _without_root(config)
+    # as the kernel names them: mounts are found by their paths, and Docker's --root leads through the link /var/run
+    config = config._replace(state_dir=os.path.realpath(config.state_dir))
     configure_log(args, config)
     manager = args.text("cgroup-manager") or ("systemd" if args.on("systemd-cgroup") else "cgroupfs")
-    root = absolute(args.text("root")) if args.text("root") else f"{config.state_dir}/containers"
+    root = os.path.realpath(absolute(args.text("root"))) if args.text("root") else f"{config.state_dir}/containers"
     return Context(root, config, manager, args.text("rootless"))
 
 
