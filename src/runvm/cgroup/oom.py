@@ -7,16 +7,19 @@ limit is lowered to what is in use, and the child asks for more.
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 from runvm.errors import RunvmError
 from runvm.linux import process
 from runvm.linux.loop import IN, Loop
 from runvm.log import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SECONDS = 3.0
 _INTERVAL = 5.0
@@ -34,6 +37,7 @@ class Display:
         self._loop = loop
         self._busy = False
         self._begun = -_INTERVAL
+        self._waiting: list[Callable[[], None]] = []
 
     def show(self, cgroups: tuple[str, ...]) -> None:
         """Make the host's kernel kill a child in the memory cgroup among *cgroups* (directories). It takes up to some
@@ -46,6 +50,13 @@ class Display:
                     self._watch(process.fork(partial(_attempt, directory, limit, usage)))
                     return
 
+    def when_shown(self, action: Callable[[], None]) -> None:
+        """Call *action*: at once, or when the kill that is being shown has been, or can't be."""
+        if self._busy:
+            self._waiting.append(action)
+        else:
+            action()
+
     def _watch(self, pid: int) -> None:
         self._busy, self._begun = True, time.monotonic()
         fd = os.pidfd_open(pid)
@@ -55,6 +66,9 @@ class Display:
             self._loop.forget(fd)
             os.close(fd)
             os.waitpid(pid, 0)
+            waiting, self._waiting = self._waiting, []
+            for action in waiting:
+                action()
 
         self._loop.watch(fd, IN, ended)
 
@@ -68,6 +82,8 @@ def _attempt(directory: str, limit: str, usage: str) -> None:
 
 
 def _sacrifice(directory: str, limit: str, usage: str) -> None:
+    import mmap  # most containers never come here
+
     before, used = _read(limit), int(_read(usage))
     spared = _spare(directory)
     if before.isdigit() and int(before) > 1 << 62:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any
 
+from runvm.cgroup.oom import Display
 from runvm.errors import ContainerExistsError, RunvmError, VmmError
 from runvm.log import log
 from runvm.network import networks
@@ -24,7 +25,6 @@ from runvm.sandbox.vm_life import VmCreation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runvm.cgroup.oom import Display
     from runvm.linux.loop import Loop
     from runvm.sandbox.clients import Client, Reply
     from runvm.sandbox.vm_life import VmLife
@@ -50,7 +50,7 @@ class Containers:
         self._tree = tree
         self._tasks: dict[int, Task] = {}
         self._waiting: dict[tuple[str, str], Callable[[], None]] = {}
-        self._kills: Display | None = None
+        self._kills = Display(loop)
         self.checkpoints = Checkpoints(loop, self, tree.layout)
 
     # --- requests
@@ -206,7 +206,8 @@ class Containers:
     def guest_event(self, message: Any) -> None:
         """A process has ended, or a container has something to say."""
         if isinstance(message, Exited):
-            self._exited(message)
+            # an engine that has seen the end doesn't look any more for what it was killed
+            self._kills.when_shown(lambda: self._exited(message))
         elif isinstance(message, messages.OutOfMemory):
             self._out_of_memory(message.container)
         elif isinstance(message, messages.MemoryLow):
@@ -226,11 +227,7 @@ class Containers:
     def _out_of_memory(self, container: str) -> None:
         member = self.members.get(container)
         if member is not None and member.alive:
-            from runvm.cgroup.oom import Display
-
             log.info(f"container {container}: a process was killed for the memory limit")
-            if self._kills is None:
-                self._kills = Display(self._loop)
             self._kills.show(member.cgroups)
 
     def _exited(self, event: Exited) -> None:

@@ -54,6 +54,15 @@ def test_memory_beyond_the_limit_is_oom_killed(docker: Dockerd, read_by_containe
     assert docker.inspect("hungry")["State"]["OOMKilled"] is True
 
 
+def test_a_container_that_ends_by_it_at_once_is_oom_killed(docker: Dockerd, read_by_containerd: None) -> None:
+    """The kill is shown before the end, each time."""
+    for number in range(4):
+        name = f"greedy-{number}"
+        argv = ("run", "--name", name, "--memory", "40m", IMAGE, "dd", "if=/dev/zero", "of=/dev/null", "bs=90M")
+        result = docker.call(*argv)
+        assert (result.code, docker.inspect(name)["State"]["OOMKilled"]) == (137, True)
+
+
 def test_many_processes_are_refused(docker: Dockerd) -> None:
     """--pids-limit holds."""
     result = docker.run("--pids-limit", "20", IMAGE, "sh", "-c", "for n in $(seq 30); do sleep 3 & done; echo all")

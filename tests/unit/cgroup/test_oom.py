@@ -86,3 +86,17 @@ def test_a_container_without_a_memory_cgroup_has_nothing_to_show(host: Host) -> 
     """As with --cgroup-manager=disabled."""
     oom.Display(Loop()).show(("/proc/self",))
     assert host.count() == 0
+
+
+def test_an_end_waits_until_the_kill_has_been_shown(host: Host) -> None:
+    """An engine doesn't look for a kill any more once the container has ended."""
+    loop, ends = Loop(), []
+    host.seconds = 0.2
+    display = oom.Display(loop)
+    display.when_shown(lambda: ends.append(host.count()))
+    assert ends == [0], "nothing to wait for"
+    display.show(host.cgroups)
+    display.when_shown(lambda: ends.append(host.count()))
+    assert ends == [0]
+    until_reaped(loop)
+    assert ends == [0, 1]
