@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from runvm.errors import HostError
-from runvm.linux import files, process, sockets, syscalls
+from runvm.linux import files, limits, process, sockets, syscalls
 
 if TYPE_CHECKING:
     from runvm.config import Config
@@ -23,6 +23,8 @@ _MAX_HEARD = 64
 """Pieces of what it says while its state is saved."""
 _DELETED, _INVALID = "Inode deleted (", "marking as invalid"
 _DESCRIPTIONS = ("/etc/qemu/vhost-user", "/usr/share/qemu/vhost-user")
+_RUST_DESCRIPTORS = 610
+"""With a lower hard limit of open files virtiofsd 1.13 ends at once."""
 _PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd", "/usr/bin/virtiofsd")
 
 
@@ -155,9 +157,11 @@ class Daemon:
 
 def serve(config: Config, directory: str, *, log: str) -> Daemon:
     """Start the daemon on *directory*; its messages go to the file *log*. The socket is there at once, nobody polls
-    for it."""
+    for it. Raises HostError, OSError."""
     binary = program(config)
     rust = _is_rust(binary)
+    if rust:
+        _check_limit()
     parent = os.getpid()
     path = f"{os.path.dirname(log)}/virtiofsd.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -186,6 +190,16 @@ def serve(config: Config, directory: str, *, log: str) -> Daemon:
             return Daemon(process.fork(child), connection, output, log)
         finally:
             os.close(writer)
+
+
+def _check_limit() -> None:
+    """Whether this one starts at all. Raises HostError."""
+    _, limit = limits.own()["RLIMIT_NOFILE"]
+    if limit < _RUST_DESCRIPTORS:
+        raise HostError(
+            f"too many open files: virtiofsd needs {_RUST_DESCRIPTORS} descriptors, and the hard limit here is {limit}",
+            do="raise RLIMIT_NOFILE: ulimit -n, LimitNOFILE= of a unit",
+        )
 
 
 def _raise_limit() -> None:
