@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _RUNNING = "/run/systemd/system"
 """Where systemd is process 1 (sd_booted(3))."""
+_SYSTEM_BUS = "/run/dbus/system_bus_socket"
 _SECONDS = 30.0
 _MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 
@@ -98,7 +99,8 @@ def _run(command: list[str], failure: str) -> None:
     except subprocess.TimeoutExpired:
         raise DeadlineError(f"timed out after {_SECONDS:.0f} s waiting for systemd's answer: {failure}") from None
     if done.returncode:
-        raise HostError(f"{failure}: {done.stderr.strip()}")
+        lacks_bus = not userns.limited() and not os.path.exists(_SYSTEM_BUS)
+        raise HostError(f"{failure}: {done.stderr.strip()}", do="apt-get install dbus" if lacks_bus else "")
 
 
 class Scope:
