@@ -103,7 +103,7 @@ def files() -> None:
 
 def awk() -> None:
     """Instructions alone."""
-    call("/usr/bin/mawk", "BEGIN { for (i = 0; i < 1000000; i++) s += i * 2; print s }")
+    call("/usr/bin/mawk", "BEGIN { for (i = 0; i < 10000000; i++) s += i * 2; print s }")
 
 
 def sha256() -> None:
