@@ -51,7 +51,8 @@ def _exec(bench: Bench) -> None:
     vm = bench.floor.start(inside.path, first=MOUNT)
     try:
         vm.answer()
-        vm.run(f"set -- /usr/bin/python3.*; $1 -SI -c '{_SEALED_CRUN}' & until [ -s /run/crun.pid ]; do usleep 10000; done")
+        vm.run("set -- /usr/bin/python3.*")
+        vm.run(f"$1 -SI -c '{_SEALED_CRUN}' & until [ -s /run/crun.pid ]; do usleep 10000; done")
         vm.run('crun=$(cat /run/crun.pid); crun() { $crun --cgroup-manager=cgroupfs "$@" </dev/null; }')
         vm.run("crun run --detach --bundle /run/share inside >/run/log 2>&1")
         measures: dict[str, Callable[[], float]] = {

@@ -123,7 +123,7 @@ def _plots(results: Results, folder: str) -> dict[str, list[tuple[str, str]]]:
     for family in dict.fromkeys(figure.family for figure in results.figures):
         with_samples = [figure for figure in results.figures if figure.family == family and len(figure.samples) > 1]
         if with_samples:
-            file = f"{family}.svg"
+            file = f"{family.replace(' ', '-')}.svg"
             _bars(with_samples, f"{folder}/{file}")
             made.setdefault(family, []).append((f"{family}: medians, with quartiles", file))
     for breakdown in results.breakdowns:
@@ -131,7 +131,7 @@ def _plots(results: Results, folder: str) -> dict[str, list[tuple[str, str]]]:
         made.setdefault("start", []).append((f"where the time of {breakdown.name} goes", "breakdown.svg"))
     for curve in results.curves:
         family = curve.name.split(":")[0]
-        file = f"{family}-curve.svg"
+        file = f"{family.replace(' ', '-')}-curve.svg"
         _curve(curve, f"{folder}/{file}")
         made.setdefault(family, []).append((curve.name, file))
     return made
