@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from framework import images, process
 from framework.bundle import CGROUP_PARENT
 from framework.containerd import Containerd
-from framework.engine import Engine
+from framework.engine import Engine, unmount_below
 from framework.firewall import Firewall
 from framework.process import Process, Result, call, stop, wait_until
 
@@ -178,14 +178,8 @@ class Dockerd(Engine):
                 subprocess.run(["ip", "link", "delete", self.bridge], check=False, timeout=10, capture_output=True)
                 network = self.gateway.removesuffix("1")
                 self._firewall.restore((self.bridge, network, network.replace("10.213.", "10.214.")))
-            self._unmount()
-
-    def _unmount(self) -> None:
-        """dockerd leaves the file that names the host's network namespace mounted."""
-        with open("/proc/self/mounts", encoding="utf-8") as file:
-            mounted = [line.split()[1] for line in file if line.split()[1].startswith(self.directory + "/")]
-        for path in reversed(mounted):
-            subprocess.run(["umount", path], check=False, timeout=10, capture_output=True)
+            # dockerd leaves the file that names the host's network namespace mounted
+            unmount_below(self.directory)
 
 
 def _run(*argv: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -52,6 +53,14 @@ class Engine:
             return text if wanted in text else ""
 
         return wait_until(there, timeout=timeout, what=f"{wanted!r} in the logs of {container}", interval=0.2)
+
+
+def unmount_below(directory: str) -> None:
+    """Whatever is still mounted there."""
+    with open("/proc/self/mounts", encoding="utf-8") as file:
+        mounted = [line.split()[1] for line in file if line.split()[1].startswith(directory + "/")]
+    for path in reversed(mounted):
+        subprocess.run(["umount", path], check=False, timeout=10, capture_output=True)
 
 
 class _Opens(Protocol):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from framework import process
 from framework.bundle import CGROUP_PARENT
-from framework.engine import Engine
+from framework.engine import Engine, unmount_below
 from framework.firewall import Firewall
 from framework.process import Result, call
 
@@ -110,7 +110,4 @@ class Podman(Engine):
             process.reap_orphans()
             subprocess.run(["ip", "link", "delete", "podman0"], check=False, timeout=10, capture_output=True)
             self._firewall.restore(("10.215.", "10.216."))
-            with open("/proc/self/mounts", encoding="utf-8") as file:
-                mounted = [line.split()[1] for line in file if line.split()[1].startswith(self.directory + "/")]
-            for path in reversed(mounted):
-                subprocess.run(["umount", path], check=False, timeout=10, capture_output=True)
+            unmount_below(self.directory)

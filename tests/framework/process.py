@@ -251,6 +251,12 @@ def start_time(pid: int) -> int:
     return int(fields[19]) if fields else 0
 
 
+def cpu_ticks(pid: int) -> int:
+    """User and system time so far, in ticks (SC_CLK_TCK), 0 when it is gone."""
+    fields = _stat(pid)
+    return int(fields[11]) + int(fields[12]) if fields else 0
+
+
 def alive(pid: int) -> bool:
     """Whether it exists and is no zombie."""
     return status(pid) not in ("", "Z", "X")

@@ -70,16 +70,9 @@ def stopped_vmm(runtime: Runtime) -> Iterator[None]:
 
 def idle(pid: int) -> bool:
     """Whether a process uses less than a twentieth of a processor, for half a second."""
-    before = cpu_ticks(pid)
+    before = process.cpu_ticks(pid)
     time.sleep(0.5)
-    return cpu_ticks(pid) - before <= os.sysconf("SC_CLK_TCK") // 40
-
-
-def cpu_ticks(pid: int) -> int:
-    """User and system time of a process so far: proc(5)."""
-    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
+    return process.cpu_ticks(pid) - before <= os.sysconf("SC_CLK_TCK") // 40
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
 import tarfile
 from typing import TYPE_CHECKING
 
 from framework.docker import IMAGE
+from framework.engine import unmount_below
 
 if TYPE_CHECKING:
     from framework.docker import Dockerd
@@ -81,11 +81,7 @@ def test_cp_diff_commit_and_export_of_a_running_container(docker: Dockerd, tmp_p
     docker.ok("rmi", "committed:test")
     docker.ok("rm", "--force", "copied")
     # Docker 26 leaves an exported container's root mounted, whatever the runtime
-    with open("/proc/self/mounts", encoding="utf-8") as file:
-        mounted = [line.split()[1] for line in file if line.startswith("overlay ")]
-    for path in mounted:
-        if path.startswith(f"{docker.directory}/data/overlay2/"):
-            subprocess.run(["umount", path], check=True, timeout=10)
+    unmount_below(f"{docker.directory}/data/overlay2")
 
 
 def test_the_files_that_docker_binds_are_live(docker: Dockerd) -> None:
