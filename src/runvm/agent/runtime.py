@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from runvm.agent import cgroups, crun, network, networks, prepared, seccomp, submounts, sysctls
+from runvm.agent import cgroups, crun, network, networks, prepared, submounts, sysctls
 from runvm.agent.children import Children
 from runvm.agent.crun import Crun
 from runvm.agent.crun_output import Hooks
@@ -26,7 +26,7 @@ from runvm.agent.notify import Notify
 from runvm.agent.prepared import Prepared
 from runvm.agent.processes import Container, GuestProcess, Processes
 from runvm.agent.socket_mounts import SocketPlace
-from runvm.linux import files, handles, syscalls
+from runvm.linux import files, handles, seccomp_filter, syscalls
 from runvm.linux.loop import Loop
 from runvm.linux.netns import in_namespace
 from runvm.linux.process import namespace_name
@@ -98,7 +98,7 @@ class Runtime:
         container.submounts = submounts.hold(spec, SHARE)
         container.cpu = cgroups.hold_back(spec["linux"].get("resources", {}))
         container.hooks = Hooks(spec, bundle)
-        seccomp.annotate(spec)
+        seccomp_filter.annotate(spec)
         config = json.dumps(spec)
         if ready is None:
             files.write(f"{bundle}/config.json", config, make=True)

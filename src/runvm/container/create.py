@@ -14,7 +14,8 @@ from runvm.container.host_view import Made
 from runvm.container.launching import Launch
 from runvm.container.state import ContainerRecord
 from runvm.errors import HostError, NotRunningError, reason
-from runvm.linux import process, syscalls
+from runvm.linux import process, seccomp_filter, syscalls
+from runvm.linux.architecture import is_foreign
 from runvm.linux.process import Identity
 from runvm.log import log
 from runvm.protocol import messages
@@ -63,6 +64,7 @@ def create(
             creation.enlist(place)
         creation.run_hooks()
         creation.make_view()
+        creation.make_filter()
         with explaining(place.sandbox):
             creation.await_vm(place)
             creation.create_in_guest(place)
@@ -222,6 +224,11 @@ class Creation:
         else:
             uid = self._plan.spec.process.uid
             self._plan.guest.settle(Made({}, environment.home_of(self.started.pid, uid)))
+
+    def make_filter(self) -> None:
+        """The seccomp filter, while the virtual machine starts."""
+        if not is_foreign(self._plan.config.arch):
+            seccomp_filter.annotate(self._plan.guest.spec, only_known=True)
 
     def await_vm(self, place: Placement) -> str:
         """Until a new VM runs: why it isn't that of the checkpoint that it was to be, or ''. Raises RunvmError with

@@ -67,8 +67,14 @@ class Ports:
 
     def close(self) -> None:
         """The pairs go with the last descriptor of the namespace, the VM's among them."""
-        for sock in self.sockets:
-            sock.close()
+        import threading
+
+        # each waits until no processor uses the socket any more (kernel's synchronize_net): side by side they wait once
+        closing = [threading.Thread(target=sock.close) for sock in self.sockets]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
         self.sockets = []
         with suppress(OSError):
             os.close(self._namespace)

@@ -21,6 +21,8 @@ _MAX_LOGGED = 256 << 10
 """Bytes of a daemon's log."""
 _MAX_HEARD = 64
 """Pieces of what it says while its state is saved."""
+_TIMES_SECONDS = 0.1
+"""How long a guest may take a file's times, length, owner and name for what they are."""
 _DELETED, _INVALID = "Inode deleted (", "marking as invalid"
 _DESCRIPTIONS = ("/etc/qemu/vhost-user", "/usr/share/qemu/vhost-user")
 _RUST_DESCRIPTORS = 610
@@ -89,9 +91,12 @@ def arguments(binary: str, directory: str, fd: int, *, rust: bool) -> list[str]:
             binary, f"--fd={fd}", f"--shared-dir={directory}", "--sandbox=namespace", "--cache=auto", "--xattr", "--posix-acl",  # noqa: E501
             "--announce-submounts", "--inode-file-handles=never",
         ]  # fmt: skip
-    # the descriptors' hard limit stays: raising it needs CAP_SYS_RESOURCE, which a root in a container may lack
+    # By "auto" each open(2) drops what the guest has in memory of a file: each start of a program reads it anew. By
+    # "always" that is kept while the file's time and length stay, which the guest asks for after the timeout. The
+    # daemon in Rust has no such option: there it would be a day.
+    # The descriptors' hard limit stays: raising it needs CAP_SYS_RESOURCE, which a root in a container may lack
     return [
-        binary, "-f", f"--fd={fd}", "-o", f"source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto", "-o", "xattr",  # noqa: E501
+        binary, "-f", f"--fd={fd}", "-o", f"source={directory}", "-o", "sandbox=namespace", "-o", f"cache=always,timeout={_TIMES_SECONDS}", "-o", "xattr",  # noqa: E501
         "-o", "posix_acl", "-o", "announce_submounts", "--rlimit-nofile=0",
     ]  # fmt: skip
 

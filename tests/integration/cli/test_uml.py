@@ -172,3 +172,46 @@ def test_a_guest_that_panics_ends_its_container(box: Box, runtime: Runtime) -> N
     assert container.wait(60) != 0
     container.wait_status("stopped", timeout=10)
     process.wait_until(lambda: not process.alive(vmm), timeout=10, what="the VMM's end")
+
+
+def test_its_processes_stay_on_one_processor_while_they_have_work(box: Box) -> None:
+    """They take turns, and to wake each other on two takes longer than most turns. Without work its next processor is
+    the host's choice."""
+    if os.cpu_count() == 1:
+        pytest.skip("there is one processor")
+    container = box.sleeper()
+    vmm = host.processes_of(container)["vmm"]
+
+    def places() -> list[str]:
+        return [status_of(pid)["Cpus_allowed_list"] for pid in (vmm, *process.descendants(vmm))]
+
+    everywhere = status_of(os.getpid())["Cpus_allowed_list"]
+    process.wait_until(lambda: places()[0] == everywhere, timeout=20, what="the kernel left to the host")
+    busy = box.runtime.start("exec", container.id, "sh", "-c", "while :; do :; done")
+    try:
+        process.wait_until(
+            lambda: (found := places())[0].isdigit() and found.count(found[0]) > 1,
+            timeout=20, interval=0.01, what="the kernel and a program on one processor",
+        )  # fmt: skip
+    finally:
+        process.stop(busy, 10)
+
+
+def test_two_with_work_are_not_on_one_processor(box: Box) -> None:
+    """Each looks for a free one now and then, and finds it however they began."""
+    if len(os.sched_getaffinity(0)) == 1:
+        pytest.skip("there is one processor")
+    kernels = []
+    for _ in range(2):
+        container = box.sh("while :; do :; done").launch()
+        kernels.append(host.processes_of(container)["vmm"])
+    only = {min(os.sched_getaffinity(0))}
+    for vmm in kernels:
+        for pid in (vmm, *process.descendants(vmm)):
+            os.sched_setaffinity(pid, only)
+
+    def apart() -> bool:
+        found = [status_of(vmm)["Cpus_allowed_list"] for vmm in kernels]
+        return found[0] != found[1] and all(place.isdigit() for place in found)
+
+    process.wait_until(apart, timeout=20, interval=0.01, what="each on a processor of its own")

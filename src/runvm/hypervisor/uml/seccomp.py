@@ -33,6 +33,7 @@ _ALLOWED = {
     "arch_prctl": 158, "exit": 60, "exit_group": 231, "getrandom": 318, "prlimit64": 302, "uname": 63,
     "ioctl": 16, "modify_ldt": 154, "set_thread_area": 205, "sched_yield": 24, "restart_syscall": 219, "umask": 95,
     "setsid": 112, "getrusage": 98, "rt_sigpending": 127, "rt_sigsuspend": 130, "sched_getaffinity": 204,
+    "sched_setaffinity": 203, "getcpu": 309,
 }  # fmt: skip
 _WHILE_STARTING = {
     "execve": 59, "socket": 41, "socketpair": 53, "connect": 42, "access": 21, "statfs": 137, "mkdir": 83, "unlink": 87,

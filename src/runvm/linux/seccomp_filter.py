@@ -4,6 +4,9 @@ A profile that refuses by EPERM what it doesn't name breaks programs on a kernel
 knows: libraries try those first, and fall back for ENOSYS alone. runc hence answers ENOSYS for every number above the
 largest that the profile names, and so does this module: libseccomp makes the filter as it does for crun, and a few
 instructions come before it. crun takes such a filter by an annotation.
+
+The host makes it while the virtual machine starts, since to make it takes an emulated guest a fifth of a container's
+start. The guest's agent does for what the host's libseccomp is too old, and for another architecture.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ _ACTIONS = {
     "SCMP_ACT_LOG": 0x7FFC0000,
     "SCMP_ACT_ALLOW": 0x7FFF0000,
 }
+_UNKNOWN = -1
+"""libseccomp's __NR_SCMP_ERROR: no system call of that name."""
 _WITH_ERRNO = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
 # libseccomp's seccomp.h
 _OPERATORS = {
@@ -59,15 +64,16 @@ class _Comparison(ctypes.Structure):
     ]
 
 
-def annotate(spec: dict[str, Any]) -> None:
+def annotate(spec: dict[str, Any], *, only_known: bool = False) -> None:
     """Give *spec*, a config.json for crun, the annotation where its profile refuses by EPERM. Where that can't be, crun
-    makes the filter by itself, without ENOSYS."""
+    makes the filter by itself, without ENOSYS. With *only_known*, a profile that names a system call which libseccomp
+    doesn't know is left as it is."""
     profile = (spec.get("linux") or {}).get("seccomp") or {}
     annotations = spec.get("annotations") or {}
     if ANNOTATION in annotations or not _refuses(profile):
         return
     try:
-        data = compiled(profile)
+        data = compiled(profile, only_known=only_known)
     except (OSError, AttributeError, LookupError):  # no libseccomp, one without what is needed, or an unknown word
         return
     if data:
@@ -81,9 +87,9 @@ def _refuses(profile: dict[str, Any]) -> bool:
     return profile.get("defaultErrnoRet", errno.EPERM) == errno.EPERM and not notifies
 
 
-def compiled(profile: dict[str, Any]) -> bytes:
+def compiled(profile: dict[str, Any], *, only_known: bool = False) -> bytes:
     """The filter's instructions; nothing where libseccomp refuses the profile: crun's own error says why. Raises
-    OSError, AttributeError, LookupError."""
+    OSError, AttributeError, LookupError, also for an unknown system call with *only_known*."""
     library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
     library.seccomp_init.restype = ctypes.c_void_p
     library.seccomp_arch_resolve_name.restype = ctypes.c_uint32
@@ -101,9 +107,11 @@ def compiled(profile: dict[str, Any]) -> bytes:
             action = _action(call["action"], call.get("errnoRet"))
             for name in call["names"]:
                 number = library.seccomp_syscall_resolve_name(name.encode())
+                if number == _UNKNOWN and only_known:
+                    raise LookupError(name)
                 largest = max(largest, number)
-                # -1: not known; a rule that says the same as the default is refused by libseccomp
-                if number != -1 and action != default and not _add(library, context, action, number, call):
+                # a rule that says the same as the default is refused by libseccomp
+                if number != _UNKNOWN and action != default and not _add(library, context, action, number, call):
                     return b""
         return _prefix(largest) + _export(library, context)
     finally:

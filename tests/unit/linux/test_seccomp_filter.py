@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runvm.agent import seccomp
+from runvm.linux import seccomp_filter
 
 # Loads the filter of the file argv[1] (prctl(2)) and prints the errno of each system call of argv[2]
 LOADER = """
@@ -75,7 +75,7 @@ def errors(data: bytes, *calls: tuple[int, int]) -> list[int]:
 
 def test_what_is_newer_than_the_profile_does_not_exist() -> None:
     """439, faccessat2, is the largest that it names: EPERM up to there, ENOSYS beyond; rules hold, with arguments."""
-    data = seccomp.compiled(profile())
+    data = seccomp_filter.compiled(profile())
     assert len(data) % 8 == 0
     calls = [(SETHOSTNAME, 0), (REBOOT, 0), (PERSONALITY, 0xFFFFFFFF), (PERSONALITY, 1), (438, 0)]
     assert errors(data, *calls) == [1, 7, 0, 1, 1]
@@ -95,15 +95,26 @@ def test_what_is_newer_than_the_profile_does_not_exist() -> None:
 )
 def test_other_profiles_are_left_to_crun(changes: dict[str, Any]) -> None:
     spec: dict[str, Any] = {"linux": {"seccomp": profile(**changes)}}
-    seccomp.annotate(spec)
+    seccomp_filter.annotate(spec)
     assert "annotations" not in spec
+
+
+def test_a_system_call_that_libseccomp_does_not_know_can_be_left_to_a_newer_one() -> None:
+    """The profile has `no_such_call`."""
+    spec: dict[str, Any] = {"linux": {"seccomp": profile()}}
+    seccomp_filter.annotate(spec, only_known=True)
+    assert "annotations" not in spec
+    rules = [{"names": [*NEEDED, "socketcall"], "action": "SCMP_ACT_ALLOW"}]
+    known: dict[str, Any] = {"linux": {"seccomp": profile(syscalls=rules)}}
+    seccomp_filter.annotate(known, only_known=True)
+    assert seccomp_filter.ANNOTATION in known["annotations"]
 
 
 def test_the_filter_is_in_an_annotation() -> None:
     spec: dict[str, Any] = {"linux": {"seccomp": profile(defaultErrnoRet=1)}, "annotations": {"a": "b"}}
-    seccomp.annotate(spec)
+    seccomp_filter.annotate(spec)
     assert spec["annotations"]["a"] == "b"
-    assert base64.b64decode(spec["annotations"][seccomp.ANNOTATION]) == seccomp.compiled(profile())
+    assert base64.b64decode(spec["annotations"][seccomp_filter.ANNOTATION]) == seccomp_filter.compiled(profile())
     bare: dict[str, Any] = {}
-    seccomp.annotate(bare)
+    seccomp_filter.annotate(bare)
     assert bare == {}
