@@ -281,4 +281,5 @@ def test_an_exec_killed_while_the_guest_begins_leaves_nothing(running: Container
     else:
         raise AssertionError("the guest was faster each time")
     time.sleep(0.5)  # what crun takes in the guest
-    wait_until(lambda: f"sleep 4321.{attempt}" not in running.sh("ps"), timeout=10, what="the end of the guest's process")
+    left = f"sleep 4321.{attempt}"
+    wait_until(lambda: left not in running.sh("ps"), timeout=10, what="the end of the guest's process")

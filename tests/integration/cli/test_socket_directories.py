@@ -66,7 +66,9 @@ listener.bind(sys.argv[1])
 listener.listen(5)
 while True:
     fd, _ = listener._accept()
-    _socket.socket(fileno=fd).send(b"from the container")
+    accepted = _socket.socket(fileno=fd)
+    accepted.recv(100)
+    accepted.send(b"from the container")
 """
 
 

@@ -214,4 +214,4 @@ def test_two_with_work_are_not_on_one_processor(box: Box) -> None:
         found = [status_of(vmm)["Cpus_allowed_list"] for vmm in kernels]
         return found[0] != found[1] and all(place.isdigit() for place in found)
 
-    process.wait_until(apart, timeout=20, interval=0.01, what="each on a processor of its own")
+    process.wait_until(apart, timeout=60, interval=0.01, what="each on a processor of its own")
