@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -263,6 +264,11 @@ def test_exec_in_a_created_container_works(box: Box) -> None:
     assert bin(shown).count("1") == len(CAPABILITIES)
 
 
+def says(trace: Path, words: str) -> bool:
+    """Whether the file has *words*."""
+    return trace.exists() and words in trace.read_text()
+
+
 @pytest.mark.only("runvm", "it is runvm's own trace that tells the moment")
 def test_an_exec_killed_while_the_guest_begins_leaves_nothing(running: Container, tmp_path: Path) -> None:
     """The process that the guest has made by then has nobody on the host: it ends, too."""
@@ -270,13 +276,10 @@ def test_an_exec_killed_while_the_guest_begins_leaves_nothing(running: Container
         trace = tmp_path / f"trace{attempt}"
         environment = {**os.environ, "RUNVM_TRACE": f"{trace}"}
         command = running.runtime.start("exec", running.id, "sleep", f"4321.{attempt}", env=environment)
-        wait_until(
-            lambda trace=trace: trace.exists() and "exec: shim started" in trace.read_text(),
-            timeout=20, interval=0.001, what="the shim",
-        )  # fmt: skip
+        wait_until(partial(says, trace, "exec: shim started"), timeout=20, interval=0.001, what="the shim")
         command.kill()
         command.wait(10)
-        if "exec: process started in the guest" not in trace.read_text():
+        if not says(trace, "exec: process started in the guest"):
             break  # else the guest was faster than we: the process has a shim, and goes on as under runc
     else:
         raise AssertionError("the guest was faster each time")

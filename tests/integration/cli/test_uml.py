@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from framework import host, process
+from framework import host, process, rootfs
 from framework.injected import injected
 from framework.network import NetNamespace, address, veth
 from framework.runtime import HYPERVISOR
@@ -215,3 +215,19 @@ def test_two_with_work_are_not_on_one_processor(box: Box) -> None:
         return found[0] != found[1] and all(place.isdigit() for place in found)
 
     process.wait_until(apart, timeout=60, interval=0.01, what="each on a processor of its own")
+
+
+def test_all_of_its_memory_can_be_used(box: Box) -> None:
+    """Of which the kernel keeps books only as far as it is asked for; what it tells counts it all from the start."""
+    container = box.idle()
+    rootfs.install(container.bundle.rootfs, "awk", "cp", "dd", "md5sum")
+    container.bundle.mount("/t", "tmpfs", "tmpfs", "rw", "size=1g")
+    container.launch()
+    told = container.sh("awk '/^Mem(Total|Free|Available)/ {print $2}' /proc/meminfo").split()
+    assert [int(kib) >> 10 > 1900 for kib in told] == [True] * 3
+    container.sh("dd if=/dev/urandom of=/t/x bs=1M count=400 && cp /t/x /t/y")
+    sums = container.sh("md5sum </t/x; md5sum </t/y").splitlines()
+    assert sums[0] == sums[1]
+    free = int(container.sh("awk '/^MemFree/ {print $2}' /proc/meminfo")) >> 10
+    assert int(told[0]) / 1024 - 1000 < free < int(told[0]) / 1024 - 800
+    assert "oom_kill 0" in container.sh("grep oom_kill /proc/vmstat")
