@@ -347,6 +347,9 @@ def _set_up() -> None:
         files.write(HUGE_PAGES, "always")
     # a program may reserve as much as it likes: there is more memory than the guest knows of
     files.write("/proc/sys/vm/overcommit_memory", "1")
+    # nor is free memory brought together ahead of need, for which the kernel looks twice a second
+    with suppress(OSError):  # User Mode Linux has no huge pages to do it for
+        files.write("/proc/sys/vm/compaction_proactiveness", "0")
     if os.path.isdir(f"/lib/modules/{os.uname().release}"):  # else all is built in
         pid = os.posix_spawn("/sbin/modprobe", ["modprobe", "-a", *_MODULES], {"PATH": "/sbin"})
         os.waitpid(pid, 0)
