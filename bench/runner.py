@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -184,14 +185,10 @@ class Bench:
         with open(f"{self.scratch}/stderr", "w+b") as stderr:
             environment = os.environ | env if env else None
             begun = time.perf_counter()
-            code = subprocess.call(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                env=environment,
-                timeout=SECONDS,
-            )
+            with subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, env=environment
+            ) as running:
+                code = _code(running)
             taken = (time.perf_counter() - begun) * 1000
             stderr.seek(0)
             words = stderr.read().decode(errors="replace").strip()[-400:]
@@ -238,6 +235,18 @@ def milliseconds(action: Callable[[], object]) -> float:
 
 
 __all__ = ["CGROUP_PARENT", "Bench", "Command", "Skip", "milliseconds"]
+
+
+def _code(running: subprocess.Popen[bytes]) -> int:
+    """How it ends, noticed at once: Popen.wait with a timeout only looks every 50 ms. Raises TimeoutExpired."""
+    pidfd = os.pidfd_open(running.pid)
+    try:
+        if not select.select([pidfd], [], [], SECONDS)[0]:
+            running.kill()
+            raise subprocess.TimeoutExpired(running.args, SECONDS)
+    finally:
+        os.close(pidfd)
+    return running.wait()
 
 
 def _end_leftovers(scratch: str) -> None:
