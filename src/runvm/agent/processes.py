@@ -85,6 +85,18 @@ class _Console:
         os.unlink(self.path)
 
 
+def _plain(master: int) -> bytes:
+    """Have a terminal's lines end with LF alone; what has been printed by now, as its process may run already, with
+    that done. Raises OSError."""
+    keep_newlines(master)
+    os.set_blocking(master, False)
+    printed = b""
+    with suppress(OSError):  # EAGAIN: that was all; EIO: it has ended
+        while len(printed) < frames.CHUNK and (data := os.read(master, frames.CHUNK)):
+            printed += data
+    return printed.replace(b"\r\n", b"\n")
+
+
 class Processes:
     """All processes of this VM's containers. *send* queues a frame to the host, *event* a message; *ending* is called
     before the end of one is told."""
@@ -315,11 +327,10 @@ class Processes:
             _, fds, _, _ = socket.recv_fds(peer, 4096, 1)
         if not fds:
             raise EOFError("no terminal on the console socket")
-        if plain:
-            keep_newlines(fds[0])
-        self._own_terminal(process, fds[0], size)
+        self._own_terminal(process, fds[0], size, _plain(fds[0]) if plain else b"")
 
-    def _own_terminal(self, process: GuestProcess, master: int, size: tuple[int, int]) -> None:
+    def _own_terminal(self, process: GuestProcess, master: int, size: tuple[int, int], early: bytes = b"") -> None:
+        """The *master* is ours; *early* is what has been read from it."""
         process.terminal = master
         if size[0] and size[1]:
             set_size(master, *size)
@@ -328,6 +339,8 @@ class Processes:
             self._loop, os.dup(master), frames.STDIN, process.channel, self._send, keep=True
         )
         self._source(process, frames.STDOUT, os.dup(master))
+        if early:
+            process.sources[frames.STDOUT].begin_with(early)
 
     # --- the end
 

@@ -48,15 +48,17 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
         described["env"] = environment.complete(described.get("env") or (), environment.home_of(record.pid, uid))
     wants_terminal = bool(described.get("terminal"))
     terminal.check(wants_terminal, options.console_socket, own=not options.detach)
-    if wants_terminal and not options.detach and not options.console_socket:
-        described[names.PLAIN_NEWLINES] = True  # as in plans.plan()
+    size = described.get("consoleSize") or {}
+    rows, columns = int(size.get("height") or 0), int(size.get("width") or 0)
+    if wants_terminal and not options.detach and not options.console_socket:  # as in plans.plan()
+        described[names.PLAIN_NEWLINES] = True
+        if not (rows and columns):
+            rows, columns = terminal.callers_size()
     handed = passed.inspect(options.preserve_fds)
     if not options.detach:
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
     key = os.urandom(8).hex()
-    size = described.get("consoleSize") or {}
-    rows, columns = int(size.get("height") or 0), int(size.get("width") or 0)
     with ExitStack() as held:
         namespaces = shim.Namespaces(0, (), -1 if outside else _pid_namespace(record, held), False)
         console_size = (rows, columns) if wants_terminal else None

@@ -50,6 +50,8 @@ def plan(ctx: Context, cid: str, options: CreateOptions, *, own_terminal: bool) 
     guest.spec["process"]["env"] = [*guest.spec["process"].get("env", ()), *passed.environment(listened)]
     if spec.process.terminal and own_terminal:
         guest.spec["process"][names.PLAIN_NEWLINES] = True  # the caller's own terminal lays the lines out
+        if not all(spec.process.console_size):  # before the program looks
+            spec = spec._replace(process=spec.process._replace(console_size=terminal.callers_size()))
     if guest.notes:
         log.info(f"devices of the host that are not in the virtual machine: {', '.join(guest.notes)}")
     if placement.pod_of(spec):

@@ -9,7 +9,7 @@ import termios
 
 from runvm.errors import HostError, UnsupportedError, reason
 from runvm.linux import sockets
-from runvm.linux.terminal import make_raw, set_size
+from runvm.linux.terminal import get_size, make_raw, set_size
 
 
 def check(wanted: bool, console_socket: str, *, own: bool) -> None:
@@ -31,6 +31,16 @@ def open_pair(rows: int, columns: int) -> tuple[int, int]:
     return master, slave
 
 
+def callers_size() -> tuple[int, int]:
+    """(rows, columns) of the caller's own terminal; zeros where it has none."""
+    tty_fd = _callers()
+    return get_size(tty_fd) if tty_fd >= 0 else (0, 0)
+
+
+def _callers() -> int:
+    return next((fd for fd in (0, 1, 2) if os.isatty(fd)), -1)
+
+
 def send(path: str, master: int) -> None:
     """Send the master over the console socket, with its name, as runc does. Raises HostError."""
     import socket
@@ -47,7 +57,7 @@ def send(path: str, master: int) -> None:
 def relay(master: int, pid: int, passed_on: frozenset[int]) -> int:
     """Connect the caller's terminal, raw, with *master* until the child *pid* ends, and pass the signals *passed_on* to
     it; its wait status. The terminal is restored in any case."""
-    tty_fd = next((fd for fd in (0, 1, 2) if os.isatty(fd)), -1)
+    tty_fd = _callers()
     saved = termios.tcgetattr(tty_fd) if tty_fd >= 0 else None
     try:
         return _Relay(master, pid, tty_fd, passed_on).run()

@@ -113,15 +113,18 @@ class StreamSource:
         if not data:
             self.close()
             return False
+        self.begin_with(data)
+        return True
+
+    def begin_with(self, data: bytes) -> None:
+        """Send *data*, which comes next; somebody else may have read it, before anything was read here."""
         if self._change is not None:
             data = self._changed(data)
-            if not data:
-                return True
-        self._window -= len(data)
-        self._send(self._kind, self._channel, data)
-        if self._window < self._least:
-            self._loop.forget(self._fd)
-        return True
+        if data:
+            self._window -= len(data)
+            self._send(self._kind, self._channel, data)
+            if self._window < self._least:
+                self._loop.forget(self._fd)
 
 
 class Sink:
