@@ -340,7 +340,7 @@ class Processes:
         )
         self._source(process, frames.STDOUT, os.dup(master))
         if early:
-            process.sources[frames.STDOUT].begin_with(early)
+            process.sources[frames.STDOUT].pass_on(early)
 
     # --- the end
 

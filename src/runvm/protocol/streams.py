@@ -113,11 +113,11 @@ class StreamSource:
         if not data:
             self.close()
             return False
-        self.begin_with(data)
+        self.pass_on(data)
         return True
 
-    def begin_with(self, data: bytes) -> None:
-        """Send *data*, which comes next; somebody else may have read it, before anything was read here."""
+    def pass_on(self, data: bytes) -> None:
+        """Send *data* as what was read next; the agent calls it too, with what a terminal held before."""
         if self._change is not None:
             data = self._changed(data)
         if data:
