@@ -8,9 +8,10 @@ that has more than plain lines.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from runvm.errors import ConfigError
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

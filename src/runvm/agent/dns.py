@@ -11,13 +11,13 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from runvm.linux.loop import IN, OUT, Loop
 from runvm.linux.netns import in_namespace
 from runvm.linux.steer import steer
 from runvm.protocol import dns
 from runvm.protocol.dns import TCP, UDP, Packet, PacketError
+from runvm.records import NamedTuple
 
 PORT = 53
 _RAW = socket.SOCK_RAW | socket.SOCK_NONBLOCK

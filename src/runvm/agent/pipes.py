@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from typing import NamedTuple
+
+from runvm.records import NamedTuple
 
 _SIZE = 1 << 20
 """Bytes that a pipe may hold, the most that anybody may ask for (pipe(7)): with the usual 64 KiB the agent and the

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from typing import NamedTuple
 
 from runvm.agent.errors import AgentError
 from runvm.linux import handles, process, syscalls
+from runvm.records import NamedTuple
 
 
 class SocketPlace(NamedTuple):

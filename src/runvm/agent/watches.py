@@ -12,13 +12,14 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from runvm.agent.watch_probe import WatchProbe
 from runvm.linux import files, handles
 from runvm.linux.loop import Loop
 from runvm.protocol import names
 from runvm.protocol.messages import Watch
+from runvm.records import NamedTuple
 
 _SHARED = f"{names.SHARE}/shared/"
 _MAX = 20_000

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
+
+from runvm.records import NamedTuple
 
 _RATES = (
     # OCI's name, the file of cgroup v1, the key in io.max of v2 (kernel's blkio-controller.rst and cgroup-v2.rst)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
+
+from runvm.records import NamedTuple
 
 UNLIMITED = 1 << 50
 """Memory limits beyond this many bytes mean none (engines write the largest page-aligned number)."""

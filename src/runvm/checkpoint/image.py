@@ -14,11 +14,12 @@ import json
 import os
 import stat
 from contextlib import ExitStack
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
 from runvm.checkpoint import memory, precopy
 from runvm.errors import CheckpointError, HostError, reason
 from runvm.linux import files, syscalls
+from runvm.records import NamedTuple
 
 FORMAT = 3
 MANIFEST = "checkpoint.json"

@@ -11,10 +11,11 @@ import errno
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm.errors import UnsupportedError
 from runvm.linux import files, syscalls
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection

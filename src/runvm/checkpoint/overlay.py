@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from typing import NamedTuple
 
 from runvm.linux import mounts
+from runvm.records import NamedTuple
 
 _FEW = 200
 """A layer with no more entries is known by what is in it: engines make small ones for each container (Docker's for

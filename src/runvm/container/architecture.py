@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import stat
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from runvm.errors import HostError, UnsupportedError, reason
 from runvm.linux import architecture, syscalls
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm import __version__
 from runvm.checkpoint import image, layer, support
@@ -15,6 +15,7 @@ from runvm.hypervisor.driver import Machine
 from runvm.linux import files, process
 from runvm.log import log
 from runvm.protocol import frames, messages, version
+from runvm.records import NamedTuple
 from runvm.sandbox import registry
 from runvm.sandbox.checkpointing import MemoryFiles, Stopped
 from runvm.shares import virtiofs

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from runvm.container import environment, mount_options
 from runvm.container.host_view import Made, View, ViewEntry
 from runvm.errors import UnsupportedError
 from runvm.linux import limits, process
 from runvm.protocol import names
+from runvm.records import NamedTuple
 from runvm.shares.tree import ROOT, Share
 
 if TYPE_CHECKING:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm.container import environment
 from runvm.errors import HostError
 from runvm.linux import syscalls
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,10 +10,10 @@ import fcntl
 import os
 import socket
 import stat
-from typing import NamedTuple
 
 from runvm.errors import HostError, UnsupportedError
 from runvm.protocol import frames
+from runvm.records import NamedTuple
 
 _FIRST = 3
 _NULL = os.makedev(1, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm.container import architecture, guest_spec, passed, terminal
 from runvm.errors import UnsupportedError
@@ -10,6 +10,7 @@ from runvm.linux import process
 from runvm.linux.architecture import is_foreign
 from runvm.log import log
 from runvm.protocol import names
+from runvm.records import NamedTuple
 from runvm.sandbox import placement
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from runvm import __version__
 from runvm.checkpoint import image, support
@@ -17,6 +17,7 @@ from runvm.hypervisor.driver import Machine
 from runvm.linux.architecture import KNOWN
 from runvm.log import log
 from runvm.protocol import messages, version
+from runvm.records import NamedTuple
 from runvm.sandbox import placement, registry, sizes
 from runvm.sandbox.checkpointing import Stopped
 from runvm.sandbox.plan import Restore
@@ -115,7 +116,7 @@ def read(directory: str) -> Saved:
 
 def _checked(body: dict[str, Any], kind: Any) -> dict[str, Any]:
     """*body* if it has the fields of *kind*, a NamedTuple, with values of their types. Raises TypeError."""
-    hints = {field: getattr(hint, "__forward_arg__", hint) for field, hint in kind.__annotations__.items()}
+    hints: dict[str, str] = kind.__annotations__
     types: dict[str, type] = {"int": int, "str": str, "bool": bool}
     if body.keys() != hints.keys():
         raise TypeError("other fields")

@@ -17,7 +17,6 @@ import time
 import tty
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
 
 from runvm.container import host_view
 from runvm.container.passed import Passed
@@ -29,6 +28,7 @@ from runvm.protocol import frames, messages
 from runvm.protocol.connection import Connection
 from runvm.protocol.frames import Frame
 from runvm.protocol.streams import Sink, StreamSource
+from runvm.records import NamedTuple
 
 LOST = 137
 """The exit code where the virtual machine went away under the process: as if killed by SIGKILL."""

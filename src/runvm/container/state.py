@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from runvm.errors import (
     ContainerExistsError,
@@ -21,6 +21,7 @@ from runvm.errors import (
 )
 from runvm.linux import files, locking, process
 from runvm.linux.process import Identity
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from runvm.container.context import Context

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from runvm.container import state
 from runvm.errors import NotRunningError, RunvmError
 from runvm.protocol import messages
+from runvm.records import NamedTuple
 from runvm.sandbox import cpu_limits, registry
 
 if TYPE_CHECKING:

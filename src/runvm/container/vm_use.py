@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from runvm.protocol import messages
+from runvm.records import NamedTuple
 from runvm.sandbox import registry
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from runvm import __version__
 from runvm.checkpoint import image, layer, overlay, support, warmed
@@ -24,6 +24,7 @@ from runvm.hypervisor import drivers
 from runvm.linux import process
 from runvm.log import log
 from runvm.protocol import version
+from runvm.records import NamedTuple
 from runvm.sandbox import placement
 from runvm.shares import virtiofs
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from runvm.config import WARM, WARM_VOLUMES
 from runvm.errors import ConfigError
+from runvm.records import NamedTuple
 
 MAX_QUIET_SECONDS = 3600
 

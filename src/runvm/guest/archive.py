@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm.errors import HostError
 from runvm.guest import pins
 from runvm.guest.commands import CommandError, run
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from runvm.config import Config

@@ -9,11 +9,11 @@ import os
 import shutil
 import stat
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from runvm.errors import HostError
 from runvm.guest import commands, cpio, elf, event_module, kernel, ldcache, pythonpath
 from runvm.guest.programs import Root
+from runvm.records import NamedTuple
 
 _INIT = """#!{python} -SIBu
 # PID 1. One argument is all that a #! line can carry; the agent does the rest.

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
+
+from runvm.records import NamedTuple
 
 
 class Node(NamedTuple):

@@ -9,9 +9,9 @@ Sources: elf(5); the generic ABI's chapter on dynamic linking; the LSB's on symb
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from runvm.errors import HostError
+from runvm.records import NamedTuple
 
 _IDENT = b"\x7fELF\x02\x01"  # 64 bits, little-endian
 _PT_LOAD, _PT_DYNAMIC = 1, 2

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import NamedTuple
+
+from runvm.records import NamedTuple
 
 ARCHITECTURE = "amd64"
 NAME = "runvm_events"

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm import __version__
 from runvm.errors import ConfigError, HostError
 from runvm.linux import architecture
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from runvm.config import Config

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from runvm.guest.commands import CommandError
+from runvm.records import NamedTuple
 
 
 class Package(NamedTuple):

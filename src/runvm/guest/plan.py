@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from runvm.config import Config
 from runvm.errors import HostError
@@ -22,6 +21,7 @@ from runvm.guest.commands import CommandError
 from runvm.guest.packages import Package
 from runvm.guest.tools import Tools
 from runvm.linux import architecture
+from runvm.records import NamedTuple
 
 USERLAND = ("crun", "python3-minimal", "libpython3-stdlib", "kmod", "busybox-static")
 KERNEL_PREFIXES = ("linux-image-", "linux-modules-")  # some distributions have the modules apart

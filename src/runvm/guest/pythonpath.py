@@ -12,11 +12,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import runvm
 from runvm.errors import HostError
 from runvm.guest.programs import Root
+from runvm.records import NamedTuple
 
 # Loaded late or by name, where looking at imports can't see it: codecs, what tracebacks and a debug shell load.
 ALWAYS = (

@@ -4,12 +4,12 @@ architecture, of the suite that the guest is made of. Bytecode and modules' inde
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 from runvm.guest import packages
 from runvm.guest.apt import Apt
 from runvm.guest.commands import CommandError
 from runvm.guest.packages import Package
+from runvm.records import NamedTuple
 
 NAMES = ("python3-minimal", "libpython3-stdlib", "kmod")
 

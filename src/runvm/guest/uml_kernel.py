@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm.errors import HostError
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from runvm.config import Config

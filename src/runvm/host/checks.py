@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm.errors import HostError, RunvmError
 from runvm.host import trial
 from runvm.linux.command import ask
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

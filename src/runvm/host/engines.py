@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from runvm.errors import HostError, UsageError
 from runvm.host import files
+from runvm.records import NamedTuple
 
 ENGINES = ("docker", "podman", "containerd")
 DEFAULT_RUNTIME_PATH = "/usr/local/sbin/runvm"

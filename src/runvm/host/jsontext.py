@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+
+from runvm.records import NamedTuple
 
 _SPACE = " \t\r\n"
 _DEFAULT_INDENT = "    "

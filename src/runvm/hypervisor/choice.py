@@ -6,13 +6,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm.errors import DeadlineError, HostError, RunvmError
 from runvm.guest import uml_kernel
 from runvm.hypervisor import proof
 from runvm.linux import files
 from runvm.log import log, progress
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from runvm.config import Config

@@ -7,7 +7,9 @@ hypervisor by name. docs/how-to/hypervisor.md is the guide for writing one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     import socket

@@ -15,7 +15,7 @@ import os
 import select
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm.errors import ConfigError, DeadlineError, HostError, RunvmError
 from runvm.guest import image
@@ -24,6 +24,7 @@ from runvm.hypervisor.isolated import Isolated
 from runvm.linux import architecture, files, locking
 from runvm.log import log, progress
 from runvm.network import tap
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

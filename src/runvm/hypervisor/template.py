@@ -12,7 +12,7 @@ import json
 import os
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm import __version__
 from runvm.errors import DeadlineError
@@ -21,6 +21,7 @@ from runvm.linux import files, locking, syscalls
 from runvm.log import log, progress
 from runvm.network import tap
 from runvm.protocol.names import TEMPLATE_WORD
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from runvm.config import Config

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+
+from runvm.records import NamedTuple
 
 AUTO = "auto"
 """As the setting `arch`: the one that the container's programs are for."""

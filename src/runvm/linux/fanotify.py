@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from typing import NamedTuple
 
 from runvm.linux import handles
+from runvm.records import NamedTuple
 
 # linux/fanotify.h
 MODIFY = 0x2

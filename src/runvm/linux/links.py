@@ -9,10 +9,10 @@ import errno
 import struct
 from collections.abc import Mapping
 from socket import AF_INET, AF_INET6
-from typing import NamedTuple
 
 from runvm.linux import netlink
 from runvm.linux.netlink import F_CREATE, F_DUMP, F_EXCLUSIVE, Message, NetlinkError, Socket, attribute, number
+from runvm.records import NamedTuple
 
 _HEAD = struct.Struct("=BxHiII")
 NEW_LINK, DELETE_LINK, _GET_LINK, _SET_LINK = 16, 17, 18, 19

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from runvm.linux.syscalls import CLONE_NEWNS, MNT_DETACH, clone_tree, mount, setns, unmount
+from runvm.records import NamedTuple
 
 
 class Source(NamedTuple):

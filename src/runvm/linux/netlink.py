@@ -11,7 +11,8 @@ import os
 import socket
 import struct
 from socket import AF_INET, inet_ntop, inet_pton
-from typing import NamedTuple
+
+from runvm.records import NamedTuple
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")

@@ -9,10 +9,11 @@ import select
 import signal
 import time
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from runvm.errors import DeadlineError
 from runvm.linux import syscalls
+from runvm.records import NamedTuple
 
 _SIGNALS = [number for number in range(1, signal.NSIG) if number not in (signal.SIGKILL, signal.SIGSTOP)]
 

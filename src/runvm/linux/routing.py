@@ -10,10 +10,10 @@ import errno
 import struct
 from collections.abc import Collection, Mapping
 from socket import AF_INET, AF_INET6
-from typing import NamedTuple
 
 from runvm.linux import netlink
 from runvm.linux.netlink import F_DUMP, NetlinkError, Socket, attribute, ip_bytes, ip_text, number, unpack
+from runvm.records import NamedTuple
 
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")

@@ -8,11 +8,11 @@ from __future__ import annotations
 import errno
 import struct
 from socket import AF_INET, AF_INET6
-from typing import NamedTuple
 
 from runvm.linux import netlink
 from runvm.linux.netlink import F_DUMP, NetlinkError, Socket, attribute, number, unpack
 from runvm.linux.routing import prefix_bytes, prefix_text, short, unless
+from runvm.records import NamedTuple
 
 _RULE = struct.Struct("=BBBBBBBBI")
 _NEW_RULE, _DELETE_RULE, _GET_RULE = 32, 33, 34

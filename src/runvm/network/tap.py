@@ -13,11 +13,11 @@ import fcntl
 import os
 import struct
 from socket import htons
-from typing import NamedTuple
 
 from runvm.linux import links, netlink
 from runvm.linux.netlink import F_CREATE, F_DUMP, F_EXCLUSIVE, NetlinkError, Socket, attribute, number, text
 from runvm.linux.netns import in_namespace
+from runvm.records import NamedTuple
 
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x2, 0x1000, 0x4000

@@ -7,7 +7,8 @@ Sources: RFC 1035 (messages), RFC 6891 (EDNS), RFC 7766 (over TCP).
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+
+from runvm.records import NamedTuple
 
 UDP, TCP = 0, 1
 _HEAD = struct.Struct(">IB")

@@ -10,7 +10,8 @@ than that for a slow reader.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+
+from runvm.records import NamedTuple
 
 HEADER = struct.Struct(">IBI")
 CREDIT = struct.Struct(">BI")

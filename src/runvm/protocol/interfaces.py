@@ -6,10 +6,11 @@ On the wire it is JSON; from_json() checks each field, so that netlink in the gu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from runvm.linux.routing import Address, Neighbour, Route
 from runvm.linux.rules import Rule
+from runvm.records import NamedTuple
 
 MAX_ITEMS = 4096
 _MAX_TEXT = 256

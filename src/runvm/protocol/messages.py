@@ -8,7 +8,7 @@ the fields. decode() checks each against its annotation, since what comes from t
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
 from runvm.protocol import fields
 from runvm.protocol.fields import Json as Json
@@ -19,6 +19,7 @@ from runvm.protocol.sharing import ConnectServer as ConnectServer
 from runvm.protocol.sharing import DropSocket as DropSocket
 from runvm.protocol.sharing import FindServer as FindServer
 from runvm.protocol.sharing import Watch as Watch
+from runvm.records import NamedTuple
 
 # --- replies
 

@@ -3,9 +3,8 @@ protocol.messages."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from runvm.protocol.fields import Json
+from runvm.records import NamedTuple
 
 # --- host → guest
 

@@ -13,13 +13,14 @@ import base64
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm.errors import RunvmError, UnsupportedError
 from runvm.log import log
 from runvm.protocol import messages
 from runvm.protocol.frames import MESSAGE, STDIN
 from runvm.protocol.messages import Done, Exited, Failed
+from runvm.records import NamedTuple
 from runvm.sandbox.members import INIT
 
 if TYPE_CHECKING:

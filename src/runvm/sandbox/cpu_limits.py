@@ -16,9 +16,10 @@ import json
 import os
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from runvm.linux import files
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm.linux.clock import ClockChanges
 from runvm.linux.loop import IN
 from runvm.log import log
 from runvm.protocol.messages import Clock, Done, Failed
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from runvm.linux.loop import Loop

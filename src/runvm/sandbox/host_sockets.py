@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import stat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm.errors import HostError
 from runvm.linux import mounts, process, sockets
@@ -20,6 +20,7 @@ from runvm.log import log
 from runvm.protocol import frames
 from runvm.protocol.messages import Dial, Dialled, Done, Failed
 from runvm.protocol.relay import Relay
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

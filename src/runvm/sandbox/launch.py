@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import socket
 import time
@@ -223,6 +222,8 @@ def main(
                 with suppress(OSError):
                     syscalls.unmount(f"{plan.sandbox.directory}/{name}", syscalls.MNT_DETACH)
             if not asked:  # else the `create` that finds the cause there removes it
+                import shutil
+
                 shutil.rmtree(plan.sandbox.directory, ignore_errors=True)
 
 

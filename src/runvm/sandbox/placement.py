@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm.errors import ContainerExistsError, HostError, SpecError, UnsupportedError, reason
 from runvm.linux import architecture, process
 from runvm.linux.process import Identity
+from runvm.records import NamedTuple
 from runvm.sandbox import registry
 
 if TYPE_CHECKING:

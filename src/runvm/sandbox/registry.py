@@ -12,13 +12,14 @@ import signal
 import socket
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm import __version__
 from runvm.errors import DeadlineError, GuestError, NotRunningError, VersionError
 from runvm.linux import files, locking, process, sockets
 from runvm.linux.process import Identity
 from runvm.protocol import frames, messages, version
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,13 +14,14 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from runvm.linux import syscalls
 from runvm.linux.loop import IN, Loop
 from runvm.linux.sockets import server
 from runvm.log import log
 from runvm.protocol.messages import AddSocket, Done, DropSocket, Failed
+from runvm.records import NamedTuple
 from runvm.sandbox import own_servers
 from runvm.sandbox.host_sockets import Sockets
 

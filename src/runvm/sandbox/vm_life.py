@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from runvm.errors import NOT_RUNNING, RunvmError
 from runvm.hypervisor import template
@@ -15,6 +15,7 @@ from runvm.linux import process
 from runvm.log import log
 from runvm.protocol.messages import Done, Failed, Initialize
 from runvm.protocol.names import SHARE_TAG
+from runvm.records import NamedTuple
 from runvm.sandbox import diagnosis, sysctls
 from runvm.sandbox.guest_clock import GuestClock
 from runvm.sandbox.running import RunningVm

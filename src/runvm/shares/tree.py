@@ -19,11 +19,11 @@ from __future__ import annotations
 import json
 import os
 import stat
-from typing import NamedTuple
 
 from runvm.errors import HostError, reason
 from runvm.linux import mounts, syscalls
 from runvm.protocol import names
+from runvm.records import NamedTuple
 from runvm.shares import within
 
 ROOT = "rootfs"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from runvm.records import NamedTuple
 
 
 class Board(NamedTuple):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from runvm.errors import VmmError
 from runvm.linux.loop import IN
 from runvm.log import log
+from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
     from runvm.hypervisor.qemu.qmp import Qmp

@@ -18,9 +18,9 @@ import os
 import socket
 import struct
 from contextlib import suppress
-from typing import NamedTuple
 
 from runvm.errors import VmmError
+from runvm.records import NamedTuple
 
 _HEADER = struct.Struct("=III")
 _VERSION, _REPLY, _NEED_REPLY = 1, 4, 8
