@@ -53,7 +53,18 @@ MORE = {
 }
 # All of the standard library that the parser may load; os brings the rest. errno is built in: Python 3.11 has loaded it
 # before the program begins, 3.13 loads it with os
-STANDARD = {"_collections_abc", "_stat", "errno", "genericpath", "os", "os.path", "posixpath", "stat", "__future__"}
+STANDARD = {
+    "_collections_abc",
+    "_stat",
+    "errno",
+    "gc",
+    "genericpath",
+    "os",
+    "os.path",
+    "posixpath",
+    "stat",
+    "__future__",
+}
 
 # What no frequent command may load, verb included; with what each costs over argparse, json and socket together (17 ms)
 DEAR = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from runvm.cli.common import ID, container_id, write_json
 from runvm.cli.grammar import Command, Flag
 from runvm.errors import RunvmError, StateError, UsageError
@@ -79,6 +81,7 @@ def parse_duration(text: str) -> float:
 
 def _follow(ctx: Context, cid: str, interval: float) -> int:
     """Both kinds of events until the container has stopped; the thread's wait for out-of-memory ones ends just then."""
+    gc.enable()
     import threading
 
     from runvm.container import stats

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import termios
 
@@ -90,6 +91,7 @@ class _Relay:
 
     def run(self) -> int:
         """Until the process has ended and its last output is out; its wait status."""
+        gc.enable()
         ended = False
         while True:
             ready = dict(self._poll.poll(200 if ended else None))

@@ -6,6 +6,7 @@ regular file, which epoll refuses and poll reports as ready.
 
 from __future__ import annotations
 
+import gc
 import heapq
 import select
 import time
@@ -89,6 +90,7 @@ class Loop:
 
     def run(self) -> None:
         """Until stop()."""
+        gc.enable()
         self._running = True
         while self._running:
             self.turn(None)

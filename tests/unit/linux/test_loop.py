@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -125,3 +126,15 @@ def test_a_narrow_loop_whose_descriptor_has_gone_serves_all() -> None:
     assert called == ["timer"]
     os.close(reader)
     os.close(writer)
+
+
+def test_what_waits_looks_for_garbage(pipe: tuple[int, int]) -> None:
+    """Commands don't; a shim and a supervisor come from one by fork and live for long."""
+    gc.disable()
+    try:
+        loop = Loop()
+        loop.watch(pipe[0], IN, lambda events: loop.stop())
+        loop.run()
+        assert gc.isenabled()
+    finally:
+        gc.enable()
