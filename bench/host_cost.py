@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 FAMILY = "host cost"
 _SETTLE_SECONDS = 0.4
 """How long after a call its last threads may take to end."""
+_PARTS = {
+    "runvm": "its commands",
+    "runvm-sandbox": "the supervisor",
+    "runvm-shim": "the shim",
+    "virtiofsd": "virtiofsd",
+    "qemu-system-x86": "QEMU",
+    "call_rcu": "QEMU",
+    "IO mon_iothread": "QEMU",
+    "live_migration": "QEMU",
+}
+"""What the threads of a start belong to, by their names."""
 _COUNTED = ("clone", "clone3", "fork", "vfork", "execve", "open", "openat", "openat2")
 
 
@@ -44,13 +55,13 @@ def run(bench: Bench) -> None:
             measures[label] = lambda argv=argv: bench.call(argv)  # type: ignore[misc]
     except Skip as error:
         bench.skip("host cost of docker run", str(error))
-    samples = _sample(bench, measures, 9)
+    samples, parts = _sample(bench, measures, 9)
     bench.delete(bench.runvm, cid)
     targets = {"runvm run true": 6.0, "docker run, runvm": 9.0, "runvm exec true": 2.5}
     for label, target in targets.items():
         if label in samples:
             value = ratio(samples[label], samples[PYTHON_LABEL])
-            shown = {name: samples[name] for name in (label, PYTHON_LABEL)}
+            shown = {name: samples[name] for name in (label, PYTHON_LABEL)} | parts[label]
             name = f"processor time of `{label}` / `{PYTHON_LABEL}`"
             bench.add(Figure(FAMILY, name, value, "x", "median of pairs", target, shown))
     for ours, theirs in (("runvm run true", "runc run true"), ("docker run, runvm", "docker run, runc")):
@@ -61,17 +72,25 @@ def run(bench: Bench) -> None:
     _count(bench, [*bench.runvm.argv, "run", "--bundle", bundle.path, bench.cid(bundle)])
 
 
-def _sample(bench: Bench, measures: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of processor time, vCPU threads left out, of what each call started and what ended after it."""
+def _sample(
+    bench: Bench, measures: dict[str, Callable[[], float]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, dict[str, list[float]]]]:
+    """Milliseconds of processor time, vCPU threads left out, of what each call started and what ended after it: in all,
+    and of each part of runvm."""
     found: dict[str, list[float]] = {label: [] for label in measures}
+    parts: dict[str, dict[str, list[float]]] = {label: {} for label in measures}
     for _ in range(bench.rounds(rounds)):
         for label, measure in measures.items():
             with Accounting() as accounting:
                 begun = time.monotonic()
                 measure()
                 threads = accounting.ended(since=begun - 0.005, settle=_SETTLE_SECONDS)
-            found[label].append(sum(each.cpu_ns for each in threads if not each.name.startswith("CPU ")) / 1e6)
-    return found
+            threads = [each for each in threads if not each.name.startswith("CPU ")]
+            found[label].append(sum(each.cpu_ns for each in threads) / 1e6)
+            for part in dict.fromkeys(_PARTS.values()):
+                if spent := sum(each.cpu_ns for each in threads if _PARTS.get(each.name) == part):
+                    parts[label].setdefault(part, []).append(spent / 1e6)
+    return found, parts
 
 
 def _count(bench: Bench, argv: list[str]) -> None:
