@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 
 from runvm.linux import files
 
@@ -14,6 +15,19 @@ if TYPE_CHECKING:
 ROOT = "/sys/fs/cgroup"
 ALL = f"{ROOT}/containers"
 """The group that every container's lies in; agent.memory watches it."""
+_DEFAULTS = {
+    "cpu.max": "max 100000",
+    "cpu.weight": "100",
+    "cpuset.cpus": "\n",
+    "memory.max": "max",
+    "memory.high": "max",
+    "memory.low": "0",
+    "memory.min": "0",
+    "memory.swap.max": "max",
+    "pids.max": "max",
+    "io.weight": "default 100",
+}
+"""The limits that a config.json may set, as they are in a new group (cgroup-v2.rst)."""
 _SHOWN = ("cpu.stat", "memory.", "pids.", "io.stat", "cpu.max", "cpu.pressure", "hugetlb.")
 
 
@@ -74,6 +88,13 @@ def limit_cpu(cgroup: str, held: dict[str, int]) -> None:
     """Put what hold_back() has taken into force. Raises OSError."""
     quota = held.get("quota", 0)
     files.write(f"{cgroup}/cpu.max", f"{quota if quota > 0 else 'max'} {held.get('period', 100_000)}")
+
+
+def lift_limits(cgroup: str) -> None:
+    """Have a group as one is that was given no limits. Raises OSError."""
+    for name, value in _DEFAULTS.items():
+        with suppress(FileNotFoundError):  # a controller that this kernel doesn't have
+            files.write(f"{cgroup}/{name}", value)
 
 
 def oom_kills(cgroup: str) -> int:

@@ -84,6 +84,8 @@ class GuestCheckpoints:
         identity.become(request.clock_ns, bytes.fromhex(request.entropy))
         self._runtime.containers[request.container] = self._runtime.containers.pop(container.name)
         container.name = request.container
+        if request.lift_limits:
+            cgroups.lift_limits(container.cgroup)
         self._connections.close()
         self._networks.set(request.network, request.interfaces)
         if request.hostname and container.init is not None:

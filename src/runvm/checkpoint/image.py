@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import stat
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, get_type_hints
 
 from runvm.checkpoint import memory, precopy
@@ -30,6 +30,8 @@ _CRIUS = "inventory.img"
 _MAX_MANIFEST = 32 << 20
 _MAX_STATE = 64 << 20
 _MAKE = "make the checkpoint anew"
+_UNFINISHED = ".runvm-"
+"""Comes between an image's name and a process's number while it is written."""
 
 
 class Manifest(NamedTuple):
@@ -154,8 +156,7 @@ class Writer:
         self.directory = directory
         parent, name = os.path.split(os.path.normpath(directory))
         self._parent = parent or "/"
-        self._prefix = f".{name}.new-"
-        self.path = f"{self._parent}/{self._prefix}{os.getpid()}"
+        self.path = f"{self._parent}/.{name}{_UNFINISHED}{os.getpid()}"
         self._lock = -1
         self._held = ExitStack()
         self._copies: dict[str, precopy.Copy] = {}
@@ -195,9 +196,12 @@ class Writer:
         self._held.close()
 
     def add_state(self, source: str) -> None:
-        """Copy its device state. Raises OSError."""
+        """Copy its device state. Raises OSError, HostError where it is too large."""
         with open(source, "rb") as file, open(f"{self.path}/state", "wb", opener=files.private) as target:
-            target.write(file.read(_MAX_STATE))
+            data = file.read(_MAX_STATE + 1)
+            if len(data) > _MAX_STATE:
+                raise HostError(f"the virtual machine's device state is larger than {_MAX_STATE >> 20} MiB")
+            target.write(data)
 
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest, which *manifest* is but for the files, and give the image its name. Raises OSError."""
@@ -232,16 +236,18 @@ class Writer:
             raise HostError(f"{self.directory} has files that are no checkpoint's", do="name an empty or new directory")
 
     def _sweep(self) -> None:
-        """Take away what commands that were killed have left; those at work hold a lock."""
+        """Take away what commands that were killed have left, of any image: engines make up a new name for each. Those
+        at work hold a lock."""
         for name in os.listdir(self._parent):
-            if name.startswith(self._prefix):
-                path = f"{self._parent}/{name}"
+            if not (name.startswith(".") and name.rpartition(_UNFINISHED)[2].isdecimal() and _UNFINISHED in name):
+                continue
+            path = f"{self._parent}/{name}"
+            with suppress(OSError):  # another's, as in /tmp, or gone meanwhile
                 fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _remove(path)
-                except BlockingIOError:
-                    pass
+                    if os.fstat(fd).st_uid == os.geteuid():
+                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        _remove(path)
                 finally:
                     os.close(fd)
 

@@ -60,11 +60,11 @@ class _Count:
     """How much has been copied, the files with several names, and what has changed. What *early* has is taken from
     there."""
 
-    def __init__(self, early: Early | None) -> None:
+    def __init__(self, early: Early | None, changes: Changes | None = None) -> None:
         self.early = early
         self.saved: dict[tuple[int, int], tuple[int, str]] = {}
         self.began_ns = time.time_ns()
-        self.changes = Changes()
+        self.changes = changes or Changes()
         self.entries = 0
         self.bytes = 0
         self.linked: dict[tuple[int, int], str] = {}
@@ -120,15 +120,15 @@ def save(upper: str, target: str, early: Early | None = None) -> Early:
     return Early(target, _walk(upper, target, _Count(early), replace=False).saved)
 
 
-def apply(saved: str, root: str) -> Changes:
-    """Make in *root*, a mounted overlay, the changes that save() has kept in *saved*. Raises OSError,
-    UnsupportedError."""
-    return _walk(saved, root, _Count(None), replace=True).changes
+def apply(saved: str, root: str, changes: Changes) -> None:
+    """Make in *root*, a mounted overlay, the changes that save() has kept in *saved*, and note them in *changes*, also
+    where that fails half-way. Raises OSError, UnsupportedError."""
+    _walk(saved, root, _Count(None, changes), replace=True)
 
 
 def undo(root: str, changes: Changes, keep: Collection[str]) -> None:
-    """Take away what apply() has made in *root*, but for the paths *keep* and what others have put something into.
-    Raises OSError, UnsupportedError where that isn't all."""
+    """Take away what apply() has made in *root*, but for the paths *keep* and what others have put something into;
+    there are no *changes* then. Raises OSError, UnsupportedError where that isn't all."""
     if changes.lasting:
         raise UnsupportedError("what had been replaced in its root file system can't be brought back")
     top = os.open(root, _DIRECTORY)
@@ -136,6 +136,7 @@ def undo(root: str, changes: Changes, keep: Collection[str]) -> None:
         for path in reversed(changes.made):
             if path not in keep:
                 _take_away(top, path)
+        changes.made.clear()
     finally:
         os.close(top)
 

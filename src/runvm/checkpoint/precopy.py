@@ -38,6 +38,7 @@ class Copy:
         os.unlink(path)
         os.ftruncate(self._target, self._size)
         self._data: list[tuple[int, int]] = []
+        self._allocated: set[tuple[int, int]] = set()
         self._maps: tuple[Mapping, Mapping] | None = None
         self._threads = ThreadPoolExecutor(_THREADS)
 
@@ -54,7 +55,7 @@ class Copy:
     def begin(self) -> None:
         """Copy all that there is, and then what has changed meanwhile until that is little, or doesn't get less. Raises
         OSError."""
-        self._data = list(files.data(self._source))
+        self._look()
         for offset, end in _parts(self._data, _CHUNK):
             data = os.pread(self._source, end - offset, offset)
             if data.count(0) != len(data):
@@ -77,10 +78,19 @@ class Copy:
 
     def catch_up(self) -> int:
         """Copy what has changed; how many bytes that was. Raises OSError."""
-        self._data = list(files.data(self._source))
+        self._look()
         chunks = list(_parts(self._data, _CHUNK))
         half = -(-len(chunks) // _THREADS)
         return sum(self._threads.map(self._update, [chunks[:half], chunks[half:]]))
+
+    def _look(self) -> None:
+        """See where data are, and have room for them: to compare with a hole of the copy takes memory of a tmpfs, and
+        where there is none left, that is SIGBUS and no error. Raises OSError."""
+        self._data = list(files.data(self._source))
+        for begin, end in self._data:
+            if (begin, end) not in self._allocated:
+                os.posix_fallocate(self._target, begin, end - begin)
+                self._allocated.add((begin, end))
 
     def pack(self, target: str, *, compress: bool) -> str:
         """Write what the memory was at the last catch_up() into the new file *target*, as memory.pack() does: its hash.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from runvm import __version__
@@ -50,7 +51,8 @@ class CheckpointOptions(NamedTuple):
 
 def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
     """Raises: StateError unless the container runs, UnsupportedError where it can't be saved; it goes on then."""
-    with state.lock(ctx, cid):
+    with ExitStack() as held:
+        held.enter_context(state.lock(ctx, cid))
         record = state.load(ctx, cid)
         if record.status not in ("running", "paused"):
             raise StateError(f"container cannot be checkpointed in {record.status} state")
@@ -58,7 +60,7 @@ def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
         sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
         try:
             with image.Writer(options.image_path) as writer:
-                _copy_memory(writer, sandbox, cid)
+                _copy_memory(writer, sandbox, messages.FindMemory(cid, bool(options.layer)))
                 early = _save_early(options.layer, f"{writer.path}/{_EARLY}")
                 request = messages.Checkpoint(cid, bool(options.layer))
                 with registry.begin(sandbox, request) as connection:
@@ -66,9 +68,15 @@ def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
                     _catch_up(writer, stopped, options, early)
                     if options.leave_running:
                         _end(connection, keep=True)
+                    else:
+                        # its answer shows that the VM was there until now: the memory of one that has ended is zeros
+                        registry.call(sandbox, messages.Status())
+                    manifest = _manifest(ctx, cid, driver, stopped)
+                    if options.leave_running:
+                        held.close()  # what is left to do needs no container: others may have it
                     shutil.rmtree(f"{writer.path}/{_EARLY}", ignore_errors=True)
                     writer.pack_memory(compress=options.compress)
-                    writer.finish(_manifest(ctx, cid, driver, stopped))
+                    writer.finish(manifest)
                     if not options.leave_running:
                         _end(connection, keep=False)
         except OSError as error:
@@ -90,9 +98,9 @@ def cpu_of(machine: Machine) -> str:
     return template.processor(files.read("/proc/cpuinfo")) if machine.accelerator == "kvm" else ""
 
 
-def _copy_memory(writer: image.Writer, sandbox: Sandbox, cid: str) -> None:
+def _copy_memory(writer: image.Writer, sandbox: Sandbox, request: messages.FindMemory) -> None:
     """While the VM runs; from the supervisor's mount namespace, which alone has it. Raises RunvmError, OSError."""
-    found = MemoryFiles(**registry.call(sandbox, messages.FindMemory(cid)))
+    found = MemoryFiles(**registry.call(sandbox, request))
     root = f"/proc/{found.pid}/root"
     try:
         writer.copy_memory(f"{root}{found.ram}", f"{root}{found.more}")

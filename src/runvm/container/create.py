@@ -91,6 +91,8 @@ class Creation:
         self._place: Placement
         self._listener: socket.socket | None = None
         self._report: int | None = None
+        self._patience = float(plan.config.boot_timeout_s)
+        """Seconds that the virtual machine may take to start."""
         view = plan.guest.view
         # in the shim's mount namespace the container's own directory is covered by it
         self._view = view._replace(at=state.directory(ctx, cid)) if view.rootfs != "/" else None
@@ -238,7 +240,7 @@ class Creation:
             from runvm.sandbox import launch
 
             report, self._report = self._report, None
-            note = launch.await_running(report, self._plan.config, place.sandbox)
+            note = launch.await_running(report, place.sandbox, self._patience)
             log.debug("create: virtual machine runs")
         return note
 

@@ -12,12 +12,11 @@ import socket
 import stat
 
 from runvm.errors import HostError, UnsupportedError
+from runvm.linux import files
 from runvm.protocol import frames
 from runvm.records import NamedTuple
 
 _FIRST = 3
-_NULL = os.makedev(1, 3)
-"""/dev/null (kernel's devices.txt)."""
 _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFBLK: "a block device", stat.S_IFCHR: "a character device"}
 
 
@@ -65,8 +64,7 @@ def environment(listened: int) -> list[str]:
 def _way(fd: int, mode: int) -> str:
     kind = stat.S_IFMT(mode)
     access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-    null = kind == stat.S_IFCHR and os.fstat(fd).st_rdev == _NULL
-    if (null or kind in (stat.S_IFIFO, stat.S_IFREG)) and access != os.O_RDWR:
+    if (files.is_null(fd) or kind in (stat.S_IFIFO, stat.S_IFREG)) and access != os.O_RDWR:
         return frames.IN if access == os.O_RDONLY else frames.OUT
     if kind == stat.S_IFSOCK:
         with socket.socket(fileno=os.dup(fd)) as sock:

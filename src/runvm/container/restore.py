@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _PLACE_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+,-.")
 _MAX_MIB = 16 << 20
-_CONTENTS = {"ram": 0, "more": 0}
+_CONTENTS = ("ram", "more")
 
 
 class Saved(NamedTuple):
@@ -178,6 +178,7 @@ class Restoration(create.Creation):
         restore = Restore(
             directory=saved.directory,
             hashes={name: saved.manifest.files[name][1] for name in _CONTENTS},
+            size=sum(saved.manifest.files[name][0] for name in _CONTENTS),
             before=saved.manifest.container,
             place=stopped.place,
             shares=shape.renamed(self._plan.guest.shares, saved.manifest.shape, shape.of(self._plan.spec.raw)),
@@ -191,6 +192,7 @@ class Restoration(create.Creation):
             input=saved.input,
             input_ended=stopped.input_ended,
         )
+        self._patience += restore.copy_seconds
         plan = self._plan
 
         def start(listener: socket.socket, network_of: Identity | None) -> int:
@@ -214,7 +216,8 @@ class Restoration(create.Creation):
         same = not saved.stopped.updated and saved.manifest.resources == spec.resources
         request = messages.RestoreContainer(
             self._cid,
-            {} if same else self._plan.guest.spec["linux"]["resources"],
+            self._plan.guest.spec["linux"]["resources"],
+            same,
             self._plan.network,
             list(self._cgroup.directories),
             sizes.limit_mib(spec.resources),

@@ -21,7 +21,7 @@ from runvm.container import restore, state, wishes
 from runvm.container.checkpoint import cpu_of
 from runvm.errors import CheckpointError, HostError, UnsupportedError, reason
 from runvm.hypervisor import drivers
-from runvm.linux import process
+from runvm.linux import files, process
 from runvm.log import log
 from runvm.protocol import version
 from runvm.records import NamedTuple
@@ -100,6 +100,8 @@ def key(plan: ContainerPlan, driver: Driver, identity: str) -> str:
         "settings": settings,
         "processors": len(os.sched_getaffinity(0)),
         "root": identity,
+        # a program that has seen the end of its input never reads it again
+        "input": not files.is_null(0),
         "config": alike(plan.spec),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
@@ -140,7 +142,9 @@ def create(ctx: Context, cid: str, options: CreateOptions, chance: Chance, termi
         failed.callback(creating.clear, ctx, cid)
         restoration = restore.Restoration(ctx, cid, plan, failed, held)
         place = restoration.prepare()
-        changes = _show_layer(saved, plan)
+        changes = layer.Changes()
+        failed.callback(_take_back, plan, changes)
+        _show_layer(saved, plan, changes)
         restoration.make_view()
         restoration.restore_vm(saved, fall_back=True)
         with creating.explaining(place.sandbox):
@@ -158,10 +162,10 @@ def create(ctx: Context, cid: str, options: CreateOptions, chance: Chance, termi
     log.debug("create: done, warm")
 
 
-def _show_layer(saved: Saved, plan: ContainerPlan) -> layer.Changes:
+def _show_layer(saved: Saved, plan: ContainerPlan, changes: layer.Changes) -> None:
     """Before anything is mounted in the root: what is replaced there would take a mount along."""
     try:
-        return layer.apply(f"{saved.directory}/{layer.NAME}", plan.spec.root_path)
+        layer.apply(f"{saved.directory}/{layer.NAME}", plan.spec.root_path, changes)
     except OSError as error:
         raise HostError(f"what the warm container had written can't be copied: {reason(error)}") from error
 
@@ -170,16 +174,29 @@ def _fall_back(plan: ContainerPlan, saved: Saved, changes: layer.Changes, failur
     """The checkpoint is no good: have the root as it was. Raises HostError, UnsupportedError where that can't be."""
     warmed.fail(saved.directory)
     log.warning(f"{WARM}: no warm start, the checkpoint is dropped: {failure}")
+    try:
+        _undo(plan, changes)
+    except (OSError, UnsupportedError) as error:
+        raise HostError(f"the warm start has failed, and {error}", do="start it again", details=failure) from error
+
+
+def _take_back(plan: ContainerPlan, changes: layer.Changes) -> None:
+    """The container isn't made: who makes it again finds the root as it was."""
+    try:
+        _undo(plan, changes)
+    except (OSError, UnsupportedError) as error:
+        log.warning(f"{WARM}: what the warm container had written stays in {plan.spec.root_path}: {error}")
+
+
+def _undo(plan: ContainerPlan, changes: layer.Changes) -> None:
+    """But for what mounts lie on. Raises OSError, UnsupportedError."""
     keep = set()
     for mount in plan.spec.mounts:
         path = mount.destination
         while path != "/":
             keep.add(path)
             path = os.path.dirname(path)
-    try:
-        layer.undo(plan.spec.root_path, changes, keep)
-    except (OSError, UnsupportedError) as error:
-        raise HostError(f"the warm start has failed, and {error}", do="start it again", details=failure) from error
+    layer.undo(plan.spec.root_path, changes, keep)
 
 
 def _unfit(plan: ContainerPlan, wanted: Wish, driver: Driver, identity: str | None) -> str:

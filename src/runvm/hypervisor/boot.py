@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from runvm import __version__
-from runvm.errors import DeadlineError, GuestError, HostError, RunvmError, VmmError
+from runvm.errors import DeadlineError, GuestError, HostError, RunvmError, VmmError, reason
 from runvm.hypervisor import jail, ram
 from runvm.hypervisor.driver import Driver, Endpoints, Machine, Vm
 from runvm.linux import architecture, files, process, syscalls
@@ -178,13 +178,12 @@ def start(
     memory = os.open(f"{root}/ram", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     agent, agent_vmm = socket.socketpair()
     console, console_vmm = socket.socketpair()
-    state = copier = more = -1
+    state = more = -1
+    copier: _Copier | None = None
 
     def ram_ready() -> None:
-        nonlocal copier
-        pid, copier = copier, -1
-        if pid > 0 and process.wait_child(pid, deadline=deadline) != 0:
-            raise VmmError(f"the memory in {template} can't be copied" + ("" if fill is None else ": it is damaged"))
+        if copier is not None:
+            copier.wait(deadline)
         log.debug("supervisor: memory copied")
 
     try:
@@ -192,17 +191,15 @@ def start(
         more = os.open(f"{root}/more", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.ftruncate(more, machine.growth_mib << 20)
         if template:
-            state = os.open(f"{template}/state", os.O_RDONLY | os.O_CLOEXEC)
-            parent = os.getpid()
+            state = os.open(f"{template}/state", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
             def copy() -> None:
-                process.die_with_parent(parent)
                 if fill is None:
                     ram.copy_sparse(f"{template}/ram", memory)
                 else:
                     fill(memory, more)
 
-            copier = process.fork(copy)  # the VMM starts meanwhile
+            copier = _Copier(template, copy)  # the VMM starts meanwhile
         endpoints = Endpoints(agent_vmm.fileno(), console_vmm.fileno(), tap, share, nics)
         try:
             vm = driver.launch(machine, endpoints, jail=root, state=state, ram_ready=ram_ready, deadline=deadline)
@@ -214,8 +211,8 @@ def start(
     except BaseException:
         agent.close()
         console.close()
-        if copier > 0:
-            process.end_child(copier, "the copy of the template's memory")
+        if copier is not None:
+            copier.end()
         raise
     finally:
         agent_vmm.close()
@@ -223,6 +220,52 @@ def start(
         for fd in (memory, more, state):
             if fd >= 0:
                 os.close(fd)
+
+
+class _Copier:
+    """A process that copies the memory in *template* by *copy*, while others begin."""
+
+    def __init__(self, template: str, copy: Callable[[], None]) -> None:
+        self._template = template
+        parent = os.getpid()
+        self._told, tell = os.pipe2(os.O_CLOEXEC)
+
+        def work() -> None:
+            process.die_with_parent(parent)
+            try:
+                copy()
+            except (RunvmError, OSError) as error:
+                said = error.message if isinstance(error, RunvmError) else reason(error)
+                os.write(tell, said.encode(errors="replace")[: select.PIPE_BUF])
+                raise SystemExit(1) from None
+
+        try:
+            self._pid = process.fork(work)
+        finally:
+            os.close(tell)
+
+    def wait(self, deadline: float) -> None:
+        """Until it is done. Raises VmmError with what went wrong, DeadlineError."""
+        status = process.wait_child(self._pid, deadline=deadline)
+        if status is None:
+            raise DeadlineError(f"timed out copying the memory in {self._template}")
+        self._pid = -1
+        if status:
+            ended = (
+                f"its process was ended by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "it has failed"
+            )
+            said = os.read(self._told, select.PIPE_BUF).decode(errors="replace") or ended
+            raise VmmError(f"the memory in {self._template} can't be copied: {said}")
+        self.end()
+
+    def end(self) -> None:
+        """It is needed no more."""
+        if self._pid > 0:
+            process.end_child(self._pid, "the copy of a virtual machine's memory")
+            self._pid = -1
+        if self._told >= 0:
+            os.close(self._told)
+            self._told = -1
 
 
 def _check_version(told: str) -> None:

@@ -13,6 +13,13 @@ from typing import Any, get_type_hints
 from runvm.protocol import fields
 from runvm.protocol.fields import Json as Json
 from runvm.protocol.fields import MessageError as MessageError
+from runvm.protocol.saving import Checkpoint as Checkpoint
+from runvm.protocol.saving import EndCheckpoint as EndCheckpoint
+from runvm.protocol.saving import FindMemory as FindMemory
+from runvm.protocol.saving import Quiesce as Quiesce
+from runvm.protocol.saving import RestoreContainer as RestoreContainer
+from runvm.protocol.saving import Restored as Restored
+from runvm.protocol.saving import Unquiesce as Unquiesce
 from runvm.protocol.sharing import AddSocket as AddSocket
 from runvm.protocol.sharing import Changed as Changed
 from runvm.protocol.sharing import ConnectServer as ConnectServer
@@ -169,31 +176,6 @@ class RemoveNetwork(NamedTuple):
     network: int
 
 
-class Quiesce(NamedTuple):
-    """Before a checkpoint, to the guest: freeze the container and then do nothing but wait for Unquiesce or Restored;
-    what was to be said has been said before the answer. To a shim: read no more input. Result: {}."""
-
-    container: str
-
-
-class Unquiesce(NamedTuple):
-    """The checkpoint is taken and all goes on. Result: {}."""
-
-
-class Restored(NamedTuple):
-    """The VM comes from a checkpoint that was taken after Quiesce, of *before*; its container is called *container*
-    now. Clock and entropy as for Initialize; *hostname* ('' = as it was); *network* and *interfaces* as for Create.
-    Result: {}."""
-
-    before: str
-    container: str
-    clock_ns: int
-    entropy: str
-    hostname: str
-    network: int
-    interfaces: Json
-
-
 class Connect(NamedTuple):
     """Connect to *port* at an address of a network namespace, '' = its loopback; the channel's streams are STDIN and
     STDOUT. Result: {}."""
@@ -325,43 +307,6 @@ class ExecProcess(NamedTuple):
     columns: int
     passed: list[str]
     outside: bool
-
-
-class FindMemory(NamedTuple):
-    """From checkpoint, which copies the VM's memory while it runs: where it is. Fails where Checkpoint would. Result:
-    sandbox.checkpointing.MemoryFiles."""
-
-    container: str
-
-
-class Checkpoint(NamedTuple):
-    """From checkpoint: stop the VM of this container, its only one, and write its device state. While the VM stands
-    still the command copies what has changed in its memory, and sends EndCheckpoint; if this connection closes before,
-    the VM goes on. With *spare_execs* it waits until no process runs that exec has started, else they are ended.
-    Result: sandbox.checkpointing.Stopped."""
-
-    container: str
-    spare_execs: bool
-
-
-class EndCheckpoint(NamedTuple):
-    """After Checkpoint, on its connection: with *keep* the VM goes on, else it ends as if killed. Result: {}."""
-
-    keep: bool
-
-
-class RestoreContainer(NamedTuple):
-    """From restore, to the supervisor of a VM that comes from a checkpoint: its container, attached to a new shim.
-    The fields are those of CreateContainer; *resources* are the limits from now on, {} if they are as they were. With
-    *at_start* that is done by its Start, and until then it is as one that has been created. Result: {}."""
-
-    container: str
-    resources: Json
-    network: bool
-    cgroups: list[str]
-    limit_mib: int
-    hostname: str
-    at_start: bool
 
 
 class DeleteContainer(NamedTuple):

@@ -86,7 +86,9 @@ class Checkpointing:
 
     def find_memory(self, request: messages.FindMemory, reply: Reply) -> None:
         """Raises UnsupportedError, RunvmError."""
-        self._checked(request.container)
+        member = self._checked(request.container)
+        if request.spare_execs and _execs(member):
+            raise RunvmError(f"processes of exec run in container {request.container}")
         jail = f"{self._keeper.life.plan.sandbox.directory}/jail"
         reply(Done(MemoryFiles(os.getpid(), f"{jail}/ram", f"{jail}/more")._asdict()))
 
@@ -131,8 +133,8 @@ class Checkpointing:
             raise UnsupportedError(f"container {name} has a $NOTIFY_SOCKET of the host's, which can't be restored")
         if member.sockets is not None:
             raise UnsupportedError(f"container {name} has a socket of the host's mounted, which can't be restored")
-        if vm.networks.nics > 1:
-            raise UnsupportedError(f"container {name} has had {vm.networks.nics} network interfaces, more than one")
+        if error := _too_many_nics(name, vm.networks.nics):
+            raise error
         return member
 
 
@@ -163,6 +165,8 @@ class _Checkpoint:
         self._shim_quiet = False
         self._quiesced = False
         self._frozen = False
+        self._spare = False
+        self._killed: set[int] = set()
         self._execs = 0
         self._path = f"{keeper.life.plan.sandbox.directory}/{_STATE}"
 
@@ -170,20 +174,30 @@ class _Checkpoint:
 
     def end_execs(self, *, spare: bool) -> None:
         """What exec started isn't part of a checkpoint: nobody could take it up. With *spare*, wait for its end."""
-        execs = [task for key, task in self._member.tasks.items() if key != INIT and not task.ended]
-        self._execs = 0 if spare else len(execs)
-        for task in () if spare else execs:
-            kill = messages.Signal(self._member.name, task.channel, int(signal.SIGKILL), False)
-            self._vm.agent.ask(kill, lambda answer: None)
-        self._when(
-            lambda: all(key == INIT for key in self._member.tasks),
-            self._quiet_shim,
-            "the end of the processes that exec has started",
-        )
+        self._spare = spare
+        self._when(self._execs_are_gone, self._quiet_shim, "the end of the processes that exec has started")
+
+    def _execs_are_gone(self) -> bool:
+        """Also those that have begun since this was asked last."""
+        for task in () if self._spare else _execs(self._member):
+            if task.channel not in self._killed:
+                self._kill(task.channel)
+        return all(key == INIT for key in self._member.tasks)
+
+    def _kill(self, channel: int) -> None:
+        self._killed.add(channel)
+
+        def told(answer: Done | Failed) -> None:
+            if isinstance(answer, Failed):  # it isn't there yet
+                self._killed.discard(channel)
+            else:
+                self._execs += 1
+
+        self._vm.agent.ask(messages.Signal(self._member.name, channel, int(signal.SIGKILL), False), told)
 
     def _quiet_shim(self) -> None:
         self._tell_shim(messages.Quiesce(self._member.name))
-        ready = lambda: self._shim_quiet and not self._vm.agent.busy  # noqa: E731
+        ready = lambda: self._execs_are_gone() and self._shim_quiet and not self._vm.agent.busy  # noqa: E731
         self._when(ready, self._quiesce, "the shim and the guest to come to rest")
 
     def shim_answered(self, task: Task) -> None:
@@ -198,6 +212,8 @@ class _Checkpoint:
     def _guest_quiet(self, answer: Done | Failed) -> None:
         if isinstance(answer, Failed):
             self.fail(f"the guest can't be stopped: {answer.error}")
+        elif self._init.ended:
+            self.fail("container not running")
         elif not self._failed:
             self._frozen = True
             self._vm.guest.vm.freeze(self._stopped)
@@ -214,7 +230,7 @@ class _Checkpoint:
         def saved(error: RunvmError | None) -> None:
             os.close(state)
             self._saving = False
-            error = error or self._files_lost()
+            error = error or self._overtaken() or self._files_lost()
             if self._failed:
                 self._go_on(Failed("the command has gone"))
             elif not self._gone_wrong(error):
@@ -223,6 +239,12 @@ class _Checkpoint:
         self._saving = True
         self._vm.daemon.listen()
         self._vm.guest.vm.save(state, saved)
+
+    def _overtaken(self) -> RunvmError | None:
+        """What has come about since the checkpoint was asked for."""
+        if self._init.ended:
+            return RunvmError("container not running")
+        return _too_many_nics(self._member.name, self._vm.networks.nics)
 
     def _files_lost(self) -> RunvmError | None:
         """What a restore would fail for: files that are open, and in no directory any more."""
@@ -295,6 +317,7 @@ class _Checkpoint:
         def going(unquiesced: Done | Failed) -> None:
             if isinstance(unquiesced, Failed):
                 log.warning(f"checkpoint: {unquiesced.error}")
+            self._keeper.life.check_clock()
 
         if self._frozen:
             self._vm.guest.vm.thaw(thawed)
@@ -333,3 +356,13 @@ class _Checkpoint:
                 self._loop.call_later(0.005, look)
 
         look()
+
+
+def _execs(member: Member) -> list[Task]:
+    """What exec has started in the container and runs."""
+    return [task for key, task in member.tasks.items() if key != INIT and not task.ended]
+
+
+def _too_many_nics(name: str, nics: int) -> UnsupportedError | None:
+    many = nics > 1
+    return UnsupportedError(f"container {name} has had {nics} network interfaces, more than one") if many else None

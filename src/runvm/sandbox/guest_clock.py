@@ -69,13 +69,14 @@ class GuestClock:
     def _changed(self, events: int) -> None:
         assert self._changes is not None
         self._changes.take()
-        self._check()
+        self.check()
 
     def _now_and_then(self) -> None:
         self._timer = self._loop.call_later(EVERY_SECONDS, self._now_and_then)
-        self._check()
+        self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Ask the guest what it shows, and move it if need be: it has stood still, say."""
         under_way = self._left > 0
         self._answers = []  # what was found before the host's clock jumped is worth nothing
         self._left = _QUESTIONS

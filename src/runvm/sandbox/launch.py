@@ -162,16 +162,17 @@ def build_template(config: Config) -> template.Template:
             os.close(held)
 
 
-def await_running(report: int, config: Config, sandbox: Sandbox) -> str:
+def await_running(report: int, sandbox: Sandbox, seconds: float) -> str:
     """Until the VM of *sandbox* runs, whose supervisor reports on *report*, which is closed: '', or why it isn't that
-    of the checkpoint. Raises RunvmError with what it says, or what was said last."""
-    seconds = config.boot_timeout_s + _START_SECONDS
+    of the checkpoint. That may take *seconds*, beside what a supervisor needs itself. Raises RunvmError with what it
+    says, or what was said last."""
+    seconds += _START_SECONDS
     poll = select.poll()
     poll.register(report, select.POLLIN)
     try:
         if not poll.poll(seconds * 1000):
             raise DeadlineError(
-                f"timed out after {seconds} s waiting for the virtual machine to start",
+                f"timed out after {seconds:.0f} s waiting for the virtual machine to start",
                 details=diagnosis.last_lines(sandbox.directory),
             )
         data = os.read(report, 65536)

@@ -17,16 +17,21 @@ if TYPE_CHECKING:
     from runvm.shares.tree import Share
 
 
+_SLOW_DISK = 20e6
+"""Bytes a second that are read from the slowest disk that an image is restored from."""
+
+
 class Restore(NamedTuple):
     """A checkpoint that a VM comes from: its *directory*, the *hashes* of its memory, and what its container was.
 
     It was called *before*, its directory in the share is *place*, which leads to *shares* as the process *shim* sees
     them and once led where *layout* says; its channel and network namespace have the same numbers again. *input* is
-    what was on its way to it.
+    what was on its way to it. Its memory takes *size* bytes in the image.
     """
 
     directory: str
     hashes: dict[str, str]
+    size: int
     before: str
     place: str
     shares: dict[str, Share]
@@ -39,6 +44,11 @@ class Restore(NamedTuple):
     watched: bool
     input: bytes
     input_ended: bool
+
+    @property
+    def copy_seconds(self) -> float:
+        """How long its memory may take to be copied, beside what a start may take."""
+        return self.size / _SLOW_DISK
 
 
 class VmPlan(NamedTuple):

@@ -42,7 +42,7 @@ def show_files(restore: Restore, share: Tree) -> None:
 
 def start_guest(plan: VmPlan, restore: Restore, tap: int, share: socket.socket) -> boot.Guest:
     """Start the VM and let it run; its guest still waits for Restored. Raises RunvmError, OSError."""
-    deadline = time.monotonic() + plan.config.boot_timeout_s
+    deadline = time.monotonic() + plan.config.boot_timeout_s + restore.copy_seconds
     saved = image.Files(restore.directory)
     guest = boot.start(
         plan.driver,
@@ -102,7 +102,7 @@ def attach(
         keeper.life.follow_clock()
         member.created = True
         task.running = True
-        if not request.resources:
+        if request.same_limits:
             reply(Done({}))
             return
         try:
@@ -118,5 +118,6 @@ def attach(
         request.hostname,
         network,
         interfaces,
+        not request.same_limits,
     )
     vm.agent.ask(message, restored, timeout=_SECONDS, urgent=True)

@@ -131,6 +131,11 @@ class VmLife:
         """The guest has been told the time: keep it right from now on."""
         self._clock = GuestClock(self._loop, self.vm.agent)
 
+    def check_clock(self) -> None:
+        """The guest has stood still, and its clock with it."""
+        if self._clock is not None:
+            self._clock.check()
+
     def _adopt(self, started: Started) -> None:
         """Take a VM over, and have its guest become this VM's."""
         if started.note:

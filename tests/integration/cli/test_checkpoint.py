@@ -9,15 +9,17 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from framework import process
+from framework import process, rootfs
 from framework.network import NetNamespace, address, veth
 from framework.process import wait_until
+from kvm.test_clock import teller, wrong_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -353,6 +355,91 @@ def test_limits_and_name_are_those_of_the_new_config(box: Box, image: str) -> No
         str(96 << 20),
         "33",
     ]
+
+
+def test_limits_that_the_new_config_lacks_are_gone(box: Box, image: str) -> None:
+    """The checkpointed one had limits of memory, processes and processor time."""
+    first = box.idle()
+    first.bundle.resources["memory"] = {"limit": 96 << 20}
+    first.bundle.resources["pids"] = {"limit": 33}
+    first.bundle.resources["cpu"] = {"quota": 50_000, "period": 100_000, "shares": 512}
+    first.launch()
+    show = "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max"
+    assert first.sh(show).split() == [str(96 << 20), "33", "50000", "100000"]
+    checkpoint(first, image)
+    second = twin(box, first)
+    for name in ("memory", "pids", "cpu"):
+        second.bundle.resources.pop(name, None)
+    restore(second, image)
+    assert second.sh(f"{show} cpu.weight").split() == ["max", "max", "max", "100000", "100"]
+
+
+def test_an_exec_that_begins_meanwhile_is_in_no_image(box: Box, runtime: Runtime, image: str) -> None:
+    """A restored container's exec has its own output and exit code, and nothing of another's."""
+    first = box.sh(COUNTER).launch()
+    wait_count(first, 3)
+    over = threading.Event()
+
+    def execs() -> None:
+        while not over.is_set():
+            runtime.call("exec", first.id, "sh", "-c", "echo theirs; sleep 0.3; exit 5")
+
+    others = [threading.Thread(target=execs) for _ in range(2)]
+    for other in others:
+        other.start()
+    try:
+        checkpoint(first, image, "--leave-running")
+    finally:
+        over.set()
+        for other in others:
+            other.join(60)
+    second = restore(twin(box, first), image)
+    assert [line for line in second.sh("ps").splitlines() if "theirs" in line] == []
+    for _ in range(3):
+        assert second.sh("echo mine") == "mine"
+
+
+def test_the_clock_of_a_container_that_goes_on_is_right(box: Box, image: str) -> None:
+    """It stood still while the checkpoint was taken."""
+    container = box.idle()
+    rootfs.install_perl(container.bundle.rootfs)
+    container.launch()
+    checkpoint(container, image, "--leave-running")
+    with teller(container) as running:
+        wait_until(lambda: wrong_by(running) < 0.02, timeout=8, what="the guest's clock to be right")
+
+
+def test_a_full_file_system_is_an_error(box: Box, runtime: Runtime, image: str) -> None:
+    """A tmpfs, whose pages can't be had once it is full: not even to look at them."""
+    container = box.sh(COUNTER).launch()
+    wait_count(container, 3)
+    parent = os.path.dirname(image)
+    for mib in (16, 64):
+        os.makedirs(parent, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", parent], check=True)
+        try:
+            done = runtime.call("checkpoint", "--leave-running", "--image-path", image, container.id)
+            assert done.code == 1
+            assert "no space left on device" in done.error.lower()
+            assert os.listdir(parent) == []
+        finally:
+            subprocess.run(["umount", parent], check=True)
+        wait_count(container, len(container.stdout().split()) + 2)
+    assert container.status == "running"
+
+
+def test_what_a_killed_command_left_goes_with_the_next(box: Box, runtime: Runtime, image: str) -> None:
+    """Whatever the next image is called: an engine makes up a new name each time."""
+    container = box.sh(COUNTER).launch()
+    wait_count(container, 3)
+    parent = os.path.dirname(image)
+    command = runtime.start("checkpoint", "--leave-running", "--image-path", f"{parent}/one", container.id)
+    wait_until(lambda: os.path.isdir(parent) and os.listdir(parent), timeout=30, what="the image to be begun")
+    os.kill(command.pid, signal.SIGKILL)
+    command.wait(30)
+    assert [name for name in os.listdir(parent) if name.startswith(".one")]
+    checkpoint(container, image, "--leave-running")
+    assert os.listdir(parent) == ["image"]
 
 
 def test_execed_processes_are_ended_and_a_pause_is_over(box: Box, runtime: Runtime, image: str) -> None:

@@ -108,9 +108,18 @@ def test_what_was_not_finished_goes(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), image.Writer(f"{tmp_path}/image"):
         raise RuntimeError
     assert os.listdir(tmp_path) == []
-    os.mkdir(tmp_path / ".image.new-99999999")
+    os.mkdir(tmp_path / ".image.runvm-99999999")
+    os.mkdir(tmp_path / ".another.runvm-99999998")
     written(tmp_path)
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_a_device_state_that_is_too_large_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it is left out without a word."""
+    monkeypatch.setattr(image, "_MAX_STATE", 4095)
+    with pytest.raises(HostError, match="device state is larger"):
+        written(tmp_path)
+    assert not os.path.exists(tmp_path / "image")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def carried(upper: Path, root: Path) -> None:
     """From the one to the other, by a copy."""
     saved = root.parent / "saved"
     layer.save(str(upper), str(saved))
-    layer.apply(str(saved), str(root))
+    layer.apply(str(saved), str(root), layer.Changes())
 
 
 def whiteout(path: Path) -> None:
@@ -213,10 +213,30 @@ def test_what_was_made_is_taken_away_again(upper: Path, tmp_path: Path) -> None:
     root, saved = tmp_path / "root", str(tmp_path / "saved")
     (root / "old").mkdir(parents=True)
     layer.save(str(upper), saved)
-    changes = layer.apply(saved, str(root))
+    changes = layer.Changes()
+    layer.apply(saved, str(root), changes)
     (root / "used" / "theirs").write_text("x")
     layer.undo(str(root), changes, {"/kept", "/kept/file"})
     found = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
     assert found == ["kept", "kept/file", "old", "used", "used/theirs"]
+    assert changes.made == []
+    layer.apply(saved, str(root), changes)
     with pytest.raises(UnsupportedError):
-        layer.undo(str(root), layer.apply(saved, str(root)), ())
+        layer.undo(str(root), changes, ())
+
+
+def test_what_was_made_before_it_failed_is_taken_away(upper: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (upper / name).mkdir()
+        (upper / name / "file").write_text("new")
+    root, saved = tmp_path / "root", tmp_path / "saved"
+    root.mkdir()
+    layer.save(str(upper), str(saved))
+    changes = layer.Changes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layer, "MAX_ENTRIES", 4)
+        with pytest.raises(UnsupportedError):
+            layer.apply(str(saved), str(root), changes)
+    assert list(root.iterdir()) != []
+    layer.undo(str(root), changes, ())
+    assert list(root.iterdir()) == []

@@ -64,7 +64,7 @@ def test_the_ones_not_used_for_longest_go(config: Config) -> None:
 
 def test_prune_takes_all(config: Config) -> None:
     path = kept(config, "k", 1)
-    os.mkdir(f"{config.data_dir}/warm/.k.new-99999999")
+    os.mkdir(f"{config.data_dir}/warm/.k.runvm-99999999")
     assert not warmed.is_hopeless(path)
     warmed.fail(path)
     kept(config, "k", 1)
