@@ -21,6 +21,9 @@ class Log:
         self.format = "text"
         self.debug_on = False
         self.errors_only = False
+        self.max_bytes = 0
+        """Of the file that stderr is, if it is one that somebody else's doing could fill; 0: it may grow."""
+        self._full = False
         self._trace = os.environ.get("RUNVM_TRACE", "")
         self._started = time.monotonic()
 
@@ -51,7 +54,7 @@ class Log:
         """The command's failure: in the log file and on stderr, as runc does it."""
         self._write("error", f"{message}: {details}" if details else message)
         if self.path:
-            _stderr(f"runvm: {message}\n" + (details + "\n" if details else ""))
+            self._stderr(f"runvm: {message}\n" + (details + "\n" if details else ""))
 
     def _write(self, level: str, message: str) -> None:
         if self.errors_only and level != "error":
@@ -60,9 +63,25 @@ class Log:
         if not self.path:
             if level != "info":
                 plain = f"runvm: {'' if level == 'error' else level + ': '}{message}\n"
-                _stderr(line if self.format == "json" or self.debug_on else plain)
+                self._stderr(line if self.format == "json" or self.debug_on else plain)
             return
         self._append(self.path, line)
+
+    def _stderr(self, text: str) -> None:
+        if self.max_bytes and not self._fits(text):
+            if self._full:
+                return
+            self._full = True
+            text = f"runvm: warning: this log has reached {self.max_bytes >> 10} KiB: nothing more is written to it\n"
+        _stderr(text)
+
+    def _fits(self, text: str) -> bool:
+        """Told by the file, since children write there as well."""
+        try:
+            size = os.fstat(2).st_size
+        except OSError:
+            return False
+        return not self._full and size + len(text.encode(errors="replace")) <= self.max_bytes
 
     def _append(self, path: str, line: str) -> None:
         try:

@@ -7,6 +7,7 @@ import random
 import signal
 import struct
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -229,6 +230,33 @@ def test_a_file_server_that_complains_for_ever_is_logged_to_a_bound(sandbox: San
     assert "containers" in sandbox.status()
     size = os.stat(f"{sandbox.sandbox.directory}/virtiofsd.log").st_size
     assert 64 << 10 <= size <= 256 << 10
+
+
+def test_a_guest_that_asks_for_memory_for_ever_is_logged_to_a_bound(runtime: Runtime) -> None:
+    """Nor does what it answers, and one that was told that there is no more isn't told again and again."""
+    sandbox = Sandbox(runtime.state_dir, growth_mib=1024)
+    try:
+        sandbox.wake()
+        sandbox.attach()
+        wait = sandbox.build()
+        sandbox.answer(messages.Done({}))
+        wait()
+        sandbox.peer.settimeout(1)
+        deadline = time.monotonic() + 3
+        told: list[bool] = []
+        while time.monotonic() < deadline:
+            sandbox.tell(messages.MemoryLow())
+            with suppress(TimeoutError):
+                for frame in sandbox.receive():
+                    number, request = messages.decode(frame.payload)
+                    sandbox.tell(messages.Failed("x" * 65_000), number)
+                    if isinstance(request, messages.UseMemory):
+                        told.append(request.final)
+        assert told[-1]
+        assert sum(told) == 1
+        assert os.stat(f"{sandbox.sandbox.directory}/supervisor.log").st_size <= 256 << 10
+    finally:
+        sandbox.close()
 
 
 def _make_namespace() -> None:

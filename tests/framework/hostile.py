@@ -22,7 +22,7 @@ from runvm.linux import syscalls
 from runvm.network.networks import HostNetworks
 from runvm.protocol import frames, messages
 from runvm.protocol.frames import Frame
-from runvm.sandbox import registry, vm_life
+from runvm.sandbox import launch, registry, vm_life
 from runvm.sandbox.plan import Started, VmPlan
 from runvm.sandbox.supervisor import Supervisor
 from runvm.shares.tree import Tree
@@ -31,6 +31,7 @@ from runvm.shares.virtiofs import Daemon
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from runvm.errors import RunvmError
     from runvm.hypervisor.driver import Vm
 
 CONTAINER = "victim"
@@ -55,6 +56,10 @@ class _Process:
     def attach(self, loop: object) -> None:
         """There is no monitor."""
 
+    def grow(self, mib: int, answered: Callable[[RunvmError | None], None]) -> None:
+        """Memory that nobody has."""
+        answered(None)
+
     def kill(self) -> None:
         """End it."""
         processes.end_child(self.pid, "the process in QEMU's place")
@@ -63,7 +68,7 @@ class _Process:
 class Sandbox:
     """A supervisor in a process of its own; *peer* is the guest's end of the agent's port, *console* of the console."""
 
-    def __init__(self, state_dir: str, *, namespace: int = -1, wake_seconds: float = 30.0) -> None:
+    def __init__(self, state_dir: str, *, namespace: int = -1, wake_seconds: float = 30.0, growth_mib: int = 0) -> None:
         self._namespace = namespace
         self._config = Config(state_dir=state_dir, template=False, accelerator="tcg")
         self.sandbox = registry.new(state_dir)
@@ -72,16 +77,13 @@ class Sandbox:
         self.console, console = socket.socketpair()
         output, self.daemon_says = os.pipe()
         os.set_blocking(output, False)
-        machine = Machine("tcg", 1, 1, 512, 0, "", "", "", "")
+        machine = Machine("tcg", 1, 1, 512, growth_mib, "", "", "", "")
         driver = Qemu(self._config)
         plan = VmPlan(self._config, driver, machine, 0, "", self.sandbox, "", namespace, -1)
 
         def serve() -> None:
-            os.setsid()
-            processes.close_above(2, (listener.fileno(), agent.fileno(), console.fileno(), output))
+            launch._settle(plan, (), (listener.fileno(), agent.fileno(), console.fileno(), output))
             vm_life.INITIALIZE_SECONDS = wake_seconds
-            syscalls.unshare(syscalls.CLONE_NEWNS)
-            syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
             share = Tree(f"{self.sandbox.directory}/share")
             log = f"{self.sandbox.directory}/virtiofsd.log"
             daemon = Daemon(_wait_for_end(os.getpid()), socket.socketpair()[0], output, log)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from runvm.linux import process
 from runvm.log import Log
 
 if TYPE_CHECKING:
@@ -41,3 +44,24 @@ def test_debug_lines_on_stderr_are_of_that_form(capfd: pytest.CaptureFixture[str
     log.configure(path="", format="text", debug=False)
     log.error("no such thing")
     assert capfd.readouterr().err == "runvm: no such thing\n"
+
+
+def test_a_file_that_stderr_is_grows_to_a_bound(tmp_path: Path) -> None:
+    """Whoever writes to it; that something is missing is said once."""
+
+    def child() -> None:
+        log = Log()
+        log.max_bytes = 2048
+        process.redirect(os.open(tmp_path / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+        os.write(2, b"a child's\n")
+        for number in range(100):
+            log.warning(f"{number} {'x' * 500}")
+            log.error("short")
+            log.debug("step")
+
+    assert process.wait_child(process.fork(child), deadline=time.monotonic() + 10) == 0
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line[:20] for line in lines[:2]] == ["a child's", "runvm: warning: 0 xx"]
+    assert lines[-1] == "runvm: warning: this log has reached 2 KiB: nothing more is written to it"
+    assert sum("reached" in line for line in lines) == 1
+    assert (tmp_path / "log").stat().st_size < 2048 + 100

@@ -64,6 +64,7 @@ class Demand:
         self._limit = limit
         self.told = False
         self._busy = False
+        self._final = False
         self._next = 0.0
 
     def resume(self, extra_mib: int, *, told: bool) -> None:
@@ -78,8 +79,8 @@ class Demand:
             self._tell(final=False)
 
     def more(self) -> None:
-        """The guest needs more."""
-        if self._busy or not self.told:
+        """The guest needs more. One that was told that there is none asks no more."""
+        if self._busy or self._final or not self.told:
             return
         self._busy = True
         self._loop.call_later(max(0.0, self._next - time.monotonic()), self._step)
@@ -114,6 +115,7 @@ class Demand:
         self._tell(final=error is not None)
 
     def _tell(self, *, final: bool) -> None:
+        self._final = final
         self._agent.ask(UseMemory(self._total(), final), _warn)
 
 
