@@ -49,7 +49,8 @@ class GuestServers:
 
             def run() -> None:
                 try:
-                    sockets.connect_as(sock, file, request.uid, request.gid, request.groups)
+                    sockets.take_ids(request.uid, request.gid, request.groups)
+                    sockets.connect_to(sock, file)
                 except OSError as error:
                     raise SystemExit(min(error.errno or 1, 255)) from None
 

@@ -83,13 +83,17 @@ def _connects(file: int, kind: int) -> int:
         return probe.connect_ex(f"/proc/self/fd/{file}")
 
 
-def connect_as(sock: socket.socket, file: int, uid: int, gid: int, groups: list[int]) -> None:
-    """Connect to the socket *file* with these ids, which the server sees (SO_PEERCRED): for a process of its own, which
-    keeps them. Raises OSError."""
+def take_ids(uid: int, gid: int, groups: list[int]) -> None:
+    """Have these ids from now on, which a server that this process connects to sees (SO_PEERCRED): for a process of its
+    own, which keeps them. Raises OSError."""
     with suppress(PermissionError):  # a user namespace may not change them (user_namespaces(7))
         os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
+
+
+def connect_to(sock: socket.socket, file: int) -> None:
+    """Connect *sock* to the socket file with the descriptor *file*. Raises OSError."""
     sock.connect(f"/proc/self/fd/{file}")
 
 

@@ -179,9 +179,15 @@ def _connect(loop: Loop, sock: socket.socket, file: int, ids: Ids, connected: Ca
     """Connect *sock* to the socket *file* by a process that has *ids*; *connected* gets 0 or the errno. Raises
     OSError."""
 
+    parent = os.getpid()
+
     def run() -> None:
+        # nobody is to wait for this process who waits for the supervisor's end by its sockets
+        process.close_above(2, (sock.fileno(), file))
         try:
-            sockets.connect_as(sock, file, *ids)
+            sockets.take_ids(*ids)
+            process.die_with_parent(parent)  # a change of ids would undo it (prctl(2))
+            sockets.connect_to(sock, file)
         except OSError as error:
             raise SystemExit(min(error.errno or 1, 255)) from None
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from runvm.agent import host_sockets as agent
+from runvm.linux import process
 from runvm.linux.loop import Loop
 from runvm.protocol.frames import Frame
 from runvm.protocol.messages import Dial, Dialled, Done, Failed
@@ -210,3 +211,33 @@ def test_the_server_sees_the_ids_of_the_containers_process(hostile: Link, server
     with accepted:
         found = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     assert [int.from_bytes(found[at : at + 4], "little") for at in (4, 8)] == [1000, 1001]
+
+
+def test_a_connection_that_is_being_made_ends_with_the_supervisor(server: socket.socket, tmp_path: Path) -> None:
+    """Who waits for a killed supervisor's end by a connection to it isn't kept waiting by what it was connecting."""
+    here, there = socket.socketpair()
+    server.listen(0)
+    first = socket.socket(socket.AF_UNIX)
+    first.connect(server.getsockname())  # the queue is full
+
+    def supervise() -> None:
+        here.close()
+        link = Link(tmp_path / "host", guest=False)
+        link.host.dial(link.sockets, Dial("c", 3, 1, *(ME if os.geteuid() else (1000, 1000, list[int]()))))
+        there.send(b"x")
+        link.turn_until(lambda: False)
+
+    os.chmod(server.getsockname(), 0o666)
+    os.chmod(tmp_path, 0o755)
+    pid = process.fork(supervise)
+    there.close()
+    with here, first:
+        here.settimeout(5)
+        assert here.recv(1) == b"x"
+        time.sleep(0.5)  # until it connects
+        connecting = process.descendants(pid)[1:]
+        assert len(connecting) == 1
+        process.end_child(pid, "the process in the supervisor's place")
+        assert here.recv(1) == b""
+        who = process.identity(connecting[0])
+        assert who is None or process.wait_gone(who, deadline=time.monotonic() + 5)
