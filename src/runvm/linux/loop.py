@@ -130,9 +130,13 @@ class Loop:
 
     def _call(self, callback: Callable[[int], None], events: int, fd: int) -> None:
         if not self.guard(lambda: callback(events)) and self._callbacks.get(fd) is callback:
-            self._rest(fd, callback)
+            self.rest(fd)
 
-    def _rest(self, fd: int, callback: Callable[[int], None]) -> None:
+    def rest(self, fd: int) -> None:
+        """Leave the watched descriptor *fd* alone for a moment: it is ready, and nothing can be done about it now."""
+        callback = self._callbacks.get(fd)
+        if callback is None or fd in self._resting:
+            return
         self._resting.add(fd)
         self._poll.unregister(fd)
 

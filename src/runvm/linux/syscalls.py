@@ -34,6 +34,8 @@ MS_SHARED = 1 << 20
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
+_RLIMIT_NOFILE = 7  # asm-generic/resource.h
+
 # sys/prctl.h, prctl(2)
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
@@ -233,6 +235,15 @@ def _openat2(directory_fd: int, path: str, flags: int, resolve: int) -> int:
         int(_libc.syscall(_SYS_OPENAT2, directory_fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))),
         f"open {path} below the root",
     )
+
+
+def raise_descriptors() -> None:
+    """Let this process, and those that it makes, have as many descriptors as its hard limit allows (setrlimit(2)). The
+    resource module would take 2 ms to load. Raises OSError."""
+    limit = (ctypes.c_ulong * 2)()
+    _check(_libc.getrlimit(_RLIMIT_NOFILE, limit), "the limit of descriptors")
+    limit[0] = limit[1]
+    _check(_libc.setrlimit(_RLIMIT_NOFILE, limit), "raise the limit of descriptors")
 
 
 def set_title(title: str) -> None:

@@ -31,7 +31,14 @@ class Relay:
         """Carry the connected socket *fd* (owned) until both sides have ended; *whole* and *read* as for Source."""
         self._forget_ended()
         os.set_blocking(fd, False)
-        sink = Sink(self._loop, os.dup(fd), self._told, channel, self._send, half=True)
+        try:
+            other = os.dup(fd)
+        except OSError:  # no descriptors are left: to the other end both sides have ended
+            os.close(fd)
+            self._send(self._says, channel, b"")
+            self._send(self._told, channel, b"")
+            return
+        sink = Sink(self._loop, other, self._told, channel, self._send, half=True)
         source = StreamSource(self._loop, fd, self._says, channel, self._send, lambda: None, whole=whole, read=read)
         self._open[channel] = (source, sink)
 

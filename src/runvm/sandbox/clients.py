@@ -77,6 +77,10 @@ class Clients:
             sock, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionError):
             return
+        except OSError as error:  # no descriptors are left: the connection waits
+            log.warning(f"a connection has to wait: {error}")
+            self._loop.rest(self._listener.fileno())
+            return
         client = Client()
         client.connection = Connection(
             self._loop,

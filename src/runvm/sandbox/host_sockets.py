@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from runvm.sandbox.guest_link import GuestLink
 
 _MAX = 128
-"""Connections of one VM at once; one more is closed."""
+"""Connections of one VM at once, and as many to its own servers; one more is closed."""
 _MAX_OPENING = 32
 """Those of them that are being made, each by a process."""
 _MAX_GROUPS = 64
@@ -112,20 +112,36 @@ class HostSockets:
         self._number = number
         self._relay = Relay(loop, guest.send, says=frames.STDIN, told=frames.STDOUT)
         self._opening = 0
+        self._adopted = Relay(loop, guest.send, says=frames.STDIN, told=frames.STDOUT)
+        self._expected = 0
         self.on_failure: Callable[[str, int], None] = lambda container, socket: None
         """Called where nobody could be connected to a container's socket of that number."""
 
     def frame(self, frame: Frame) -> bool:
         """Take a frame of the guest's; False where it is of no connection."""
-        return self._relay.frame(frame)
+        return self._relay.frame(frame) or self._adopted.frame(frame)
 
     def close(self) -> None:
         """End all of them: the VM ends."""
         self._relay.close()
+        self._adopted.close()
+
+    def expect(self) -> bool:
+        """Whether there may be one more connection to a server of the guest's; then adopt() or expect_no_more() has to
+        follow. Who connects is another VM's container: these are none of those that this one may make."""
+        if len(self._adopted) + self._expected >= _MAX:
+            return False
+        self._expected += 1
+        return True
+
+    def expect_no_more(self) -> None:
+        """The one that was expected doesn't come."""
+        self._expected -= 1
 
     def adopt(self, channel: int, fd: int, *, whole: bool) -> None:
-        """Carry a further connection, *fd* (owned), to which the guest has connected *channel*."""
-        self._relay.add(channel, fd, whole=whole, read=self._read)
+        """Carry the connection that was expected, *fd* (owned), to which the guest has connected *channel*."""
+        self._expected -= 1
+        self._adopted.add(channel, fd, whole=whole, read=self._read)
 
     def dial(self, known: Sockets | None, request: Dial) -> None:
         """Connect to the one of a container's *known* sockets that the guest asks for; a wrong request is refused."""
@@ -135,9 +151,13 @@ class HostSockets:
         if known is None or file is None or ids is None or full:
             self._refuse(request)
             return
-        self._opening += 1
         kind = known.kinds.get(request.socket, socket.SOCK_STREAM)
-        sock = socket.socket(socket.AF_UNIX, kind)
+        try:
+            sock = socket.socket(socket.AF_UNIX, kind)
+        except OSError:  # no descriptors are left
+            self._refuse(request)
+            return
+        self._opening += 1
 
         def connected(error: int) -> None:
             if error:
@@ -192,7 +212,11 @@ def _connect(loop: Loop, sock: socket.socket, file: int, ids: Ids, connected: Ca
             raise SystemExit(min(error.errno or 1, 255)) from None
 
     pid = process.fork(run)
-    fd = os.pidfd_open(pid)
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        process.end_child(pid, "the process that was to connect")
+        raise
     timer = loop.call_later(_CONNECT_SECONDS, lambda: signal.pidfd_send_signal(fd, signal.SIGKILL))
 
     def ended(events: int) -> None:

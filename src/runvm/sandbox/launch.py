@@ -257,6 +257,7 @@ def _settle(plan: VmPlan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) 
     os.setsid()
     os.umask(0o022)  # the hypervisor, of another user, looks into its jail
     syscalls.set_name("runvm-sandbox")
+    syscalls.raise_descriptors()  # it has those of all its containers' connections
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # an engine's stop of a whole process group isn't meant for the VM
     out = os.open(f"{plan.sandbox.directory}/supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -11,6 +11,7 @@ The directories are the container's as well: nothing is reached by a symlink.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -50,6 +51,7 @@ container can't remove its file."""
 _RETRY_SECONDS = 0.5
 _TRIES = 4
 """How often, and after which time at first, a socket file without a server is looked at again."""
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _FIRST_NUMBER = 1 << 20
 """Above those of the sockets that are mounted by themselves, which have their mounts' numbers."""
 
@@ -186,17 +188,23 @@ class SocketDirectories:
         """Have the guest know whether there is a server at *path*; where there is none yet, it is looked for again."""
         try:
             file = self._open(container, mount, path, os.O_PATH | os.O_NOFOLLOW)
-        except OSError:
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTORS:
+                return
             file = -1
         status = os.fstat(file) if file >= 0 else None
         if status is None or not stat.S_ISSOCK(status.st_mode):
             self._own.withdraw(container.member.name, mount, path)
             found = None
         else:
-            file, kind = self._server(file, status)
+            try:
+                file, kind = self._server(file, status)
+            except OSError:  # no descriptors are left
+                os.close(file)
+                return
             found = _Found(kind, status.st_dev, status.st_ino, status.st_mode, status.st_uid, status.st_gid)
             if not kind:
-                self._own_or_later(container, mount, path, file, status, tries)
+                self._own_or_later(container, mount, path, file, tries)
         known = container.found.get((mount, path))
         if known is not None and (found is None or known.file != found):
             self._drop(container, mount, path)
@@ -216,17 +224,21 @@ class SocketDirectories:
         other = own_servers.offered(self._sandbox, key)
         if other < 0:
             return file, 0
-        kind = server(other)
+        try:
+            kind = server(other)
+        except OSError:
+            os.close(other)
+            raise
         os.close(file if kind else other)
         return (other, kind) if kind else (file, 0)
 
-    def _own_or_later(
-        self, container: _Container, mount: int, path: str, file: int, status: os.stat_result, tries: int
-    ) -> None:
+    def _own_or_later(self, container: _Container, mount: int, path: str, file: int, tries: int) -> None:
         """A socket without a server: of the guest's own, of another VM's that is about to offer it, or left over. Who
         can't write there has none there."""
         if not os.fstatvfs(file).f_flag & os.ST_RDONLY:
-            self._own.consider(container.member.name, mount, path, status)
+            place = (container.member.name, mount, path)
+            self._own.consider(place, file, lambda held: self._is_at(container, mount, path, held))
+            self._check_all_later()
         if tries < _TRIES:
 
             def again() -> None:
@@ -234,6 +246,17 @@ class SocketDirectories:
                     self._check(container, mount, path, tries + 1)
 
             self._loop.call_later(_RETRY_SECONDS * 2**tries, again)
+
+    def _is_at(self, container: _Container, mount: int, path: str, file: int) -> bool:
+        """Whether *path* of a mount is the file with the descriptor *file*."""
+        try:
+            found = self._open(container, mount, path, os.O_PATH | os.O_NOFOLLOW)
+        except OSError as error:
+            return error.errno in _NO_DESCRIPTORS  # it is looked for again soon
+        try:
+            return os.path.samestat(os.fstat(found), os.fstat(file))
+        finally:
+            os.close(found)
 
     def _tell(self, container: _Container, mount: int, path: str, file: int, found: _Found) -> None:
         """The guest, of a server whose socket *file* (owned) is."""
@@ -257,7 +280,8 @@ class SocketDirectories:
         for container in list(self._containers.values()):
             for mount, path in list(container.found):
                 self._check(container, mount, path)
-        if any(container.found for container in self._containers.values()):
+        own = self._own.check()
+        if own or any(container.found for container in self._containers.values()):
             self._check_all_later()
 
     def _drop(self, container: _Container, mount: int, path: str) -> None:
@@ -333,6 +357,7 @@ class SocketDirectories:
         if not mask & fanotify.ON_DIRECTORY:
             self._check(container, directory.mount, path)
         elif mask & fanotify.NAMES:
+            self._own.check()
             for mount, inner in list(container.found):
                 if mount == directory.mount and inner.startswith(f"{path}/"):
                     self._check(container, mount, inner)

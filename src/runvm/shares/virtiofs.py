@@ -186,7 +186,7 @@ def serve(config: Config, directory: str, *, log: str) -> Daemon:
             process.close_above(3)
             os.set_inheritable(3, True)
             process.reset_signals()
-            _raise_limit()
+            syscalls.raise_descriptors()  # each file that the guest knows is one of the daemon's
             process.die_with_parent(parent)
             _trust_the_guests_checks()
             os.execve(binary, arguments(binary, directory, 3, rust=rust), {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
@@ -205,14 +205,6 @@ def _check_limit() -> None:
             f"too many open files: virtiofsd needs {_RUST_DESCRIPTORS} descriptors, and the hard limit here is {limit}",
             do="raise RLIMIT_NOFILE: ulimit -n, LimitNOFILE= of a unit",
         )
-
-
-def _raise_limit() -> None:
-    """As many descriptors as the caller's hard limit allows: each file that the guest knows is one of the daemon's."""
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
 def _trust_the_guests_checks() -> None:

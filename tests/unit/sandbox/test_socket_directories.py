@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import resource
 import socket
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from runvm.linux import syscalls
 from runvm.linux.loop import Loop
+from runvm.protocol import frames
+from runvm.protocol.frames import Frame
 from runvm.protocol.messages import AddSocket, ConnectServer, Done, DropSocket, Failed, FindServer
-from runvm.sandbox import own_servers, socket_directories
+from runvm.sandbox import host_sockets, own_servers, socket_directories
 from runvm.sandbox.host_sockets import HostSockets
 from runvm.sandbox.members import Member
 from runvm.sandbox.own_servers import OwnServers
@@ -35,9 +40,11 @@ class Guest:
         self.sockets: dict[int, str] = {}
         self.own: list[str] = []
         self.connects: list[ConnectServer] = []
+        self.late: list[Callable[[], None]] | None = None
         guest = cast("GuestLink", self)
-        sockets = HostSockets(self.loop, guest, lambda: 1)
-        own = OwnServers(self.loop, guest, sockets, str(sandbox), lambda: 1)
+        channels = itertools.count(1)
+        self.host = HostSockets(self.loop, guest, lambda: 1)
+        own = OwnServers(self.loop, guest, self.host, str(sandbox), lambda: next(channels))
         self.directories = SocketDirectories(self.loop, guest, str(sandbox), own)
 
     def send(self, kind: int, channel: int, payload: bytes) -> None:
@@ -47,7 +54,11 @@ class Guest:
         if isinstance(message, AddSocket):
             self.sockets[message.socket] = f"{message.mount}:{message.path}"
         elif isinstance(message, FindServer):
-            answered(Done({"kind": int(message.path in self.own)}))
+            kind = int(message.path in self.own)
+            if self.late is None:
+                answered(Done({"kind": kind}))
+            else:
+                self.late.append(lambda: answered(Done({"kind": kind})))
             return
         elif isinstance(message, ConnectServer):
             self.connects.append(message)
@@ -237,6 +248,148 @@ def test_a_server_of_the_guests_whose_file_is_removed(
     os.unlink(tmp_path / "share/shared/1/a")
     guest.turn()
     assert os.listdir(tmp_path / "served") == []
+
+
+def _served(tmp_path: Path) -> list[str]:
+    return os.listdir(tmp_path / "served") if (tmp_path / "served").exists() else []
+
+
+def test_a_guest_that_removes_its_file_before_it_answers_offers_nothing(
+    guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path
+) -> None:
+    """The file's inode may be a socket of another container's by then, whose clients it would get."""
+    guest.own.append("a")
+    guest.late = []
+    listen("share/shared/1/a").close()
+    guest.directories.add(Member("c"), {3: "shared/1"}, {})
+    assert len(guest.late) == 1
+    (tmp_path / "share/shared/1/a").rename(tmp_path / "share/shared/1/b")
+    guest.late[0]()
+    assert _served(tmp_path) == []
+    guest.directories.remove("c")
+    for answer in guest.late:
+        answer()
+    assert _served(tmp_path) == []
+
+
+def test_the_file_of_an_offered_server_is_held(
+    guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path
+) -> None:
+    """So that its inode is no other file's, until it is offered no more."""
+
+    def held() -> bool:
+        for fd in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):  # that of the listing
+                if "/shared/1/a" in os.readlink(f"/proc/self/fd/{fd}"):
+                    return True
+        return False
+
+    guest.own.append("a")
+    listen("share/shared/1/a").close()
+    guest.directories.add(Member("c"), {3: "shared/1"}, {})
+    assert held()
+    os.unlink(tmp_path / "share/shared/1/a")
+    assert held()
+    guest.turn()
+    assert not held()
+
+
+def test_a_server_whose_directory_is_moved_is_offered_as_long_as_its_file_is_there(
+    guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its new place; no event of the old one tells of its end."""
+    monkeypatch.setattr(socket_directories, "_TRIES", 0)  # some seconds later
+    guest.own += ["sub/s", "moved/s"]
+    listen("share/shared/1/sub/s").close()
+    guest.directories.add(Member("c"), {3: "shared/1"}, {})
+    assert len(_served(tmp_path)) == 1
+    (tmp_path / "share/shared/1/sub").rename(tmp_path / "share/shared/1/moved")
+    guest.turn()
+    (name,) = _served(tmp_path)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "served" / name))
+        guest.turn(0.1)
+    assert guest.connects[0].path == "moved/s"
+    os.unlink(tmp_path / "share/shared/1/moved/s")
+    guest.turn()
+    assert _served(tmp_path) == []
+
+
+def _offer_one(guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path) -> str:
+    guest.own.append("a")
+    listen("share/shared/1/a").close()
+    guest.directories.add(Member("c"), {3: "shared/1"}, {})
+    (name,) = _served(tmp_path)
+    return str(tmp_path / "served" / name)
+
+
+def test_nobody_is_connected_to_a_server_whose_file_has_just_gone(
+    guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path
+) -> None:
+    """Before any event of it has come."""
+    path = _offer_one(guest, listen, tmp_path)
+    assert guest.directories._group is not None
+    guest.loop.forget(guest.directories._group.fd)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1)
+        client.connect(path)
+        os.unlink(tmp_path / "share/shared/1/a")
+        guest.turn(0.1)
+        assert client.recv(1) == b""
+    assert guest.connects == []
+    assert _served(tmp_path) == []
+
+
+def test_a_server_of_the_guests_has_so_many_connections_and_no_more(
+    guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another VM's container would else have all descriptors of this one's supervisor."""
+    monkeypatch.setattr(host_sockets, "_MAX", 3)
+    path = _offer_one(guest, listen, tmp_path)
+    clients = [socket.socket(socket.AF_UNIX) for _ in range(5)]
+    for client in clients:
+        client.connect(path)
+        guest.turn(0.05)
+        client.setblocking(False)
+    assert len(guest.connects) == 3
+    for client in clients[3:]:
+        assert client.recv(1) == b""
+    clients[0].close()
+    guest.host.frame(Frame(frames.STDOUT, 1, b""))
+    guest.turn(0.05)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        guest.turn(0.05)
+    assert len(guest.connects) == 4
+    for client in clients:
+        client.close()
+    guest.host.close()
+
+
+def test_a_connection_waits_where_no_descriptors_are_left(
+    guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path
+) -> None:
+    """Without a busy loop."""
+    path = _offer_one(guest, listen, tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        probe = os.dup(0)
+        os.close(probe)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (probe, limits[1]))
+        turns = 0
+        try:
+            end = time.monotonic() + 0.5
+            while time.monotonic() < end:
+                guest.loop.turn(0.1)
+                turns += 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert turns < 30
+        assert guest.connects == []
+        guest.turn(1.5)
+        assert len(guest.connects) == 1
+    guest.host.close()
 
 
 def test_the_server_of_another_vm_is_found(guest: Guest, listen: Callable[..., socket.socket], tmp_path: Path) -> None:
