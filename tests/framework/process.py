@@ -65,6 +65,12 @@ class Result(NamedTuple):
         )
 
 
+def fanotify_marks(fd: int) -> int:
+    """How many marks the fanotify group *fd* of this process has (proc(5), fdinfo)."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        return sum(line.startswith("fanotify ino") for line in file)
+
+
 class CallTimeoutError(AssertionError):
     """A command didn't end within its deadline, or something kept its output open."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -32,6 +33,7 @@ _MARK_ADD, _MARK_REMOVE, _MARK_ONLYDIR = 0x1, 0x2, 0x8
 _FID, _DFID_NAME, _OLD_DFID_NAME, _NEW_DFID_NAME = 1, 2, 10, 12
 _AT_FDCWD = -100
 _READ = 64 << 10
+_FSID = 8
 
 _EVENT = struct.Struct("=IBBHQii")  # struct fanotify_event_metadata
 _INFO = struct.Struct("=BBH")
@@ -128,6 +130,14 @@ def identify(directory: int) -> Directory:
     """What events call the directory with that descriptor: name_to_handle_at(2), statfs(2). Raises OSError."""
     file_system = os.fstatvfs(directory).f_fsid & 0xFFFFFFFFFFFFFFFF
     return struct.pack("=Q", file_system) + handles.of(directory)
+
+
+def open_marked(mount: int, name: Directory) -> int:
+    """A descriptor (O_PATH) of the directory or file that identify() called *name*, wherever it is by now, on the file
+    system of the open directory *mount*. Raises OSError: ESTALE where it is gone, and its mark with it."""
+    if identify(mount)[:_FSID] != name[:_FSID]:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    return handles.open_handle(mount, name[_FSID:])
 
 
 def _records(data: bytes) -> list[tuple[int, Directory, bytes]]:

@@ -9,9 +9,11 @@ The guest is the enemy: what it names has to lie in a mounted directory, and to 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from runvm.linux import syscalls
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
 _MAX_DIRECTORIES = 20_000
 _MAX_PENDING = 16_384
 """Changes that wait for the guest; as many as a program may have waiting in the kernel (max_queued_events)."""
+_MAX_LOST = 1000
+"""Marks that nothing is watched by any more and that can't be removed by themselves, at least; else as many as are in
+use."""
+_READS = 16
+"""Until nothing is left that was waiting; but others may add to it all the time."""
 _BATCH = 200
 _PAUSE_SECONDS = 0.02
 """How long changes are collected: who changes much is not to keep the supervisor busy with each by itself."""
@@ -48,6 +55,7 @@ class HostChanges:
         self._paths: dict[int, str] = {}
         self._pending: deque[tuple[int, int, int, str]] = deque()
         self._asked = False
+        self._lost = 0
 
     def watch(self, directories: Json) -> None:
         """Watch the *directories*, paths in the share by number; an empty path ends it for that number."""
@@ -97,21 +105,59 @@ class HostChanges:
             self._unmark(path, name)
 
     def _unmark(self, path: str, name: fanotify.Directory) -> None:
-        """What can't be found any more is marked until nothing is; its events are of no number."""
-        from runvm.linux import fanotify
-
+        """Marks count for all of a user's processes (max_user_marks), and a guest may move what it has had marked: what
+        isn't found any more is marked until there is too much of that."""
         try:
-            file = open_shared(self._share, path)
-        except OSError:
+            file = self._marked(path, name)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                self._lost += 1
+                if self._lost > max(_MAX_LOST, len(self._numbers)):
+                    self._mark_anew()
             return
         try:
             single = not stat.S_ISDIR(os.fstat(file).st_mode)
-            if single in self._groups and fanotify.identify(file) == name:
+            if single in self._groups:
                 self._groups[single].remove(file, _mask(single))
         except OSError as error:
             log.debug(f"changes in {path!r}: {error}")
         finally:
             os.close(file)
+
+    def _marked(self, path: str, name: fanotify.Directory) -> int:
+        """A descriptor of what was marked at *path*, which may be elsewhere by now. Raises OSError."""
+        from runvm.linux import fanotify
+
+        with suppress(OSError):
+            file = open_shared(self._share, path)
+            try:
+                if fanotify.identify(file) == name:
+                    return os.dup(file)
+            finally:
+                os.close(file)
+        mount = open_shared(self._share, "/".join(path.split("/")[:2]), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return fanotify.open_marked(mount, name)
+        finally:
+            os.close(mount)
+
+    def _mark_anew(self) -> None:
+        """Only what is watched by now; that which isn't at its path any more is watched no longer."""
+        self._lost = 0
+        old, self._groups = self._groups, {}
+        paths = self._paths.copy()
+        for each in (self._names, self._numbers, self._paths):
+            each.clear()
+        for number, path in paths.items():
+            with suppress(OSError, ValueError):
+                self._add(number, path)
+        for group in old.values():  # after that, so that no change is missed
+            for _ in range(_READS):
+                if not self._collect_all(group):
+                    break
+            self._loop.forget(group.fd)
+            os.close(group.fd)
+        self._tell()
 
     def _watching(self, single: bool) -> fanotify.Group:
         group = self._groups.get(single)
@@ -133,12 +179,18 @@ class HostChanges:
         self._groups.clear()
 
     def _read(self, group: fanotify.Group) -> None:
-        from runvm.linux import fanotify
-
         self._loop.forget(group.fd)
         self._loop.call_later(_PAUSE_SECONDS, lambda: self._wait(group))
+        self._collect_all(group)
+        self._tell()
+
+    def _collect_all(self, group: fanotify.Group) -> bool:
+        """What can be read at once; False where there is nothing."""
+        from runvm.linux import fanotify
+
         own: dict[int, bool] = {}
-        for event in group.read():
+        events = group.read()
+        for event in events:
             if event.mask & fanotify.OVERFLOW:
                 log.warning("the host changes more in watched directories than can be told to the guest")
                 continue
@@ -146,7 +198,7 @@ class HostChanges:
                 own[event.pid] = self._is_daemon(event.pid)
             if not own[event.pid]:
                 self._collect(event)
-        self._tell()
+        return bool(events)
 
     def _collect(self, event: fanotify.Event) -> None:
         for number in self._numbers.get(event.directory, ()):
@@ -181,11 +233,11 @@ class HostChanges:
             return False
 
 
-def open_shared(share: str, path: str) -> int:
-    """A descriptor (O_PATH) of the directory or file *path* in *share*, reached by no symlink. Raises OSError."""
+def open_shared(share: str, path: str, flags: int = os.O_PATH) -> int:
+    """A descriptor of the directory or file *path* in *share*, reached by no symlink. Raises OSError."""
     top = os.open(share, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return syscalls.open_beneath(top, path, os.O_PATH)
+        return syscalls.open_beneath(top, path, flags)
     finally:
         os.close(top)
 

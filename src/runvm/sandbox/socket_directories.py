@@ -27,7 +27,7 @@ from runvm.sandbox import own_servers
 from runvm.sandbox.host_sockets import Sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from runvm.linux import fanotify
     from runvm.protocol.messages import Json
@@ -43,6 +43,8 @@ _MAX_DIRECTORIES = 64
 """Directories below one mount, which are watched."""
 _MAX_SOCKETS = 64
 """In one container."""
+_MAX_LOST = 200
+"""Marks of directories that aren't watched any more and that can't be removed by themselves."""
 _PAUSE_SECONDS = 0.2
 """How long changes are collected: most are of no socket."""
 _LIVE_SECONDS = 1.0
@@ -110,6 +112,7 @@ class SocketDirectories:
         self._timer = 0
         self._live: int | None = None
         self._number = _FIRST_NUMBER
+        self._lost = 0
 
     def add(self, member: Member, mounts: dict[int, str], linux: Json) -> None:
         """Find the sockets of a container that the guest has made: *mounts* are the directories' places in the share,
@@ -120,13 +123,11 @@ class SocketDirectories:
 
     def remove(self, name: str) -> None:
         """The container has gone."""
-        if self._containers.pop(name, None) is None:
+        container = self._containers.pop(name, None)
+        if container is None:
             return
         self._own.withdraw(name)
-        for key, directories in list(self._watched.items()):
-            directories -= {each for each in directories if each.container == name}
-            if not directories:
-                del self._watched[key]
+        self._watch_no_more(container, lambda directory: True)
         if not self._containers:
             self._stop()
 
@@ -144,6 +145,11 @@ class SocketDirectories:
             for (mount, path), found in list(container.found.items()):
                 if found.number == number:
                     self._check(container, mount, path)
+
+    def _search_all(self) -> None:
+        for container in self._containers.values():
+            for mount in container.mounts:
+                self._search(container, mount, "")
 
     def _search(self, container: _Container, mount: int, top: str) -> None:
         """Look for sockets in the directory *top* of a *mount*, and below."""
@@ -299,13 +305,13 @@ class SocketDirectories:
             os.close(top)
 
     def _watch(self, fd: int, container: _Container, directory: _Directory) -> None:
-        from runvm.linux import fanotify
-
         try:
             if self._group is None:
+                from runvm.linux import fanotify
+
                 self._group = fanotify.Group()
                 self._loop.watch(self._group.fd, IN, lambda events: self._read())
-            key = self._group.add(fd, fanotify.NAMES | fanotify.ATTRIB | fanotify.ON_CHILD | fanotify.ON_DIRECTORY)
+            key = self._group.add(fd, _events())
         except OSError as error:  # then those that are there now are all
             log.debug(f"sockets that appear in {directory.path!r} of mount {directory.mount}: {error}")
             return
@@ -318,6 +324,9 @@ class SocketDirectories:
         if self._live is not None:
             self._loop.cancel(self._live)
             self._live = None
+        self._close_group()
+
+    def _close_group(self) -> None:
         if self._group is not None:
             self._loop.forget(self._group.fd)
             self._loop.cancel(self._timer)
@@ -337,9 +346,7 @@ class SocketDirectories:
         changed: dict[tuple[_Directory, str], int] = {}
         for event in group.read():
             if event.mask & fanotify.OVERFLOW:
-                for container in self._containers.values():
-                    for mount in container.mounts:
-                        self._search(container, mount, "")
+                self._search_all()
                 return
             name = os.fsdecode(event.name)
             for directory in self._watched.get(event.directory, ()):
@@ -366,16 +373,55 @@ class SocketDirectories:
 
     def _forget(self, container: _Container, mount: int, path: str) -> None:
         """The directory at *path* is another one, or none: those that were watched there and below count no more."""
+        self._watch_no_more(container, lambda each: each.mount == mount and f"{each.path}/".startswith(f"{path}/"))
+
+    def _watch_no_more(self, container: _Container, which: Callable[[_Directory], bool]) -> None:
+        """Those directories of a container that *which* says."""
         for key, directories in list(self._watched.items()):
-            gone = {
-                each
-                for each in directories
-                if each[:2] == (container.member.name, mount) and f"{each.path}/".startswith(f"{path}/")
-            }
+            gone = {each for each in directories if each.container == container.member.name and which(each)}
             directories -= gone
-            container.watched[mount] = container.watched.get(mount, 0) - len(gone)
+            for each in gone:
+                container.watched[each.mount] -= 1
             if not directories:
                 del self._watched[key]
+                self._unmark(container, next(iter(gone)).mount, key)
+
+    def _unmark(self, container: _Container, mount: int, key: fanotify.Directory) -> None:
+        """Marks count for all of a user's processes (max_user_marks), and a guest may make as many directories as it
+        likes: what can't be found any more is marked until there is too much of that."""
+        from runvm.linux import fanotify
+
+        if self._group is None:
+            return
+        try:
+            top = self._open(container, mount, "", os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                file = fanotify.open_marked(top, key)
+            finally:
+                os.close(top)
+            try:
+                self._group.remove(file, _events())
+            finally:
+                os.close(file)
+        except OSError as error:
+            self._lost += error.errno != errno.ESTALE
+            if self._lost > _MAX_LOST:
+                self._lost = 0
+                self._loop.call_later(0, self._mark_anew)
+
+    def _mark_anew(self) -> None:
+        self._close_group()
+        self._watched.clear()
+        for container in self._containers.values():
+            container.watched.clear()
+        self._search_all()
+
+
+def _events() -> int:
+    """Of a watched directory."""
+    from runvm.linux import fanotify
+
+    return fanotify.NAMES | fanotify.ATTRIB | fanotify.ON_CHILD | fanotify.ON_DIRECTORY
 
 
 def mounts_of(share: str, place: str) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from framework import process
+from runvm.linux import fanotify
 from runvm.linux.loop import Loop
 from runvm.protocol.messages import Changed, Done, Failed
 from runvm.sandbox import host_changes
@@ -152,3 +155,38 @@ def test_a_guest_cannot_watch_without_end(guest: Guest, share: Path, monkeypatch
         guest.turn(0.03)
     assert len(guest.told) == 1
     assert len(guest.changes._pending) <= 5
+
+
+def test_what_is_watched_no_more_isnt_marked_wherever_it_is(guest: Guest, share: Path) -> None:
+    """Marks count for all of root's processes (max_user_marks), and a guest may rename directories."""
+    (share / "shared/1/file").touch()
+    guest.changes.watch({"1": "shared/1", "2": "shared/1/sub", "3": "shared/1/file"})
+    (share / "shared/1/sub").rename(share / "shared/1/moved")
+    (share / "shared/1/sub").mkdir()
+    (share / "shared/1/file").rename(share / "shared/1/moved/file")
+    groups = guest.changes._groups
+    assert {single: process.fanotify_marks(group.fd) for single, group in groups.items()} == {False: 2, True: 1}
+    guest.changes.watch({"2": "", "3": ""})
+    assert {single: process.fanotify_marks(group.fd) for single, group in groups.items()} == {False: 1, True: 0}
+
+
+def test_marks_that_cannot_be_removed_are_bounded(guest: Guest, share: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a file system that isn't mounted any more: all is marked anew, and nothing is missed."""
+    monkeypatch.setattr(host_changes, "_MAX_LOST", 3)
+
+    def fail(mount: int, name: bytes) -> int:
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setattr(fanotify, "open_marked", fail)
+    guest.changes.watch({"1": "shared/1"})
+    for number in range(8):
+        (share / "shared/1/d").mkdir()
+        guest.changes.watch({"2": "shared/1/d"})
+        (share / "shared/1/d").rename(share / f"outside/{number}")
+        guest.changes.watch({"2": ""})
+    assert process.fanotify_marks(guest.changes._groups[False].fd) <= 5
+    (share / "shared/1/last").touch()
+    guest.turn()
+    guest.answer()
+    guest.turn()
+    assert {(number, name) for number, name in guest.names} >= {(1, "d"), (1, "last")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import resource
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from runvm.linux import syscalls
+from framework import process
+from runvm.linux import fanotify, syscalls
 from runvm.linux.loop import Loop
 from runvm.protocol import frames
 from runvm.protocol.frames import Frame
@@ -193,6 +195,42 @@ def test_there_are_bounds(
     guest.directories.add(Member("c"), {3: "shared/1"}, {})
     assert len(guest.sockets) <= 3
     assert len(guest.directories._watched) <= 4
+
+
+def test_directories_that_come_and_go_leave_no_marks(guest: Guest, tmp_path: Path) -> None:
+    """They count for all of root's processes (max_user_marks)."""
+    top = tmp_path / "share/shared/1"
+    guest.directories.add(Member("c"), {3: "shared/1"}, {})
+    group = guest.directories._group
+    assert group is not None
+    for number in range(4):
+        (top / f"d{number}").mkdir()
+        guest.turn(0.3)
+        (top / f"d{number}").rename(tmp_path / f"away{number}")  # where the container has another mount
+        guest.turn(0.3)
+    assert process.fanotify_marks(group.fd) == len(guest.directories._watched) == 2
+
+
+def test_marks_that_cannot_be_removed_are_bounded(
+    guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a file system that is mounted below, and isn't any more."""
+    monkeypatch.setattr(socket_directories, "_MAX_LOST", 2)
+
+    def fail(mount: int, name: bytes) -> int:
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setattr(fanotify, "open_marked", fail)
+    top = tmp_path / "share/shared/1"
+    guest.directories.add(Member("c"), {3: "shared/1"}, {})
+    for number in range(4):
+        (top / f"d{number}").mkdir()
+        guest.turn(0.3)
+        (top / f"d{number}").rename(tmp_path / f"away{number}")
+        guest.turn(0.3)
+    assert guest.directories._group is not None
+    assert process.fanotify_marks(guest.directories._group.fd) < 5
+    assert guest.directories._containers["c"].watched == {3: len(guest.directories._watched)} == {3: 2}
 
 
 def test_a_containers_mounts_are_its_directories(tmp_path: Path) -> None:
