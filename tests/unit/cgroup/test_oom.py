@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -19,13 +20,23 @@ class Host:
         self.cgroups = (str(directory),)
         self.log = directory / "log"
         self.seconds = 0.0
-        (directory / "memory.max").write_text("100")
+        self.dies = False
+        self.updated = ""
+        self.limit = directory / "memory.max"
+        self.limit.write_text("100")
+        (directory / "memory.current").write_text("4096")
         self.log.write_text("")
 
-    def attempt(self, directory: str, limit: str, usage: str) -> None:
+    def attempt(self, directory: str, name: str, usage: str, tell: int) -> None:
         """In oom._attempt's place: a real one needs a kernel that kills, see the Docker tests."""
         with open(self.log, "a") as file:
-            file.write(f"{limit} {usage}\n")
+            file.write(f"{name} {usage}\n")
+        os.write(tell, b"100 64\n")
+        self.limit.write_text("64")
+        if self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.updated:
+            self.limit.write_text(self.updated)
         time.sleep(self.seconds)
 
     def count(self) -> int:
@@ -80,6 +91,34 @@ def test_a_guest_that_kills_all_the_time_is_shown_now_and_then(host: Host) -> No
         display.show(host.cgroups)
         until_reaped(loop)
     assert host.count() == 1
+
+
+def test_a_guest_that_goes_on_is_shown_less_and_less(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others of its pod are shown meanwhile."""
+    monkeypatch.setattr(oom, "_INTERVAL", 0.1)
+    loop = Loop()
+    display = oom.Display(loop)
+    end = time.monotonic() + 1.2
+    while time.monotonic() < end:
+        display.show(host.cgroups)
+        loop.turn(0.02)
+    until_reaped(loop)
+    assert host.count() <= 4, "at 0, 0.1, 0.3, 0.7"
+    before = host.count()
+    display.show((*host.cgroups, "another"))
+    until_reaped(loop)
+    assert host.count() == before + 1
+
+
+@pytest.mark.parametrize(("updated", "dies", "after"), [("", True, "100"), ("777", False, "777"), ("", False, "100")])
+def test_the_limit_is_what_it_was_or_what_somebody_has_set(host: Host, updated: str, dies: bool, after: str) -> None:
+    """Also where the process that lowered it was killed."""
+    host.updated, host.dies = updated, dies
+    loop = Loop()
+    oom.Display(loop).show(host.cgroups)
+    until_reaped(loop)
+    assert host.count() == 1
+    assert host.limit.read_text() == after
 
 
 def test_a_container_without_a_memory_cgroup_has_nothing_to_show(host: Host) -> None:
