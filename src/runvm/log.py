@@ -54,7 +54,7 @@ class Log:
         """The command's failure: in the log file and on stderr, as runc does it."""
         self._write("error", f"{message}: {details}" if details else message)
         if self.path:
-            self._stderr(f"runvm: {message}\n" + (details + "\n" if details else ""))
+            self._stderr(printable(f"runvm: {message}\n" + (details + "\n" if details else "")))
 
     def _write(self, level: str, message: str) -> None:
         if self.errors_only and level != "error":
@@ -62,7 +62,7 @@ class Log:
         line = self._line(level, message)
         if not self.path:
             if level != "info":
-                plain = f"runvm: {'' if level == 'error' else level + ': '}{message}\n"
+                plain = printable(f"runvm: {'' if level == 'error' else level + ': '}{message}\n")
                 self._stderr(line if self.format == "json" or self.debug_on else plain)
             return
         self._append(self.path, line)
@@ -106,12 +106,20 @@ class Log:
 log = Log()
 
 
+def printable(text: str) -> str:
+    """*text* without control characters but line ends and tabs: what a guest, or a file's name, may say ends on
+    somebody's terminal."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
+
+
 def _quoted(text: str) -> str:
     """*text* as logrus has a value in its text format: in quotes unless all of it is harmless."""
     if text and all(letter.isascii() and (letter.isalnum() or letter in "-._/@^+") for letter in text):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
-    return f'"{escaped}"'
+    return f'"{printable(escaped)}"'
 
 
 def _stderr(text: str) -> None:

@@ -25,6 +25,7 @@ STAMP = r'time="\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ" '
         ("a/b_c-1.2@x", "a/b_c-1.2@x"),
         ("two words", '"two words"'),
         ("", '""'),
+        ("red \x1b[31m", '"red ?[31m"'),
         ('a "name"\nand more', '"a \\"name\\"\\nand more"'),
     ],
 )
@@ -44,6 +45,8 @@ def test_debug_lines_on_stderr_are_of_that_form(capfd: pytest.CaptureFixture[str
     log.configure(path="", format="text", debug=False)
     log.error("no such thing")
     assert capfd.readouterr().err == "runvm: no such thing\n"
+    log.warning("red \x1b[31m\nand\tmore")
+    assert capfd.readouterr().err == "runvm: warning: red ?[31m\nand\tmore\n"
 
 
 def test_a_file_that_stderr_is_grows_to_a_bound(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from runvm.container import state
+from runvm.log import printable
 from runvm.protocol import messages
 from runvm.sandbox import registry
 
@@ -47,7 +48,7 @@ def logs(ctx: Context, cid: str, *, follow: bool) -> int:
             except FileNotFoundError:
                 continue
             offsets[name] += len(data)
-            for line in data.decode(errors="replace").splitlines():
+            for line in printable(data.decode(errors="replace").replace("\r", "")).splitlines():
                 sys.stdout.write(f"{name.removesuffix('.log')}: {line}\n")
         if not follow or not os.path.isdir(sandbox.directory):
             return 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from runvm.errors import NotRunningError
 from runvm.linux import files
+from runvm.log import printable
 
 if TYPE_CHECKING:
     from runvm.sandbox.registry import Sandbox
@@ -32,16 +33,12 @@ def last_lines(directory: str, *, console: str = "") -> str:
     found = []
     for name, file in _LOGS:
         text = files.tail(f"{directory}/{file}", _BYTES)
-        if name == "console":
-            text = console or printable(text)
+        if name == "console" and console:
+            text = console
+        text = printable(text.replace("\r", ""))
         lines = dict.fromkeys(line for line in text.splitlines() if line.strip())
         found += [f"{name}: {line}" for line in list(lines)[-_LINES:]]
     return "\n".join(found)
-
-
-def printable(text: str) -> str:
-    """*text* of a guest's without control characters but line ends: it ends on somebody's terminal."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text.replace("\r", ""))
 
 
 def leave(directory: str, text: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from runvm.errors import HostError
 from runvm.linux import files, limits, process, sockets, syscalls
+from runvm.log import printable
 
 if TYPE_CHECKING:
     from runvm.config import Config
@@ -125,7 +126,9 @@ class Daemon:
                 pass
         lines = b"".join(self._heard or ()).decode(errors="replace").splitlines()
         self._heard = None
-        paths = [line.partition(_DELETED)[2].rstrip().removesuffix(")") for line in lines if _DELETED in line]
+        paths = [
+            printable(line.partition(_DELETED)[2].rstrip().removesuffix(")")) for line in lines if _DELETED in line
+        ]
         invalid = sum(_INVALID in line for line in lines)
         return (paths or ["?"]) if invalid else []
 

@@ -33,6 +33,7 @@ def daemon(tmp_path: Path, output: int) -> virtiofs.Daemon:
     ("said", "lost"),
     [
         (SAID, ["/containers/c1.0a/rootfs/a (b)"]),
+        (SAID.replace(b"/a (b)", b"/\x1b]0;a\x07"), ["/containers/c1.0a/rootfs/?]0;a?"]),
         (SAID.splitlines(True)[2], ["?"]),
         (SAID.splitlines(True)[0], []),
         (b"", []),
