@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 _UNLIMITED = (1 << 64) - 1
+_MAX_DIGITS = 20
+"""Of a number of 64 bits."""
 
 
 def stats(ctx: Context, cid: str) -> dict[str, Any]:
@@ -96,14 +98,15 @@ def cpu_seconds(files: dict[str, str]) -> float:
 
 
 def watch_oom(ctx: Context, cid: str, callback: Callable[[], None]) -> None:
-    """Call *callback* for each process that was killed for the container's memory limit, until the container ends."""
+    """Call *callback* when processes were killed for the container's memory limit, until the container ends: once each
+    time that is looked, since how many there were is the guest's word."""
     seen = 0
     while True:
         try:
             kills = _pairs(_files(ctx, cid).get("memory.events", "")).get("oom_kill", 0)
         except RunvmError:
             return
-        for _ in range(seen, kills):
+        if kills > seen:
             callback()
         seen = max(seen, kills)
         time.sleep(0.5)
@@ -128,19 +131,24 @@ def _pids(files: dict[str, str]) -> dict[str, int]:
 
 def _number(text: str) -> int:
     text = text.strip()
-    return int(text) if text.isdigit() else _UNLIMITED if text == "max" else 0
+    return int(text) if _is_number(text) else _UNLIMITED if text == "max" else 0
+
+
+def _is_number(text: str) -> bool:
+    """Whether the guest's *text* is one that the kernel could have written."""
+    return text.isdecimal() and text.isascii() and len(text) <= _MAX_DIGITS
 
 
 def _pairs(text: str) -> dict[str, int]:
     words = [line.split() for line in text.splitlines()]
-    return {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdigit()}
+    return {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and _is_number(pair[1])}
 
 
 def _interfaces(text: str) -> list[dict[str, Any]]:
     found = []
     for line in text.splitlines()[2:]:
         name, _, counts = line.partition(":")
-        numbers = [int(word) for word in counts.split() if word.isdigit()]
+        numbers = [int(word) for word in counts.split() if _is_number(word)]
         if name.strip() != "lo" and len(numbers) >= 12:
             keys = ("RxBytes", "RxPackets", "RxErrors", "RxDropped", "TxBytes", "TxPackets", "TxErrors", "TxDropped")
             found.append({"Name": name.strip(), **dict(zip(keys, (*numbers[:4], *numbers[8:12]), strict=True))})
