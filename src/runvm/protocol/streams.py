@@ -15,6 +15,9 @@ from runvm.linux import syscalls
 from runvm.linux.loop import HANGUP, IN, OUT, Loop
 from runvm.protocol import frames
 
+_SMALL = 4096
+"""Bytes of a payload that waits together with others."""
+
 Send = Callable[[int, int, bytes], None]
 """(kind, channel, payload): queues one frame to the other end."""
 
@@ -153,7 +156,9 @@ class Sink:
         self._limit = 4096 if careful else frames.CHUNK  # PIPE_BUF: what poll(2) promises to take (pipe(7))
         self._careful = careful
         self._half = half
-        self._queue: deque[memoryview] = deque()
+        self._queue: deque[bytes | bytearray] = deque()
+        self._written = 0
+        """Bytes of the first of them."""
         self._ended = False
         self._owed = 0
         self._queued = 0
@@ -178,11 +183,23 @@ class Sink:
         self._queued += len(payload)
         if self._queued > frames.WINDOW:
             raise frames.FrameError("more stream data than was credited")
-        self._queue.append(memoryview(payload))
+        waits = bool(self._queue)
+        self._enqueue(payload)
         if self._careful:
             self._loop.watch(self._fd, OUT, self._ready)
-        elif len(self._queue) == 1:
+        elif not waits:
             self._flush()
+
+    def _enqueue(self, payload: bytes) -> None:
+        """What is small goes together: by itself it would take many times its size, which is all that is credited."""
+        if not self._queue or len(payload) >= _SMALL:
+            self._queue.append(payload)
+            return
+        last = self._queue[-1]
+        if isinstance(last, bytearray) and len(last) < frames.CHUNK:
+            last += payload
+        else:
+            self._queue.append(bytearray(payload))
 
     def change_sender(self) -> None:
         """From now on another sends, who knows nothing of what is pending: it is neither counted nor credited."""
@@ -197,9 +214,9 @@ class Sink:
             if self._half:
                 syscalls.end_writing(self._fd)
             os.close(self._fd)
-            for left in self._queue:
-                self._credit(len(left))
+            self._credit(sum(map(len, self._queue)) - self._written)
             self._queue.clear()
+            self._written = 0
             self._queued = 0
 
     def _ready(self, events: int) -> None:
@@ -216,15 +233,16 @@ class Sink:
         try:
             while self._queue:
                 head = self._queue[0]
-                written = os.write(self._fd, head[: self._limit])
+                with memoryview(head) as view:
+                    written = os.write(self._fd, view[self._written : self._written + self._limit])
                 carried = min(written, self._carried)
                 self._carried -= carried
                 self._queued -= written - carried
                 self._credit(written - carried)
-                if written == len(head):
+                self._written += written
+                if self._written == len(head):
                     self._queue.popleft()
-                else:
-                    self._queue[0] = head[written:]
+                    self._written = 0
                 if self._careful:
                     break
         except (BlockingIOError, InterruptedError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
+from random import Random
 
 import pytest
 
@@ -82,3 +84,46 @@ def test_a_source_that_is_paused_reads_nothing_whatever_it_is_credited() -> None
     assert sent.data == b"onetwo"
     source.close()
     os.close(writer)
+
+
+def test_frames_of_a_byte_that_wait_take_little_more_than_their_bytes() -> None:
+    """A guest may send what is credited in as many as it likes."""
+    loop, sent = Loop(), Sent()
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    sink = Sink(loop, writer, STDIN, 1, sent)
+    sink.write(bytes(frames.CHUNK))
+    frames_of_a_byte = [bytes([number % 256]) for number in range(256)]
+    tracemalloc.start()
+    try:
+        for number in range(1 << 18):
+            sink.write(frames_of_a_byte[number % 256])
+        assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    sink.close()
+    os.close(reader)
+
+
+@pytest.mark.parametrize("careful", [False, True])
+def test_all_that_waits_is_written_in_order_and_credited_once(careful: bool) -> None:
+    """Small and large payloads, while the reader takes some now and then."""
+    loop, sent, random = Loop(), Sent(), Random(3)
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    sink = Sink(loop, writer, STDIN, 1, sent, careful=careful)
+    said, got = bytearray(), bytearray()
+    for _ in range(3000):
+        payload = random.randbytes(random.choice((1, 2, 100, 4095, 4096, 5000, 70_000)))
+        if len(said) + len(payload) - sent.credit <= frames.WINDOW:
+            sink.write(payload)
+            said += payload
+        else:
+            loop.turn(0)
+            got += read_all(reader)
+    sink.write(b"")
+    while sink.open:
+        loop.turn(0)
+        got += read_all(reader)
+    got += read_all(reader)
+    assert got == said
+    assert len(said) - frames.WINDOW // 4 < sent.credit <= len(said)
+    os.close(reader)
