@@ -13,6 +13,10 @@ import time
 _LEVELS = ("debug", "info", "warning", "error")
 
 
+_MAX_BYTES = 256 << 10
+_MAX_BYTES_DEBUG = 16 << 20
+
+
 class Log:
     """Where a command's messages go: a file (text or JSON lines), and stderr. One per process, inherited by a fork."""
 
@@ -22,10 +26,16 @@ class Log:
         self.debug_on = False
         self.errors_only = False
         self.max_bytes = 0
-        """Of the file that stderr is, if it is one that somebody else's doing could fill; 0: it may grow."""
+        """Of the file that stderr is; 0: it may grow."""
         self._full = False
         self._trace = os.environ.get("RUNVM_TRACE", "")
         self._started = time.monotonic()
+
+    def keep_to_stderr(self) -> None:
+        """Write there alone, and not without end: it is a supervisor's log, in memory (/run), and a guest can make it
+        say much."""
+        self.path = ""
+        self.max_bytes = _MAX_BYTES_DEBUG if self.debug_on else _MAX_BYTES
 
     def configure(self, *, path: str, format: str, debug: bool, errors_only: bool = False) -> None:
         """*path* is the log file, appended to ('' = stderr only); *format* is 'text' or 'json'."""

@@ -63,7 +63,7 @@ def _settle(sandbox: Sandbox, record: ContainerRecord) -> None:
     out = os.open(f"{sandbox.directory}/supervisor.log", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     process.redirect(out)
     process.close_above(2)
-    log.path = ""
+    log.keep_to_stderr()
     os.chdir("/")
 
 

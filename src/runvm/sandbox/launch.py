@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
 _START_SECONDS = 60
 """How long a virtual machine may take to start beside its guest's boot."""
-_MAX_LOGGED = 256 << 10
-_MAX_LOGGED_DEBUG = 16 << 20
-"""Bytes of a supervisor's log, which is in memory (/run): a guest can make it say much."""
 
 
 def start(
@@ -264,8 +261,7 @@ def _settle(plan: VmPlan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) 
     process.redirect(out)
     held = (plan.namespace, plan.held, -1 if plan.fallback is None else plan.fallback.held)
     process.close_above(2, (*keep, *(fd for fd in held if fd >= 0)))
-    log.path = ""
-    log.max_bytes = _MAX_LOGGED_DEBUG if log.debug_on else _MAX_LOGGED
+    log.keep_to_stderr()
     registry.record(plan.sandbox, {"supervisor": os.getpid()})
     # in a user namespace there is no way back from a container's network to the host's, only to one of our own
     syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWNET if userns.limited() else 0))
