@@ -11,6 +11,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
+from runvm.cgroup.limits import weight_of
 from runvm.container import environment, mount_options
 from runvm.container.host_view import Made, View, ViewEntry
 from runvm.errors import UnsupportedError
@@ -225,7 +226,17 @@ def resources(given: dict[str, Any]) -> dict[str, Any]:
                 for key, value in kept[group].items()
                 if key not in keys and (value or key not in _UNSET[group])
             }
+    if kept.get("cpu", {}).get("shares") and not kept["cpu"].get("idle"):
+        _convert_shares(kept)
     return kept
+
+
+def _convert_shares(kept: dict[str, Any]) -> None:
+    """Name the weight instead of the shares: older versions of crun convert in another way than runc, and all of them
+    let a weight in `unified` win."""
+    shares = kept["cpu"]["shares"]
+    kept["cpu"] = {key: value for key, value in kept["cpu"].items() if key != "shares"}
+    kept["unified"] = {"cpu.weight": str(weight_of(shares)), **kept.get("unified", {})}
 
 
 def _mounts(root: _Root, place: str, shares: dict[str, Share]) -> tuple[list[dict[str, Any]], list[ViewEntry]]:

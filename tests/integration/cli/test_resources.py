@@ -51,7 +51,7 @@ def test_limits_are_in_the_containers_cgroup(box: Box, runtime: Runtime) -> None
     assert seen["memory"].splitlines()[-1] == str(128 * MIB)
     assert seen["pids"].splitlines()[-1] == "40"
     assert seen["cpu"].splitlines()[-1].split()[0] == "50000"
-    assert seen["shares"].splitlines()[-1] == ("20" if runtime.is_vm else "512")
+    assert seen["shares"].splitlines()[-1] == ("59" if runtime.is_vm else "512")
     assert seen["cpus"].splitlines() == ["Cpus_allowed_list:\t0", "1"]
     assert "Read-only file system" in seen["write"]
     if runtime.is_vm:

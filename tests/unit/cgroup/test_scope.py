@@ -37,7 +37,7 @@ def test_limits_are_properties_of_the_unit() -> None:
         ("MemoryMax", "t", "1073741824"),
         ("CPUQuotaPerSecUSec", "t", "340000"),
         ("CPUQuotaPeriodUSec", "t", "100000"),
-        ("CPUWeight", "t", "39"),
+        ("CPUWeight", "t", "100"),
     ]
     assert scope.limit_properties(Limits(1 << 30, 0, 100_000, 1024), unified=False) == [
         ("MemoryLimit", "t", "1073741824"),

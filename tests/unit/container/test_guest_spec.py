@@ -90,6 +90,14 @@ def test_zeros_of_an_update_are_no_limits() -> None:
     }
 
 
+def test_shares_are_a_weight_in_the_guest() -> None:
+    """As runc converts them, whatever the guest's crun would; a weight that is given wins, an idle group has none."""
+    assert guest_spec.resources({"cpu": {"shares": 1024}}) == {"cpu": {}, "unified": {"cpu.weight": "100"}}
+    given = {"cpu": {"shares": 512}, "unified": {"cpu.weight": "7", "pids.max": "9"}}
+    assert guest_spec.resources(given) == {"cpu": {}, "unified": {"cpu.weight": "7", "pids.max": "9"}}
+    assert guest_spec.resources({"cpu": {"shares": 512, "idle": 1}}) == {"cpu": {"shares": 512, "idle": 1}}
+
+
 def test_real_time_is_refused() -> None:
     """No guarantee of the host's reaches a guest."""
     assert guest_spec.resources({"cpu": {"realtimeRuntime": 0, "realtimePeriod": 1000}}) == {"cpu": {}}
