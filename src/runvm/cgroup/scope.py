@@ -17,6 +17,7 @@ from runvm.linux import process, userns
 
 if TYPE_CHECKING:
     from runvm.cgroup.limits import Limits
+    from runvm.cgroup.unit_properties import Property
 
 _RUNNING = "/run/systemd/system"
 """Where systemd is process 1 (sd_booted(3))."""
@@ -37,10 +38,6 @@ def names(path: str, cid: str) -> tuple[str, str]:
     slice_name, prefix, name = parts
     default = "user.slice" if userns.limited() else "system.slice"
     return slice_name or default, f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
-
-
-Property = tuple[str, ...]
-"""A unit's property as busctl takes it: name, type, values."""
 
 
 def limit_properties(limits: Limits, *, unified: bool) -> list[Property]:

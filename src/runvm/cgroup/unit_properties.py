@@ -6,13 +6,11 @@ TimeoutStopUSec so.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from runvm.errors import SpecError
 
-if TYPE_CHECKING:
-    from runvm.cgroup.scope import Property
-
+Property = tuple[str, ...]
+"""A unit's property as busctl takes it: name, type, values."""
 PREFIX = "org.systemd.property."
 _KEYWORDS = {
     "boolean": "b",
