@@ -42,7 +42,8 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
     record = _ready(ctx, cid, paused=outside, wait=options.ignore_paused)
     for warning in rules.capability_warnings(options.process):
         log.warning(warning)
-    described = guest_spec.with_limits(guest_spec.without_labels(options.process))
+    guest_spec.note_affinity(options.process)
+    described = guest_spec.with_limits(guest_spec.without_hosts(options.process))
     if not outside:
         uid = int((described.get("user") or {}).get("uid") or 0)
         described["env"] = environment.complete(described.get("env") or (), environment.home_of(record.pid, uid))
