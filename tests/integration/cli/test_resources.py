@@ -192,6 +192,8 @@ def test_events_stats_has_the_containers_figures(running: Container, runtime: Ru
     assert data["memory"]["usage"]["limit"] in (96 * MIB, 100 * MIB, 128 * MIB)
     assert 1 <= data["pids"]["current"] <= 10
     assert data["pids"]["limit"] in (40, 50, 60)
+    assert data["cpuset"]["mem_hardwall"] == data["cpuset"]["sched_load_balance"] == 0 or not runtime.is_vm
+    assert set(data["blkio"]) <= {"ioServiceBytesRecursive", "ioServicedRecursive", "psi"} or not runtime.is_vm
     if runtime.is_vm:
         machine = data["vm"]
         assert set(machine["processes"]) == {"vmm", "virtiofsd", "supervisor"}
