@@ -51,7 +51,7 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
     terminal.check(wants_terminal, options.console_socket, own=not options.detach)
     size = described.get("consoleSize") or {}
     rows, columns = int(size.get("height") or 0), int(size.get("width") or 0)
-    if wants_terminal and not options.detach and not options.console_socket:  # as in plans.plan()
+    if wants_terminal and not options.detach:  # as in plans.plan()
         described[names.PLAIN_NEWLINES] = True
         if not (rows and columns):
             rows, columns = terminal.callers_size()
