@@ -43,12 +43,13 @@ _PRIVATE = frozenset(("private", "rprivate", "unbindable", "runbindable"))
 PROPAGATION = _PRIVATE | {"slave", "rslave", "shared", "rshared"}
 _OF_BINDS = (
     frozenset(("bind", "rbind", "remount", "defaults", "dirsync", "rdirsync", "tmpcopyup", "copy-symlink"))
-    | frozenset(("copy", "nocopy", "U", "z", "Z", "no-dereference"))  # what Podman has meant for itself, and passes on
+    | frozenset(("copy", "nocopy", "no-dereference", "O", "U", "z", "Z"))  # what Podman means for itself, and passes on
     | frozenset(_OPPOSITE)
     | WITHOUT_EFFECT
     | RECURSIVE_TIMES
     | PROPAGATION
 )
+_PODMANS_OWN = ("subpath=", "volume-opt=")
 _READ_ONLY = {"ro": True, "rro": True, "rw": False, "rrw": False}
 
 
@@ -73,7 +74,7 @@ def check_bind(options: Sequence[str], field: str) -> None:
     """Raise SpecError, naming *field*, for options of a file system: a bind has no file system of its own, and a kernel
     would say nothing. runc refuses them since 1.3."""
     for option in options:
-        if option not in _OF_BINDS:
+        if option not in _OF_BINDS and not option.startswith(_PODMANS_OWN):
             raise SpecError(f"{field}: bind mounts cannot have any filesystem-specific options applied: {option}")
 
 

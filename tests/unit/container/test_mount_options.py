@@ -41,7 +41,7 @@ def test_what_would_protect_is_refused_by_name() -> None:
 def test_every_option_of_a_mount_is_one_of_binds() -> None:
     """Those that runc knows and we tell of, Podman's own words, and crun's; none that is a file system's."""
     listed = features(Config(), hypervisor="qemu", checkpoint=False)["mountOptions"]
-    mount_options.check_bind([*listed, "copy-symlink", "nocopy", "z", "U"], "x")
+    mount_options.check_bind([*listed, "copy-symlink", "nocopy", "z", "U", "subpath=a"], "x")
     for option in ("uid=0", "size=5", "mode=755", "context=x", "lowerdir=/a", "nosuch"):
         with pytest.raises(SpecError, match=option):
             mount_options.check_bind(["rbind", option], "x")
