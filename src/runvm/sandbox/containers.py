@@ -105,7 +105,7 @@ class Containers:
             return
         self.life.vm.agent.ask(Signal(member.name, channel, request.number, request.every), reply)
         if request.number == signal.SIGKILL:  # which holds whatever the guest says
-            self._give_up_later(member)
+            self._give_up_later(member, after_checkpoint=True)
 
     def pass_on(
         self, client: Client, request: messages.Freeze | messages.Stats | messages.FindFile, reply: Reply
@@ -374,12 +374,13 @@ class Containers:
         self.life.vm.agent.ask(Signal(name, member.tasks[INIT].channel, int(signal.SIGKILL), True), _ignore)
         self._give_up_later(member)
 
-    def _give_up_later(self, member: Member) -> None:
-        """If a killed container doesn't end, end its VM where it is alone there, else only what we know of it."""
+    def _give_up_later(self, member: Member, *, after_checkpoint: bool = False) -> None:
+        """If a killed container doesn't end, end its VM where it is alone there, else only what we know of it. With
+        *after_checkpoint* not while a checkpoint is being taken, for the guest hasn't heard of the kill then."""
 
         def late() -> None:
-            if self.life.vm.agent.holding:  # it hasn't heard of the kill: a checkpoint is being taken
-                self._give_up_later(member)
+            if after_checkpoint and self.life.vm.agent.holding:
+                self._give_up_later(member, after_checkpoint=True)
             elif self.members.get(member.name) is member and member.alive:
                 log.warning(f"container {member.name} did not end {_KILL_SECONDS:.0f} s after it was killed")
                 if self._alone(member):
