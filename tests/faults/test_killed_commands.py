@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from runvm.config import Config
+from runvm.container import state
+from runvm.container.context import Context
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from framework.runtime import Box, Container
 
 # Seconds after its start at which a command is killed: while it reads its config, makes its state, starts its VM, waits
@@ -112,3 +120,53 @@ def test_delete_killed_half_way_can_be_done_again(box: Box) -> None:
         command.wait(30)
         container.delete("--force")
         assert known(container) == ""
+
+
+def test_delete_without_force_removes_what_a_killed_create_has_left(box: Box) -> None:
+    """And says that there is no such container, as runc does; one that it had made before it was killed is deleted."""
+    for moment in MOMENTS:
+        container = box.idle()
+        command = container.begin()
+        time.sleep(moment)
+        command.signal(signal.SIGKILL)
+        container.created(command)
+        result = container.runtime.call("delete", container.id)
+        assert result.code == 0 or result.error == "container does not exist", result.describe()
+        assert not os.path.exists(f"{container.runtime.root}/{container.id}")
+    container.launch()
+    assert container.sh("echo works") == "works"
+
+
+def test_delete_waits_for_a_create_that_runs(box: Box) -> None:
+    """It isn't taken for one that was killed, not even where its directory is still empty."""
+    container = box.idle()
+    path = f"{container.runtime.root}/{container.id}"
+    os.makedirs(path)
+    fd = os.open(path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    command = container.runtime.start("delete", container.id)
+    time.sleep(1)
+    assert command.running()
+    assert os.path.isdir(path)
+    os.close(fd)
+    assert "container does not exist" in command.wait(30).stderr.decode()
+    assert not os.path.exists(path)
+
+
+def test_create_goes_on_where_a_delete_came_first(tmp_path: Path) -> None:
+    """A delete that gets the lock between a create's making the directory and locking it removes that."""
+    ctx = Context(str(tmp_path), Config(), "cgroupfs", "false")
+    seen: list[str] = []
+
+    def remove_once(path: str, mode: int) -> None:
+        real(path, mode)
+        if not seen:
+            seen.append(path)
+            os.rmdir(path)
+
+    real = os.mkdir
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "mkdir", remove_once)
+        with state.claim(ctx, "c1"):
+            assert os.path.isdir(f"{tmp_path}/c1")
+    assert seen

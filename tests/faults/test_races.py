@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from framework.runtime import Box, Container
 
 KNOWN = re.compile(
-    r"does not exist|not running|already exists|already finished|already running|has stopped|stopped container"
+    r"does not exist|not running|already exists|already running|has stopped|stopped container"
     r"|that is not stopped|no such process|paused"
 )
 pytestmark = pytest.mark.only("runvm", "runc's own words")

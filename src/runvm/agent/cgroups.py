@@ -28,7 +28,7 @@ _DEFAULTS = {
     "io.weight": "default 100",
 }
 """The limits that a config.json may set, as they are in a new group (cgroup-v2.rst)."""
-_SHOWN = ("cpu.stat", "memory.", "pids.", "io.stat", "cpu.max", "cpu.pressure", "hugetlb.")
+_SHOWN = ("cpu.stat", "memory.", "pids.", "io.stat", "io.pressure", "cpu.max", "cpu.pressure", "hugetlb.")
 
 
 def path(container: str) -> str:

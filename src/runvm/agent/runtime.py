@@ -26,6 +26,7 @@ from runvm.agent.notify import Notify
 from runvm.agent.prepared import Prepared
 from runvm.agent.processes import Container, GuestProcess, Processes
 from runvm.agent.socket_mounts import SocketPlace
+from runvm.errors import NOT_RUNNING
 from runvm.linux import files, handles, seccomp_filter, syscalls
 from runvm.linux.loop import Loop
 from runvm.linux.netns import in_namespace
@@ -189,7 +190,7 @@ class Runtime:
             return {}
         process = container.processes.get(request.channel)
         if process is None or process.status is not None or not process.pid:
-            raise AgentError("process already finished")
+            raise AgentError(NOT_RUNNING)  # its end may be on its way to the host
         cgroups.kill(process.pid, request.number)
         return {}
 

@@ -98,6 +98,20 @@ class Cgroup:
         least = min(limits, default=0)
         return least >> 20 if least < UNLIMITED else 0
 
+    def memory(self) -> tuple[int, int]:
+        """Its limit in bytes (UNLIMITED for none), and what of it is in use and couldn't be freed: a limit below that
+        would be met by killing."""
+        limit, needed = UNLIMITED, 0
+        name = "memory.max" if self._unified else "memory.limit_in_bytes"
+        kinds = ("anon", "shmem") if self._unified else ("total_rss", "total_shmem")
+        for directory in self.directories:
+            with suppress(OSError, ValueError), open(f"{directory}/{name}") as file:
+                limit = int(file.read())
+            with suppress(OSError), open(f"{directory}/memory.stat") as file:
+                used = dict(line.split()[:2] for line in file)
+                needed = sum(int(used.get(kind, "0")) for kind in kinds)
+        return limit, needed
+
     def processes(self) -> list[int]:
         """Every process in it and below."""
         found: set[int] = set()

@@ -32,8 +32,17 @@ class Limits(NamedTuple):
 
     @property
     def weight(self) -> int:
-        """The shares as cgroup v2 has them (the conversion that crun's and runc's documentation give)."""
-        return 1 + (max(2, min(self.shares, 262144)) - 2) * 9999 // 262142
+        """The shares as cgroup v2 has them."""
+        return weight_of(self.shares)
+
+
+def weight_of(shares: int) -> int:
+    """cpu.weight of cgroup v2 for cpu.shares of v1, as runc has it since 1.3.3 and 1.4: a curve through the least, the
+    default and the greatest of both (2 and 1, 1024 and 100, 262144 and 10000)."""
+    import math
+
+    power = math.log2(max(2, min(shares, 262144)))
+    return math.ceil(10 ** ((power * power + 125 * power) / 612 - 7 / 34))
 
 
 def host_limits(resources: dict[str, Any], *, overhead_mib: int) -> Limits:

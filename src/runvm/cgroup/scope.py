@@ -11,12 +11,13 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from runvm.cgroup import hierarchy
+from runvm.cgroup import hierarchy, unit_properties
 from runvm.errors import DeadlineError, HostError, SpecError, UnsupportedError
 from runvm.linux import process, userns
 
 if TYPE_CHECKING:
     from runvm.cgroup.limits import Limits
+    from runvm.cgroup.unit_properties import Property
 
 _RUNNING = "/run/systemd/system"
 """Where systemd is process 1 (sd_booted(3))."""
@@ -39,10 +40,6 @@ def names(path: str, cid: str) -> tuple[str, str]:
     return slice_name or default, f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
 
 
-Property = tuple[str, ...]
-"""A unit's property as busctl takes it: name, type, values."""
-
-
 def limit_properties(limits: Limits, *, unified: bool) -> list[Property]:
     """The limits as systemd knows them: those of the cgroup's files that it doesn't know of it sets back at a
     daemon-reload (systemd.resource-control(5))."""
@@ -59,8 +56,9 @@ def limit_properties(limits: Limits, *, unified: bool) -> list[Property]:
     return found
 
 
-def arguments(slice_name: str, scope: str, cid: str, pid: int, limits: list[Property]) -> list[str]:
-    """busctl's argv that starts *scope* with process *pid* in it (org.freedesktop.systemd1(5), StartTransientUnit)."""
+def arguments(slice_name: str, scope: str, cid: str, pid: int, more: list[Property]) -> list[str]:
+    """busctl's argv that starts *scope* with process *pid* in it and *more* properties (org.freedesktop.systemd1(5),
+    StartTransientUnit)."""
     properties: list[Property] = [
         ("Description", "s", f"container {cid}"),
         ("Slice", "s", slice_name),
@@ -68,7 +66,7 @@ def arguments(slice_name: str, scope: str, cid: str, pid: int, limits: list[Prop
         ("DefaultDependencies", "b", "false"),
         ("CollectMode", "s", "inactive-or-failed"),
         ("PIDs", "au", "1", str(pid)),
-        *limits,
+        *more,
     ]
     call = ("StartTransientUnit", "ssa(sv)a(sa(sv))", scope, "fail", *_listed(properties), "0")
     return [*_busctl(), *_MANAGER, *call]
@@ -80,7 +78,7 @@ def _listed(properties: list[Property]) -> tuple[str, ...]:
 
 def _busctl() -> tuple[str, ...]:
     """For a user it is the user's own systemd that is asked."""
-    return ("busctl", *(("--user",) if userns.limited() else ()), "--quiet", "call")
+    return ("busctl", *(("--user",) if userns.limited() else ()), "--quiet", "--", "call")  # -- for numbers below 0
 
 
 def change(name: str, limits: Limits) -> None:
@@ -116,11 +114,15 @@ class Scope:
         process.end_child(self._placeholder, "the scope's placeholder")
 
 
-def start(cgroups_path: str, cid: str, limits: Limits) -> Scope:
-    """Raises: UnsupportedError where systemd doesn't run, SpecError, HostError where it refuses, DeadlineError."""
+def start(cgroups_path: str, cid: str, limits: Limits, annotations: dict[str, str]) -> Scope:
+    """A new scope, with what *annotations* ask for beside the limits.
+
+    Raises: UnsupportedError where systemd doesn't run, SpecError, HostError where it refuses, DeadlineError.
+    """
     if not os.path.isdir(_RUNNING):
         raise UnsupportedError("systemd not running on this host, cannot use systemd cgroups manager")
     slice_name, scope = names(cgroups_path, cid)
+    properties = [*unit_properties.of(annotations), *limit_properties(limits, unified=hierarchy.unified())]
     parent = os.getpid()
 
     def wait() -> None:
@@ -129,7 +131,7 @@ def start(cgroups_path: str, cid: str, limits: Limits) -> Scope:
 
     pid = process.fork(wait)
     try:
-        command = arguments(slice_name, scope, cid, pid, limit_properties(limits, unified=hierarchy.unified()))
+        command = arguments(slice_name, scope, cid, pid, properties)
         _run(command, f"systemd doesn't start {scope}")
         return Scope(scope, _wait_in(pid, scope), pid)
     except BaseException:

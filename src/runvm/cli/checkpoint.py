@@ -25,6 +25,7 @@ CRIUS = (
     Flag("manage-cgroups-mode", "", metavar="MODE", hidden=True),
     Flag("empty-ns", "", metavar="NAMESPACE", many=True, hidden=True),
     Flag("auto-dedup", "", hidden=True),
+    Flag("network-lock", "", metavar="METHOD", hidden=True),
 )
 """Taken and done without: what they ask for goes by itself, or is a way of CRIU's."""
 LAZY = Flag("lazy-pages", "", hidden=True)

@@ -107,7 +107,8 @@ class Creation:
 
             host = limits.host_limits(spec.resources, overhead_mib=config.overhead_mib)
             # quota and shares hold from `start` on
-            self._scope = scopes.start(spec.cgroups_path, self._cid, host._replace(quota=0, shares=0))
+            host = host._replace(quota=0, shares=0)
+            self._scope = scopes.start(spec.cgroups_path, self._cid, host, spec.annotations)
         planned = cgroups.Cgroup(())
         if ctx.cgroup_manager != "disabled":
             planned = cgroups.planned(self._scope.path if self._scope is not None else spec.cgroups_path, self._cid)

@@ -26,8 +26,8 @@ _END_SECONDS = 10.0
 
 
 def delete(ctx: Context, cid: str, *, force: bool) -> None:
-    """Raises: StateError for a container that isn't stopped (unless *force*), ContainerNotFoundError (not with
-    *force*)."""
+    """What a `create` that was killed has left is removed. Raises: StateError for a container that isn't stopped
+    (unless *force*), ContainerNotFoundError (not with *force*), also for such a leftover."""
     try:
         lock = state.lock(ctx, cid)
     except ContainerNotFoundError:
@@ -45,6 +45,10 @@ def delete(ctx: Context, cid: str, *, force: bool) -> None:
             log.warning(str(error))
             _remove(ctx, cid)
             return
+        if record.status == "creating" and not force:
+            # who creates it holds its lock, so that one has been killed: there is no such container, as under runc
+            clear(ctx, cid)
+            raise ContainerNotFoundError()
         if record.status not in ("stopped", "created") and not force:
             raise StateError(f"cannot delete container {cid} that is not stopped: {record.status}")
         config = _config(ctx, cid)

@@ -42,7 +42,8 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
     record = _ready(ctx, cid, paused=outside, wait=options.ignore_paused)
     for warning in rules.capability_warnings(options.process):
         log.warning(warning)
-    described = guest_spec.with_limits(guest_spec.without_labels(options.process))
+    guest_spec.note_affinity(options.process)
+    described = guest_spec.with_limits(guest_spec.without_hosts(options.process))
     if not outside:
         uid = int((described.get("user") or {}).get("uid") or 0)
         described["env"] = environment.complete(described.get("env") or (), environment.home_of(record.pid, uid))
@@ -50,7 +51,7 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
     terminal.check(wants_terminal, options.console_socket, own=not options.detach)
     size = described.get("consoleSize") or {}
     rows, columns = int(size.get("height") or 0), int(size.get("width") or 0)
-    if wants_terminal and not options.detach and not options.console_socket:  # as in plans.plan()
+    if wants_terminal and not options.detach:  # as in plans.plan()
         described[names.PLAIN_NEWLINES] = True
         if not (rows and columns):
             rows, columns = terminal.callers_size()

@@ -11,10 +11,12 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
+from runvm.cgroup.limits import weight_of
 from runvm.container import environment, mount_options
 from runvm.container.host_view import Made, View, ViewEntry
 from runvm.errors import UnsupportedError
 from runvm.linux import limits, process
+from runvm.log import log
 from runvm.protocol import names
 from runvm.records import NamedTuple
 from runvm.shares.tree import ROOT, Share
@@ -48,6 +50,8 @@ _NOT_IN_GUEST = {
     "cpu": ("mems", "realtimeRuntime", "realtimePeriod"),
 }
 
+_OTHERS = frozenset(("SCMP_ARCH_LOONGARCH64",))
+"""Architectures that no guest has, and that libseccomp fails at before 2.6."""
 _UNSET = {"memory": ("limit", "reservation", "swap"), "cpu": ("shares", "quota", "period", "cpus")}
 """Where 0 or '' is no value to runc, and `docker update` sends it for what isn't asked for; crun takes it literally."""
 
@@ -114,12 +118,15 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     raw["annotations"] = {
         key: value for key, value in spec.annotations.items() if key.startswith("run.oci.") and key != "run.oci.handler"
     }
-    raw["process"] = with_limits(without_labels(raw["process"]))
+    raw["process"] = with_limits(without_hosts(raw["process"]))
     linux = dict(raw.get("linux", {}))
     if "maskedPaths" in linux:
         linux["maskedPaths"] = list(dict.fromkeys(linux["maskedPaths"]))  # the guest's runtime fails at the second
     for key in ("mountLabel", "intelRdt"):
         linux.pop(key, None)
+    if _OTHERS & {*linux.get("seccomp", {}).get("architectures", ())}:
+        archs = [name for name in linux["seccomp"]["architectures"] if name not in _OTHERS]
+        linux["seccomp"] = {**linux["seccomp"], "architectures": archs}
     linux["cgroupsPath"] = f"/{cid}"
     linux["namespaces"] = [{"type": kind} for kind in spec.namespaces if not _is_hosts(spec, kind)]
     kinds = {namespace["type"] for namespace in linux["namespaces"]}
@@ -185,9 +192,17 @@ def check_propagation(spec: Spec) -> None:
             mount_options.check_pods_bind(mount.options, f"mounts[{number}].options")
 
 
-def without_labels(process_object: dict[str, Any]) -> dict[str, Any]:
-    """A process object without the host's AppArmor and SELinux labels: the virtual machine confines instead."""
-    return {key: value for key, value in process_object.items() if key not in ("apparmorProfile", "selinuxLabel")}
+def without_hosts(process_object: dict[str, Any]) -> dict[str, Any]:
+    """A process object without what only means something on the host: AppArmor and SELinux labels, in whose place the
+    virtual machine confines, and the processors that an `exec` is to run on."""
+    hosts = ("apparmorProfile", "selinuxLabel", "execCPUAffinity")
+    return {key: value for key, value in process_object.items() if key not in hosts}
+
+
+def note_affinity(process_object: dict[str, Any]) -> None:
+    """Tell the log of processors that are left out."""
+    if any((process_object.get("execCPUAffinity") or {}).values()):
+        log.info("process.execCPUAffinity is left out: the CPUs of the host aren't those of the virtual machine")
 
 
 def with_limits(process_object: dict[str, Any]) -> dict[str, Any]:
@@ -218,6 +233,8 @@ def resources(given: dict[str, Any]) -> dict[str, Any]:
         for key, value in given.items()
         if key in ("devices", "memory", "cpu", "pids", "hugepageLimits", "unified")
     }
+    if "limit" not in kept.get("pids", {}):
+        kept.pop("pids", None)  # none is no limit to runc, and an error to crun
     for group, keys in _NOT_IN_GUEST.items():
         if group in kept:
             kept[group] = {
@@ -225,7 +242,17 @@ def resources(given: dict[str, Any]) -> dict[str, Any]:
                 for key, value in kept[group].items()
                 if key not in keys and (value or key not in _UNSET[group])
             }
+    if kept.get("cpu", {}).get("shares") and not kept["cpu"].get("idle"):
+        _convert_shares(kept)
     return kept
+
+
+def _convert_shares(kept: dict[str, Any]) -> None:
+    """Name the weight instead of the shares: older versions of crun convert in another way than runc, and all of them
+    let a weight in `unified` win."""
+    shares = kept["cpu"]["shares"]
+    kept["cpu"] = {key: value for key, value in kept["cpu"].items() if key != "shares"}
+    kept["unified"] = {"cpu.weight": str(weight_of(shares)), **kept.get("unified", {})}
 
 
 def _mounts(root: _Root, place: str, shares: dict[str, Share]) -> tuple[list[dict[str, Any]], list[ViewEntry]]:
@@ -244,6 +271,8 @@ def _mounts(root: _Root, place: str, shares: dict[str, Share]) -> tuple[list[dic
             "source": mount.source,
             "options": mount_options.for_guest(mount.options, f"mounts[{number}].options"),
         }
+        if mount.is_bind:
+            mount_options.check_bind(mount.options, f"mounts[{number}].options")
         shown = ViewEntry(mount.destination, mount.type, "")
         if mount.is_bind and not _kernels_own(mount.source):
             entry["options"] += mount_options.of_source(mount.source, mount.options)

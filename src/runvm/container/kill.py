@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runvm.container import state
-from runvm.errors import NotRunningError, RunvmError, VersionError
+from runvm.errors import NOT_RUNNING, GuestError, NotRunningError, VersionError
 from runvm.linux import process
 from runvm.protocol import messages
 from runvm.sandbox import cpu_limits, registry
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def kill(ctx: Context, cid: str, signal: int, *, all: bool) -> None:
-    """Raises: NotRunningError, ContainerNotFoundError. With *all* a stopped container is no error (runc)."""
+    """Raises: NotRunningError, ContainerNotFoundError, GuestError, DeadlineError. With *all* a stopped container is no
+    error (runc)."""
     record = state.load(ctx, cid)
     if record.pid == 0:
         if all:
@@ -27,6 +28,6 @@ def kill(ctx: Context, cid: str, signal: int, *, all: bool) -> None:
             registry.call(sandbox, messages.Signal(cid, 0, signal, all))
     except VersionError:
         process.kill(record.shim, signal)  # the process that stands for it on the host passes signals on
-    except RunvmError:
-        if not all:
+    except (NotRunningError, GuestError) as error:
+        if not all or error.message.partition(":")[0] != NOT_RUNNING:
             raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from runvm.errors import UnsupportedError
+from runvm.errors import SpecError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +41,15 @@ _OPPOSITE |= {f"r{a}": f"r{b}" for a, b in _OPPOSITE.items()}
 _OF_MOUNT = {"nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC, "noatime": os.ST_NOATIME}
 _PRIVATE = frozenset(("private", "rprivate", "unbindable", "runbindable"))
 PROPAGATION = _PRIVATE | {"slave", "rslave", "shared", "rshared"}
+_OF_BINDS = (
+    frozenset(("bind", "rbind", "remount", "defaults", "dirsync", "rdirsync", "tmpcopyup", "copy-symlink"))
+    | frozenset(("copy", "nocopy", "no-dereference", "O", "U", "z", "Z"))  # what Podman means for itself, and passes on
+    | frozenset(_OPPOSITE)
+    | WITHOUT_EFFECT
+    | RECURSIVE_TIMES
+    | PROPAGATION
+)
+_PODMANS_OWN = ("subpath=", "volume-opt=")
 _READ_ONLY = {"ro": True, "rro": True, "rw": False, "rrw": False}
 
 
@@ -59,6 +68,14 @@ def for_guest(options: Sequence[str], field: str) -> list[str]:
         if given not in WITHOUT_EFFECT:
             found.append(option)
     return found
+
+
+def check_bind(options: Sequence[str], field: str) -> None:
+    """Raise SpecError, naming *field*, for options of a file system: a bind has no file system of its own, and a kernel
+    would say nothing. runc refuses them since 1.3."""
+    for option in options:
+        if option not in _OF_BINDS and not option.startswith(_PODMANS_OWN):
+            raise SpecError(f"{field}: bind mounts cannot have any filesystem-specific options applied: {option}")
 
 
 def of_source(source: str, options: Sequence[str]) -> list[str]:

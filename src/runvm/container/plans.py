@@ -46,6 +46,7 @@ def plan(ctx: Context, cid: str, options: CreateOptions, *, own_terminal: bool) 
     oci.unsupported(spec)
     for label in oci.host_labels(spec):
         log.info(f"{label} is left out: the virtual machine confines the container instead")
+    guest_spec.note_affinity(spec.raw["process"])
     terminal.check(spec.process.terminal, options.console_socket, own=own_terminal)
     guest = guest_spec.plan(spec, cid)
     guest.spec["process"]["env"] = [*guest.spec["process"].get("env", ()), *passed.environment(listened)]

@@ -24,7 +24,7 @@ def run(ctx: Context, cid: str, options: CreateOptions, *, detach: bool, keep: b
         # the container's process becomes our child by that, and nobody else could tell its exit code
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     master: list[int] = []
-    create(ctx, cid, options, terminal_master=None if detach or options.console_socket else master)
+    create(ctx, cid, options, terminal_master=None if detach else master)
     if no_subreaper:
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
     try:
@@ -44,7 +44,7 @@ def run_restored(
     if not detach:
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     master: list[int] = []
-    restore(ctx, cid, options, image_path, terminal_master=None if detach or options.console_socket else master)
+    restore(ctx, cid, options, image_path, terminal_master=None if detach else master)
     if no_subreaper:
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
     return 0 if detach else await_end(ctx, cid, master, keep=False)

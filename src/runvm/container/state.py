@@ -89,15 +89,18 @@ def claim(ctx: Context, cid: str) -> Lock:
     """Make the directory of a new container and lock it. Raises ContainerExistsError."""
     files.make_directories(ctx.root, 0o711, exist_ok=True)
     path = directory(ctx, cid)
-    try:
-        os.mkdir(path, 0o711)
-    except FileExistsError:
-        raise ContainerExistsError() from None
-    try:
-        return lock(ctx, cid)
-    except HostError:
-        os.rmdir(path)
-        raise
+    while True:
+        try:
+            os.mkdir(path, 0o711)
+        except FileExistsError:
+            raise ContainerExistsError() from None
+        try:
+            return lock(ctx, cid)
+        except ContainerNotFoundError:
+            continue  # a delete had the lock first, and took this for what a killed create has left
+        except HostError:
+            os.rmdir(path)
+            raise
 
 
 def lock(ctx: Context, cid: str, *, timeout: float = LOCK_SECONDS) -> Lock:

@@ -25,7 +25,7 @@ _MAX_DIGITS = 20
 def stats(ctx: Context, cid: str) -> dict[str, Any]:
     """The container's statistics (runc's `events --stats`, data), and in `vm` what its virtual machine takes of the
     host. Raises NotRunningError, GuestError."""
-    from runvm.container import vm_use
+    from runvm.container import io_figures, vm_use
 
     sandbox = _sandbox(ctx, cid)
     with cpu_limits.lifted(sandbox):
@@ -46,7 +46,9 @@ def stats(ctx: Context, cid: str) -> dict[str, Any]:
                 "throttledPeriods": cpu.get("nr_throttled", 0),
                 "throttledTime": cpu.get("throttled_usec", 0) * 1000,
             },
+            **io_figures.pressure(files, "cpu"),
         },
+        "cpuset": io_figures.CPUSET,
         "memory": {
             "cache": memory.get("file", 0),
             "usage": {"limit": limit, "usage": current, "max": _number(files.get("memory.peak", "")), "failcnt": 0},
@@ -59,9 +61,10 @@ def stats(ctx: Context, cid: str) -> dict[str, Any]:
             "kernel": {"limit": 0, "usage": memory.get("kernel", 0), "failcnt": 0},
             "kernelTCP": {"limit": 0, "usage": memory.get("sock", 0), "failcnt": 0},
             "raw": memory,
+            **io_figures.pressure(files, "memory"),
         },
         "pids": _pids(files),
-        "blkio": {},
+        "blkio": {**io_figures.blkio(files.get("io.stat", "")), **io_figures.pressure(files, "io")},
         "hugetlb": {},
         "intel_rdt": {},
         "network_interfaces": _interfaces(files.get("net/dev", "")),

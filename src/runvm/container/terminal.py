@@ -18,7 +18,7 @@ def check(wanted: bool, console_socket: str, *, own: bool) -> None:
     waits, so that its own terminal may do. Raises UnsupportedError with runc's message."""
     if wanted and not console_socket and not own:
         raise UnsupportedError("cannot allocate tty if runvm will detach without setting console socket")
-    if console_socket and not wanted:
+    if console_socket and (own or not wanted):
         raise UnsupportedError("cannot use console socket if runvm will not detach or allocate tty")
 
 

@@ -102,7 +102,10 @@ def features(config: Config, *, hypervisor: str, checkpoint: bool) -> JsonObject
             "apparmor": {"enabled": False},
             "selinux": {"enabled": False},
             "intelRdt": {"enabled": False},
+            "mountExtensions": {"idmap": {"enabled": False}},
         },
+        # A name with a dot at its end stands for all that begin so: config.load(), guest_spec.plan(), cgroup.scope
+        "potentiallyUnsafeConfigAnnotations": ["io.runvm.", "run.oci.", "org.systemd.property."],
         "annotations": {
             "io.runvm.version": runvm.__version__,
             "io.runvm.hypervisor": hypervisor,

@@ -108,6 +108,25 @@ CAPABILITIES = (
     "CAP_BPF",
     "CAP_CHECKPOINT_RESTORE",
 )
+_MAX_CPU = 1023  # cpu_set_t has so many bits
+
+
+def _cpus(value: Json) -> None:
+    """A list of processors such as 0-3,7, as runc takes it: with spaces and empty parts, or with nothing in it."""
+    text(value)
+    parts = list(filter(None, map(str.strip, value.split(","))))
+    if value and not parts:
+        raise Invalid(f"names no CPU: {shown(value)}")
+    for part in parts:
+        numbers = part.split("-", 1)
+        if not all(number.isascii() and number.isdigit() for number in numbers):
+            raise Invalid(f"must be a list of CPUs such as 0-3,7, got {shown(part)}")
+        if any(len(number) > 9 or int(number) > _MAX_CPU for number in numbers):
+            raise Invalid(f"values larger than {_MAX_CPU} are not supported")
+        if int(numbers[0]) > int(numbers[-1]):
+            raise Invalid(f"invalid CPU range {shown(part)}")
+
+
 CAPABILITY_SETS = ("bounding", "effective", "inheritable", "permitted", "ambient")
 
 PROCESS = table(
@@ -147,6 +166,7 @@ PROCESS = table(
             },
             required=("class",),
         ),
+        "execCPUAffinity": table({"initial": _cpus, "final": _cpus}),
     },
     required=("args", "cwd"),
 )
@@ -246,7 +266,7 @@ RESOURCES = table(
                 "idle": INT64,
             }
         ),
-        "pids": table({"limit": INT64}, required=("limit",)),
+        "pids": table({"limit": INT64}),
         "blockIO": table(
             {
                 "weight": UINT16,
@@ -286,6 +306,7 @@ SECCOMP_ACTIONS = (
 SECCOMP_ARCHS = (
     "SCMP_ARCH_AARCH64",
     "SCMP_ARCH_ARM",
+    "SCMP_ARCH_LOONGARCH64",
     "SCMP_ARCH_MIPS",
     "SCMP_ARCH_MIPS64",
     "SCMP_ARCH_MIPS64N32",

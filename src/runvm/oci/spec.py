@@ -193,6 +193,13 @@ def unsupported(spec: Spec) -> None:
     linux: JsonObject = spec.raw.get("linux", {})
     if linux.get("intelRdt"):
         raise UnsupportedError("linux.intelRdt: cache and bandwidth classes are the host's, a virtual machine has none")
+    if linux.get("netDevices"):
+        raise UnsupportedError(
+            "linux.netDevices: a network interface of the host can't be moved into a virtual machine",
+            do="put it into the network namespace that the container joins",
+        )
+    if linux.get("memoryPolicy") is not None:
+        raise UnsupportedError("linux.memoryPolicy: memory nodes are the host's, a virtual machine has one")
     seccomp: JsonObject = linux.get("seccomp", {})
     if seccomp.get("listenerPath"):
         raise UnsupportedError("linux.seccomp.listenerPath: a listener on the host can't serve system calls of a guest")

@@ -104,6 +104,8 @@ class Containers:
         if self.checkpoints.signal(channel, request.number, reply):
             return
         self.life.vm.agent.ask(Signal(member.name, channel, request.number, request.every), reply)
+        if request.number == signal.SIGKILL:  # which holds whatever the guest says
+            self._give_up_later(member, after_checkpoint=True)
 
     def pass_on(
         self, client: Client, request: messages.Freeze | messages.Stats | messages.FindFile, reply: Reply
@@ -333,15 +335,9 @@ class Containers:
             if isinstance(answer, Failed):
                 self._forget(task)
 
+        size, process = (request.rows, request.columns), request.process
         message = messages.Exec(
-            member.name,
-            task.channel,
-            request.process,
-            request.rows,
-            request.columns,
-            request.passed,
-            request.cgroup,
-            request.outside,
+            member.name, task.channel, process, *size, request.passed, request.cgroup, request.outside
         )
         self.life.vm.agent.ask(message, entered)
 
@@ -378,11 +374,14 @@ class Containers:
         self.life.vm.agent.ask(Signal(name, member.tasks[INIT].channel, int(signal.SIGKILL), True), _ignore)
         self._give_up_later(member)
 
-    def _give_up_later(self, member: Member) -> None:
-        """If a killed container doesn't end, end its VM where it is alone there, else only what we know of it."""
+    def _give_up_later(self, member: Member, *, after_checkpoint: bool = False) -> None:
+        """If a killed container doesn't end, end its VM where it is alone there, else only what we know of it. With
+        *after_checkpoint* not while a checkpoint is being taken, for the guest hasn't heard of the kill then."""
 
         def late() -> None:
-            if self.members.get(member.name) is member and member.alive:
+            if after_checkpoint and self.life.vm.agent.holding:
+                self._give_up_later(member, after_checkpoint=True)
+            elif self.members.get(member.name) is member and member.alive:
                 log.warning(f"container {member.name} did not end {_KILL_SECONDS:.0f} s after it was killed")
                 if self._alone(member):
                     self.life.end("its only container does not end")

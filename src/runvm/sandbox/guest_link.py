@@ -61,6 +61,11 @@ class GuestLink:
         self._held = []
 
     @property
+    def holding(self) -> bool:
+        """Whether hold() is in force: the guest hears of nothing."""
+        return self._held is not None
+
+    @property
     def held(self) -> list[tuple[int, int, bytes]]:
         """The frames that wait for let_go(): kind, channel, payload."""
         return self._held or []

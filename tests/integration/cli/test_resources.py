@@ -51,7 +51,7 @@ def test_limits_are_in_the_containers_cgroup(box: Box, runtime: Runtime) -> None
     assert seen["memory"].splitlines()[-1] == str(128 * MIB)
     assert seen["pids"].splitlines()[-1] == "40"
     assert seen["cpu"].splitlines()[-1].split()[0] == "50000"
-    assert seen["shares"].splitlines()[-1] == ("20" if runtime.is_vm else "512")
+    assert seen["shares"].splitlines()[-1] == ("59" if runtime.is_vm else "512")
     assert seen["cpus"].splitlines() == ["Cpus_allowed_list:\t0", "1"]
     assert "Read-only file system" in seen["write"]
     if runtime.is_vm:
@@ -151,6 +151,36 @@ def test_update_changes_limits_while_it_runs(running: Container, runtime: Runtim
     assert bad.code == 1
 
 
+def test_update_of_a_quota_or_a_period_alone_keeps_the_other(box: Box, runtime: Runtime) -> None:
+    """By flags and by JSON, in the guest and around it; -1 ends the quota and keeps the period."""
+    container = box.idle()
+    container.bundle.namespace("cgroup")
+    container.bundle.resources["cpu"] = {"quota": 50000, "period": 50000}
+    container.launch()
+    names = ("quota", "period")
+
+    def limits() -> list[str]:
+        files = " ".join(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us" for name in names)
+        return container.sh(f"cat /sys/fs/cgroup/cpu.max 2>/dev/null || cat {files}").split()
+
+    runtime.ok("update", "--cpu-quota", "25000", container.id)
+    assert limits() == ["25000", "50000"]
+    runtime.ok("update", "--cpu-period", "100000", container.id)
+    assert limits() == ["25000", "100000"]
+    text = json.dumps({"cpu": {"quota": 40000}})
+    runtime.ok("update", "--resources", "-", container.id, stdin=text.encode())
+    assert limits() == ["40000", "100000"]
+    runtime.ok("update", "--resources", "-", container.id, stdin=b'{"cpu": {"period": 200000}}')
+    assert limits() == ["40000", "200000"]
+    if runtime.is_vm and not os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+        around = "/sys/fs/cgroup/cpu" + books.cgroups_of(container.init_pid)["cpu"]
+        with open(f"{around}/cpu.cfs_quota_us") as quota, open(f"{around}/cpu.cfs_period_us") as period:
+            assert (int(quota.read()), int(period.read())) == (40000 + (40000 + 200000) // 20, 200000)
+    runtime.ok("update", "--cpu-quota", "-1", container.id)
+    assert limits()[0] in ("max", "-1")
+    assert limits()[1] == "200000"
+
+
 def test_events_stats_has_the_containers_figures(running: Container, runtime: Runtime) -> None:
     """`events --stats`: one JSON record with cpu, memory and pids in runc's shape, real figures of the container."""
     record = runtime.ok("events", "--stats", running.id).json()
@@ -162,6 +192,8 @@ def test_events_stats_has_the_containers_figures(running: Container, runtime: Ru
     assert data["memory"]["usage"]["limit"] in (96 * MIB, 100 * MIB, 128 * MIB)
     assert 1 <= data["pids"]["current"] <= 10
     assert data["pids"]["limit"] in (40, 50, 60)
+    assert data["cpuset"]["mem_hardwall"] == data["cpuset"]["sched_load_balance"] == 0 or not runtime.is_vm
+    assert set(data["blkio"]) <= {"ioServiceBytesRecursive", "ioServicedRecursive", "psi"} or not runtime.is_vm
     if runtime.is_vm:
         machine = data["vm"]
         assert set(machine["processes"]) == {"vmm", "virtiofsd", "supervisor"}

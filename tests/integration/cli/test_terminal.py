@@ -123,6 +123,9 @@ def test_a_terminal_without_console_socket_is_refused(box: Box, runtime: Runtime
     container.bundle.process["terminal"] = True
     absent = container.try_create("--console-socket", f"{runtime.scratch}/nowhere.sock")
     assert absent.code == 1
+    waiting = container.try_create("--console-socket", f"{runtime.scratch}/nowhere.sock", command="run")
+    assert waiting.code == 1
+    assert "will not detach or allocate tty" in waiting.error
     assert runtime.ids() == []
 
 
@@ -193,6 +196,9 @@ def test_exec_at_a_terminal(box: Box, runtime: Runtime, sessions: list[Session])
     refused = container.exec("true", flags=("--tty", "--detach"))
     assert refused.code == 255
     assert "will detach without setting console socket" in refused.error
+    refused = container.exec("true", flags=("--tty", "--console-socket", f"{runtime.scratch}/nowhere.sock"))
+    assert refused.code == 255
+    assert "will not detach or allocate tty" in refused.error
     pid_file = f"{container.bundle.path}/exec.pid"
     flags = ("--tty", "--detach", "--pid-file", pid_file)
     terminal = container.terminal(lambda path: container.exec("sh", flags=(*flags, "--console-socket", path)).expect(0))

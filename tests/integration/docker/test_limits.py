@@ -11,6 +11,7 @@ import pytest
 from framework.docker import IMAGE
 from framework.process import wait_until
 from framework.runtime import has_capability
+from runvm.cgroup.limits import weight_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 GROUPS = "/sys/fs/cgroup"
 CPU_SHARES = 512
-CPU_WEIGHT = 1 + (CPU_SHARES - 2) * 9999 // 262142
+CPU_WEIGHT = weight_of(CPU_SHARES)
 
 
 def shown(*files: str) -> str:

@@ -34,13 +34,17 @@ def systemd(podman: Podman, scratch: str) -> Iterator[SystemdHost]:
 @pytest.mark.only("runvm", "the limits of its scope are around a virtual machine")
 def test_scopes_and_units(systemd: SystemdHost) -> None:
     """A container is a scope of machine.slice with its limits, a pod a slice; a generated unit starts and ends one."""
-    flags = ("--memory", "200m", "--cpus", "1", "--network", "none")
+    flags = ["--memory", "200m", "--cpus", "1", "--network", "none"]
+    for asked in ("KillSignal=37", "TimeoutStopSec=7", "SendSIGHUP=true"):
+        flags += ["--annotation", f"org.systemd.property.{asked}"]
     cid = systemd.ok("podman", "run", "--detach", "--name", "c", *flags, IMAGE, "sleep", "1000")
     unit = f"libpod-{cid}.scope"
     assert systemd.ok("systemctl", "show", "--property", "Slice,ActiveState", unit).split("\n") == [
         "Slice=machine.slice",
         "ActiveState=active",
     ]
+    shown = systemd.ok("systemctl", "show", "--property", "KillSignal,TimeoutStopUSec,SendSIGHUP", unit).split("\n")
+    assert sorted(shown) == ["KillSignal=37", "SendSIGHUP=yes", "TimeoutStopUSec=7s"]
     pid = systemd.ok("podman", "inspect", "--format", "{{.State.Pid}}", "c")
     groups = dict(line.split(":", 2)[1:] for line in systemd.ok("cat", f"/proc/{pid}/cgroup").splitlines())
     v1 = "memory" in groups

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runvm.cgroup import scope
+from runvm.cgroup import scope, unit_properties
 from runvm.cgroup.limits import Limits
 from runvm.errors import SpecError
 
@@ -37,7 +37,7 @@ def test_limits_are_properties_of_the_unit() -> None:
         ("MemoryMax", "t", "1073741824"),
         ("CPUQuotaPerSecUSec", "t", "340000"),
         ("CPUQuotaPeriodUSec", "t", "100000"),
-        ("CPUWeight", "t", "39"),
+        ("CPUWeight", "t", "100"),
     ]
     assert scope.limit_properties(Limits(1 << 30, 0, 100_000, 1024), unified=False) == [
         ("MemoryLimit", "t", "1073741824"),
@@ -59,7 +59,9 @@ def bus() -> Iterator[str]:
 def test_busctl_takes_the_call(bus: str) -> None:
     """It fits its signature and gets as far as a bus, where nobody is systemd: "Call failed", not "Too few …"."""
     limits = scope.limit_properties(Limits(600 << 20, 150_000, 100_000, 512), unified=False)
-    busctl, *rest = scope.arguments("system.slice", "docker-abc.scope", "abc", 1, limits)
+    asked = {"KillSignal": "37", "TimeoutStopSec": "5", "After": "['a.service']", "SendSIGHUP": "true", "Nice": "-5"}
+    more = unit_properties.of({f"{unit_properties.PREFIX}{name}": value for name, value in asked.items()})
+    busctl, *rest = scope.arguments("system.slice", "docker-abc.scope", "abc", 1, [*more, *limits])
     done = subprocess.run([busctl, f"--address={bus}", *rest], capture_output=True, text=True, timeout=30)
     assert done.returncode != 0
     assert done.stderr.startswith("Call failed: "), done.stderr

@@ -40,7 +40,7 @@ RUNC_1_1_5 = {
     "restore": f"{CRIU} lazy-pages console-socket= bundle= b= detach d pid-file= no-subreaper no-pivot lsm-profile= "
     "lsm-mount-context=",
 }
-CRUN_1_8_1 = {
+CRUN = {
     "": "cgroup-manager=systemd debug log= log-format=text root= rootless=true systemd-cgroup ? help usage v V version",
     "create": "b= bundle= console-socket= f= config= no-new-keyring no-pivot no-subreaper pid-file= preserve-fds=1",
     "run": "b= bundle= console-socket= d detach f= config= no-new-keyring no-pivot no-subreaper pid-file= "
@@ -60,9 +60,9 @@ CRUN_1_8_1 = {
     "resources=",
     "spec": "b= bundle= f= file= rootless",
     "checkpoint": "image-path= work-path= leave-running tcp-established ext-unix-sk shell-job pre-dump parent-path= "
-    "manage-cgroups-mode=",
+    "manage-cgroups-mode= network-lock=",
     "restore": "b= bundle= image-path= work-path= tcp-established ext-unix shell-job detach pid-file= "
-    "manage-cgroups-mode=",
+    "manage-cgroups-mode= network-lock=",
 }
 
 
@@ -80,7 +80,7 @@ def args_of(name: str, *argv: str) -> Args:
     sorted(
         {
             (command, flag)
-            for runtime in (RUNC_1_1_5, CRUN_1_8_1)
+            for runtime in (RUNC_1_1_5, CRUN)
             for command, flags in runtime.items()
             for flag in flags.split()
         }

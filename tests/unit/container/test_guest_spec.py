@@ -12,7 +12,7 @@ import pytest
 
 from runvm.container import guest_spec
 from runvm.container.host_view import Made, ViewPlace
-from runvm.errors import UnsupportedError
+from runvm.errors import SpecError, UnsupportedError
 from runvm.oci import spec
 from runvm.protocol import names
 
@@ -88,6 +88,33 @@ def test_zeros_of_an_update_are_no_limits() -> None:
         "memory": {},
         "cpu": {"quota": 200_000, "period": 100_000, "idle": 0},
     }
+
+
+def test_shares_are_a_weight_in_the_guest() -> None:
+    """As runc converts them, whatever the guest's crun would; a weight that is given wins, an idle group has none."""
+    assert guest_spec.resources({"cpu": {"shares": 1024}}) == {"cpu": {}, "unified": {"cpu.weight": "100"}}
+    given = {"cpu": {"shares": 512}, "unified": {"cpu.weight": "7", "pids.max": "9"}}
+    assert guest_spec.resources(given) == {"cpu": {}, "unified": {"cpu.weight": "7", "pids.max": "9"}}
+    assert guest_spec.resources({"cpu": {"shares": 512, "idle": 1}}) == {"cpu": {"shares": 512, "idle": 1}}
+
+
+def test_what_only_means_something_on_the_host_is_left_out(tmp_path: Path) -> None:
+    """Processors for an exec, an architecture that no guest has, a limit of processes that is none."""
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_LOONGARCH64"]}
+    process = {"args": ["sh"], "cwd": "/", "execCPUAffinity": {"initial": "7"}}
+    plan = planned(tmp_path, process=process, linux={"seccomp": profile, "resources": {"pids": {"limit": None}}})
+    assert "execCPUAffinity" not in plan.spec["process"]
+    assert plan.spec["linux"]["seccomp"]["architectures"] == ["SCMP_ARCH_X86_64"]
+    assert plan.spec["linux"]["resources"] == {}
+
+
+def test_options_of_a_file_system_are_none_of_a_binds(tmp_path: Path) -> None:
+    """runc refuses them since 1.3: a kernel would say nothing."""
+    (tmp_path / "source").mkdir()
+    mount = {"destination": "/v", "type": "bind", "source": "source", "options": ["rbind", "uid=1000"]}
+    said = r"^mounts\[0\]\.options: bind mounts cannot have any filesystem-specific options applied: uid=1000$"
+    with pytest.raises(SpecError, match=said):
+        planned(tmp_path, mounts=[mount], linux={})
 
 
 def test_real_time_is_refused() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from runvm.config import Config
 from runvm.container import mount_options
-from runvm.errors import UnsupportedError
+from runvm.errors import SpecError, UnsupportedError
 from runvm.oci.features import features
 
 
@@ -36,6 +36,15 @@ def test_what_a_later_option_takes_back_is_left_out() -> None:
 def test_what_would_protect_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedError, match=r"mounts\[3\]\.options: nosymfollow"):
         mount_options.for_guest(["ro", "nosymfollow"], "mounts[3].options")
+
+
+def test_every_option_of_a_mount_is_one_of_binds() -> None:
+    """Those that runc knows and we tell of, Podman's own words, and crun's; none that is a file system's."""
+    listed = features(Config(), hypervisor="qemu", checkpoint=False)["mountOptions"]
+    mount_options.check_bind([*listed, "copy-symlink", "nocopy", "z", "U", "subpath=a"], "x")
+    for option in ("uid=0", "size=5", "mode=755", "context=x", "lowerdir=/a", "nosuch"):
+        with pytest.raises(SpecError, match=option):
+            mount_options.check_bind(["rbind", option], "x")
 
 
 @pytest.mark.parametrize("option", ["shared", "rshared"])

@@ -10,11 +10,15 @@ from runvm.oci import spec
 from runvm.oci.features import features
 
 
-def test_the_shape_is_that_of_the_spec_1_1() -> None:
+def test_the_shape_is_that_of_the_spec_1_2() -> None:
     found = features(Config(), hypervisor="qemu", checkpoint=False)
-    assert set(found) == {"ociVersionMin", "ociVersionMax", "hooks", "mountOptions", "linux", "annotations"}
+    lists = {"hooks", "mountOptions", "potentiallyUnsafeConfigAnnotations"}
+    assert set(found) == {"ociVersionMin", "ociVersionMax", "linux", "annotations", *lists}
     linux = found["linux"]
-    assert set(linux) == {"namespaces", "capabilities", "cgroup", "seccomp", "apparmor", "selinux", "intelRdt"}
+    modules = {"seccomp", "apparmor", "selinux", "intelRdt", "mountExtensions"}
+    assert set(linux) == {"namespaces", "capabilities", "cgroup", *modules}
+    assert {"io.runvm.", "run.oci."} <= set(found["potentiallyUnsafeConfigAnnotations"])
+    assert linux["mountExtensions"] == {"idmap": {"enabled": False}}
     assert found["mountOptions"] == sorted(found["mountOptions"])
     assert found["annotations"]["io.runvm.hypervisor"] == "qemu"
 

@@ -137,10 +137,24 @@ def test_unknown_fields_are_kept_and_ignored(config: Config, load: Load) -> None
     config["process"]["capabilities"]["novel"] = None
     config["linux"]["namespaces"] = [*config["linux"]["namespaces"], {"type": "time"}]
     config["linux"]["timeOffsets"] = {"novel": 5}
-    config["linux"]["netDevices"] = {"eth0": {}}
+    config["linux"]["netDevices"] = {}
+    config["linux"]["memoryPolicy"] = None
     loaded = load(config)
     spec.unsupported(loaded)
     assert loaded.raw["futureField"] == {"a": [1, None]}
+
+
+@pytest.mark.parametrize("limit", [{}, {"limit": None}])
+def test_no_limit_of_processes_may_be_written_down(limit: Config, config: Config, load: Load) -> None:
+    """Since runtime-spec 1.3."""
+    config["linux"]["resources"]["pids"] = limit
+    assert load(config).resources["pids"] == {}
+
+
+def test_processors_of_an_exec_are_a_list(config: Config, load: Load) -> None:
+    """As runc reads it: spaces and empty parts are nothing."""
+    config["process"]["execCPUAffinity"] = {"initial": "0-3, 7,,1023", "final": ""}
+    load(config)
 
 
 @pytest.mark.parametrize("version", ["1.0.0", "1.0.2-dev", "1.1.0+dev", "1.1.0-rc.2", "1.2.0", "1.0"])
@@ -301,7 +315,16 @@ BAD = [
     ("linux.resources.devices.0.type", "z", 'linux.resources.devices[0].type: unknown cgroup device type "z" (known:'),
     ("linux.resources.memory", {"limit": 2**63}, "linux.resources.memory.limit: must be from -9223372036854775808"),
     ("linux.resources.cpu", {"shares": -1}, "linux.resources.cpu.shares: must be from 0"),
-    ("linux.resources.pids", {}, "linux.resources.pids.limit: must be set"),
+    ("linux.resources.pids", {"limit": "5"}, 'linux.resources.pids.limit: expected an integer, got "5"'),
+    (
+        "process.execCPUAffinity",
+        {"initial": "a"},
+        "process.execCPUAffinity.initial: must be a list of CPUs such as 0-3",
+    ),
+    ("process.execCPUAffinity", {"final": "0-"}, "process.execCPUAffinity.final: must be a list of CPUs such as 0-3,7"),
+    ("process.execCPUAffinity", {"final": "3-1"}, 'process.execCPUAffinity.final: invalid CPU range "3-1"'),
+    ("process.execCPUAffinity", {"final": "1024"}, "process.execCPUAffinity.final: values larger than 1023 are not"),
+    ("process.execCPUAffinity", {"initial": " ,"}, 'process.execCPUAffinity.initial: names no CPU: " ,"'),
     (
         "linux.resources.hugepageLimits",
         [{"pageSize": "2M", "limit": 1}],
@@ -521,6 +544,8 @@ def test_no_labels(config: Config, load: Load) -> None:
         ),
         ("mounts.1.options.+", "idmap=uids=0-1-10", "mounts[1].options"),
         ("linux.namespaces.4.path", "/proc/1/ns/mnt", "linux.namespaces"),
+        ("linux.netDevices", {"eth1": {"name": "eth0"}}, "linux.netDevices"),
+        ("linux.memoryPolicy", {"mode": "MPOL_INTERLEAVE", "nodes": "0-1"}, "linux.memoryPolicy"),
     ],
 )
 def test_what_a_virtual_machine_cannot_do_is_named(
