@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from runvm.linux.loop import Loop
-from runvm.log import log
+from runvm.log import log, printable
 from runvm.protocol import frames, messages
 from runvm.protocol.connection import Connection
 from runvm.protocol.frames import MESSAGE, Frame
@@ -135,12 +135,7 @@ class GuestLink:
         if isinstance(message, (Done, Failed)):
             answered = self._requests.pop(number, None)
             if answered is not None:
-                answered(Failed(_printable(message.error)) if isinstance(message, Failed) else message)
+                answered(Failed(printable(message.error)) if isinstance(message, Failed) else message)
         else:
             log.debug(f"supervisor: {type(message).__name__} from the guest")
             self._on_event(message)
-
-
-def _printable(text: str) -> str:
-    """What the guest says ends on somebody's terminal: no control characters but line ends and tabs."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
