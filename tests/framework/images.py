@@ -88,6 +88,7 @@ SYSTEM = Recipe(
         "procps",
         "busybox-static",
         "kmod",
+        "e2fsprogs",
     ),
     # what waits for hardware or a console that no container has
     "systemctl mask --quiet getty.target console-getty.service systemd-logind.service docker.socket docker.service "
