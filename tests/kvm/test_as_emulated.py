@@ -28,6 +28,7 @@ from integration.cli.test_stdio import (  # noqa: F401
     test_fifty_megabytes_pass_through,
 )
 from integration.cli.test_terminal import (  # noqa: F401
+    sessions,
     test_console_socket_gives_a_terminal_with_echo_size_signals_and_job_control,
     test_exec_at_a_terminal,
     test_run_at_the_callers_terminal_is_raw_sized_and_restored,
