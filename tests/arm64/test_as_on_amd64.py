@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from integration.cli.test_resources import (  # noqa: F401
+    running,
     test_memory_beyond_the_limit_ends_the_process,
     test_pause_stops_all_processes_and_resume_goes_on,
 )
