@@ -364,5 +364,7 @@ def _execs(member: Member) -> list[Task]:
 
 
 def _too_many_nics(name: str, nics: int) -> UnsupportedError | None:
-    many = nics > 1
-    return UnsupportedError(f"container {name} has had {nics} network interfaces, more than one") if many else None
+    """A virtual machine that is restored is made with one: a device state with more of them fits none."""
+    if nics <= 1:
+        return None
+    return UnsupportedError(f"container {name} has had {nics} network interfaces, more than one")
