@@ -23,7 +23,7 @@ FAMILY = "host cost"
 _SETTLE_SECONDS = 0.4
 """How long after a call its last threads may take to end."""
 _PARTS = {
-    "runvm": "its commands",
+    "runvm": "the command line",
     "runvm-sandbox": "the supervisor",
     "runvm-shim": "the shim",
     "virtiofsd": "virtiofsd",
