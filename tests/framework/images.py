@@ -75,6 +75,12 @@ exec "$@"
     ("psycopg[binary]>=3.1,<4", "redis>=5,<7"),
 )
 
+
+def _release() -> str:
+    with open("/etc/os-release", encoding="utf-8") as file:
+        return next(line.split("=")[1].strip() for line in file if line.startswith("VERSION_CODENAME="))
+
+
 SYSTEM = Recipe(
     "system",
     (
@@ -82,6 +88,7 @@ SYSTEM = Recipe(
         "systemd-sysv",
         "dbus",
         "docker.io",
+        *(() if _release() == "bookworm" else ("docker-cli",)),  # a package of its own since Debian 13
         "iptables",
         "nftables",
         "iproute2",
@@ -116,11 +123,6 @@ def _cached(kind: str, key: str, build: object) -> str:
         run("tar", "--numeric-owner", "--xattrs", "-C", root, "-cf", f"{scratch}/tar", ".")
         os.replace(f"{scratch}/tar", path)
     return path
-
-
-def _release() -> str:
-    with open("/etc/os-release", encoding="utf-8") as file:
-        return next(line.split("=")[1].strip() for line in file if line.startswith("VERSION_CODENAME="))
 
 
 def _bootstrap(root: str) -> None:

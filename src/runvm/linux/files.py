@@ -97,5 +97,6 @@ def data(fd: int) -> Iterator[tuple[int, int]]:
         except OSError:
             return  # ENXIO: only a hole is left
         end = os.lseek(fd, offset, os.SEEK_HOLE)
-        yield offset, end
+        if end > offset:  # else they have gone meanwhile
+            yield offset, end
         offset = end

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
-from runvm.linux import files
+import pytest
+
+from runvm.linux import files, syscalls
 
 
 def test_only_the_null_device_is_null() -> None:
@@ -14,3 +17,24 @@ def test_only_the_null_device_is_null() -> None:
             assert files.is_null(fd) is expected
         finally:
             os.close(fd)
+
+
+def test_data_that_go_while_they_are_looked_for_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest gives memory back at any moment."""
+    fd = os.open(tmp_path / "ram", os.O_RDWR | os.O_CREAT)
+    try:
+        os.ftruncate(fd, 1 << 20)
+        for offset in (0, 512 << 10):
+            os.pwrite(fd, b"x" * 4096, offset)
+        assert list(files.data(fd)) == [(0, 4096), (512 << 10, (512 << 10) + 4096)]
+        seek = os.lseek
+
+        def meanwhile(fd: int, offset: int, whence: int) -> int:
+            if whence == os.SEEK_HOLE and offset == 0:
+                syscalls.punch_hole(fd, 0, 4096)
+            return seek(fd, offset, whence)
+
+        monkeypatch.setattr(os, "lseek", meanwhile)
+        assert list(files.data(fd)) == [(512 << 10, (512 << 10) + 4096)]
+    finally:
+        os.close(fd)
