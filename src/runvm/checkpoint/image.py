@@ -239,7 +239,8 @@ class Writer:
         """Take away what commands that were killed have left, of any image: engines make up a new name for each. Those
         at work hold a lock."""
         for name in os.listdir(self._parent):
-            if not (name.startswith(".") and name.rpartition(_UNFINISHED)[2].isdecimal() and _UNFINISHED in name):
+            image, _, pid = name.rpartition(_UNFINISHED)
+            if not (image.startswith(".") and pid.isdecimal()):
                 continue
             path = f"{self._parent}/{name}"
             with suppress(OSError):  # another's, as in /tmp, or gone meanwhile
