@@ -11,8 +11,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from runvm import __version__
-from runvm.errors import DeadlineError, GuestError, HostError, RunvmError, VmmError, reason
+from runvm.errors import DeadlineError, GuestError, HostError, RunvmError, VmmError
 from runvm.hypervisor import jail, ram
+from runvm.hypervisor.child import Child
 from runvm.hypervisor.driver import Driver, Endpoints, Machine, Vm
 from runvm.linux import architecture, files, process, syscalls
 from runvm.log import log
@@ -179,11 +180,11 @@ def start(
     agent, agent_vmm = socket.socketpair()
     console, console_vmm = socket.socketpair()
     state = more = -1
-    copier: _Copier | None = None
+    copier: Child | None = None
 
     def ram_ready() -> None:
         if copier is not None:
-            copier.wait(deadline)
+            _wait_copied(copier, template, deadline)
         log.debug("supervisor: memory copied")
 
     try:
@@ -199,7 +200,7 @@ def start(
                 else:
                     fill(memory, more)
 
-            copier = _Copier(template, copy)  # the VMM starts meanwhile
+            copier = Child(copy, f"the copy of the memory in {template}")  # the VMM starts meanwhile
         endpoints = Endpoints(agent_vmm.fileno(), console_vmm.fileno(), tap, share, nics)
         try:
             vm = driver.launch(machine, endpoints, jail=root, state=state, ram_ready=ram_ready, deadline=deadline)
@@ -212,7 +213,7 @@ def start(
         agent.close()
         console.close()
         if copier is not None:
-            copier.end()
+            copier.kill()
         raise
     finally:
         agent_vmm.close()
@@ -222,50 +223,14 @@ def start(
                 os.close(fd)
 
 
-class _Copier:
-    """A process that copies the memory in *template* by *copy*, while others begin."""
-
-    def __init__(self, template: str, copy: Callable[[], None]) -> None:
-        self._template = template
-        parent = os.getpid()
-        self._told, tell = os.pipe2(os.O_CLOEXEC)
-
-        def work() -> None:
-            process.die_with_parent(parent)
-            try:
-                copy()
-            except (RunvmError, OSError) as error:
-                said = error.message if isinstance(error, RunvmError) else reason(error)
-                os.write(tell, said.encode(errors="replace")[: select.PIPE_BUF])
-                raise SystemExit(1) from None
-
-        try:
-            self._pid = process.fork(work)
-        finally:
-            os.close(tell)
-
-    def wait(self, deadline: float) -> None:
-        """Until it is done. Raises VmmError with what went wrong, DeadlineError."""
-        status = process.wait_child(self._pid, deadline=deadline)
-        if status is None:
-            raise DeadlineError(f"timed out copying the memory in {self._template}")
-        self._pid = -1
-        if status:
-            ended = (
-                f"its process was ended by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "it has failed"
-            )
-            said = os.read(self._told, select.PIPE_BUF).decode(errors="replace") or ended
-            raise VmmError(f"the memory in {self._template} can't be copied: {said}")
-        self.end()
-
-    def end(self) -> None:
-        """It is needed no more."""
-        if self._pid > 0:
-            process.end_child(self._pid, "the copy of a virtual machine's memory")
-            self._pid = -1
-        if self._told >= 0:
-            os.close(self._told)
-            self._told = -1
+def _wait_copied(copier: Child, template: str, deadline: float) -> None:
+    """Raises VmmError, upon which a guest boots instead, and DeadlineError."""
+    try:
+        copier.wait(deadline=deadline)
+    except DeadlineError:
+        raise
+    except RunvmError as error:
+        raise VmmError(f"the memory in {template} can't be copied: {error.message}") from error
 
 
 def _check_version(told: str) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from runvm.errors import ConfigError, DeadlineError, HostError, RunvmError
 from runvm.guest import image
 from runvm.hypervisor import boot
-from runvm.hypervisor.isolated import Isolated
+from runvm.hypervisor.child import Child, isolated
 from runvm.linux import architecture, files, locking
 from runvm.log import log, progress
 from runvm.network import tap
@@ -131,7 +131,7 @@ def prove(config: Config, driver: Driver, accelerator: str, *, timeout: float) -
     """Boot the guest to its agent's answer with *accelerator* within *timeout* seconds. Raises RunvmError with what
     went wrong."""
     with _ProofDirectory(config) as directory:
-        attempt = Isolated(lambda: _boot(config, driver, accelerator, f"{directory}/{accelerator}", timeout))
+        attempt = isolated(lambda: _boot(config, driver, accelerator, f"{directory}/{accelerator}", timeout))
         attempt.wait(deadline=time.monotonic() + timeout + 10)
 
 
@@ -154,7 +154,7 @@ def race(config: Config, driver: Driver) -> Verdict:
         directory = undo.enter_context(_ProofDirectory(config))
         launched = {name: undo.enter_context(_Mark()) for name in _RACERS}
         running = {
-            name: Isolated(_attempt(config, driver, name, f"{directory}/{name}", limit, launched[name]))
+            name: isolated(_attempt(config, driver, name, f"{directory}/{name}", limit, launched[name]))
             for name in _RACERS
         }
         undo.callback(_kill_all, running)
@@ -162,7 +162,7 @@ def race(config: Config, driver: Driver) -> Verdict:
             if "kvm" in ended and launched["tcg"].is_set() and not launched["kvm"].is_set():
                 ended["tcg"] = None  # KVM's hypervisor didn't come as far as this: no need to see the guest boot
                 break
-            awaited: list[Isolated | _Mark] = [*running.values()]
+            awaited: list[Child | _Mark] = [*running.values()]
             awaited += [mark for mark in launched.values() if not mark.is_set()]
             ready, _, _ = select.select(awaited, [], [], max(0.0, due - time.monotonic()))
             if not ready:
@@ -175,7 +175,7 @@ def race(config: Config, driver: Driver) -> Verdict:
     return judge(ended.get("kvm", late), ended.get("tcg", late))
 
 
-def _kill_all(running: dict[str, Isolated]) -> None:
+def _kill_all(running: dict[str, Child]) -> None:
     for attempt in running.values():
         attempt.kill()
 
@@ -208,7 +208,7 @@ def _boot(
         guest.kill()
 
 
-def _result(attempt: Isolated) -> RunvmError | None:
+def _result(attempt: Child) -> RunvmError | None:
     try:
         attempt.wait(deadline=time.monotonic() + 1)
     except RunvmError as error:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from runvm import __version__
 from runvm.errors import DeadlineError
-from runvm.hypervisor import boot, isolated, ram
+from runvm.hypervisor import boot, ram
+from runvm.hypervisor.child import isolated
 from runvm.linux import files, locking, syscalls
 from runvm.log import log, progress
 from runvm.network import tap
@@ -79,7 +80,8 @@ def ensure(config: Config, driver: Driver, machine: Machine) -> str:
         progress("booting a guest to make a template of it; later starts are spared this")
         temporary = f"{base(config)}/.{name}.{os.getpid()}"
         try:
-            isolated.run(lambda: _make(config, driver, machine, temporary), timeout=2 * config.boot_timeout_s)
+            attempt = isolated(lambda: _make(config, driver, machine, temporary))
+            attempt.wait(deadline=time.monotonic() + 2 * config.boot_timeout_s)
             os.rename(temporary, directory)
         finally:
             _remove(temporary)
