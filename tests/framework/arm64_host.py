@@ -61,6 +61,8 @@ _LINKS = {
     "usr/sbin/iptables": "xtables-nft-multi",
     "usr/sbin/ip6tables": "xtables-nft-multi",
     "usr/sbin/iptables-save": "xtables-nft-multi",
+    "usr/sbin/ip6tables-save": "xtables-nft-multi",
+    "usr/sbin/ip6tables-restore": "xtables-nft-multi",
     "usr/sbin/iptables-restore": "xtables-nft-multi",
 }
 _EMPTY = ("dev", "proc", "sys", "run", "tmp", "root", "mnt", "var/tmp", "var/lib/docker")

@@ -19,7 +19,7 @@ from runvm.protocol.messages import Changed, Json
 
 MODULE = "/usr/lib/runvm/events.ko"
 _PARAMETER = "/sys/module/runvm_events/parameters/event"
-_SYS_FINIT_MODULE = 313
+_FINIT_MODULE = {"x86_64": 313, "aarch64": 273}
 _EVENT = struct.Struct("=IIIi32s32s")
 
 # sys/inotify.h, linux/fsnotify_backend.h
@@ -146,7 +146,7 @@ def _load() -> int:
     except FileNotFoundError:
         raise AgentError("the guest's kernel isn't one that watchers can be told with") from None
     try:
-        if _libc.syscall(_SYS_FINIT_MODULE, module, b"", 0) < 0:
+        if _libc.syscall(syscalls.number(_FINIT_MODULE), module, b"", 0) < 0:
             number = ctypes.get_errno()
             raise OSError(number, f"load the module for watchers: {os.strerror(number)}")
     finally:

@@ -15,7 +15,11 @@ from runvm.linux.loop import IN, Loop
 
 _TRACING = "/sys/kernel/tracing"
 # where it returns: the watch is there by then
-_PROBES = ("r:runvm/watch __x64_sys_inotify_add_watch", "r:runvm/watch32 __ia32_sys_inotify_add_watch")
+_PROBES = (
+    "r:runvm/watch __x64_sys_inotify_add_watch",
+    "r:runvm/watch32 __ia32_sys_inotify_add_watch",
+    "r:runvm/watcharm __arm64_sys_inotify_add_watch",
+)
 _BUFFER_KIB = "64"
 _READ = 64 << 10
 _PAUSE_SECONDS = 0.1

@@ -93,8 +93,7 @@ def fill(stage: Root, sources: Sources, scratch: str) -> Filled:
     _copy_python(stage, sources, [path for path in library if path.endswith(".py")], scratch)
     core = kernel.copy_core(modules, stage.at(f"usr/lib/modules/{release}"))
     kernel.depmod(tools, stage.path, release)
-    if sources.architecture == event_module.ARCHITECTURE:
-        event_module.add(modules, release, stage.at(_EVENTS))
+    event_module.add(modules, release, stage.at(_EVENTS))
     if tools is root:
         _check(stage, agent)
     shared = root.libraries([python, _CRUN, *extensions])

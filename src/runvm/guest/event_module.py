@@ -2,9 +2,8 @@
 
 The kernel tells of what is done by its own system calls alone, and what the host does to a shared file isn't. There is
 no system call to tell of something without doing it, and the kernel's function for it, fsnotify(), is for modules. So
-here is one, of 247 bytes. An image is built without a compiler, hence the machine code; a test holds it against the
-assembler text beside it. Layouts and checksums that differ from kernel to kernel come from one of the kernel's own
-modules.
+here is one, of some 240 bytes (guest.event_code). Layouts and checksums that differ from kernel to kernel come from one
+of the kernel's own modules.
 
 What is written to its parameter `event` is: 4 bytes each of mask (IN_*), cookie, length of the name, and nothing; the
 path of the directory in 32 bytes; the path of the file in 32 bytes, either with NULs after it and possibly empty; the
@@ -16,9 +15,9 @@ from __future__ import annotations
 import os
 import struct
 
+from runvm.guest import event_code
 from runvm.records import NamedTuple
 
-ARCHITECTURE = "amd64"
 NAME = "runvm_events"
 PARAMETER = "event"
 PATTERN = "kernel/fs/btrfs/btrfs.ko"
@@ -27,82 +26,6 @@ SERIES = ("6.1.", "6.12.")
 """Kernels of which is known where a dentry has its inode, and that FSNOTIFY_EVENT_INODE is 2 (fsnotify_backend.h)."""
 _FUNCTIONS = ("kern_path", "fsnotify", "path_put", "module_layout")
 
-# int set(const char *val, const struct kernel_param *kp): linux/moduleparam.h. Its 56 bytes of stack are two struct
-# path (mount, dentry), a struct qstr (hash, length, name), and a gap
-CODE = (
-    ("f30f1efa", "endbr64"),
-    ("53", "push rbx"),
-    ("4154", "push r12"),
-    ("4155", "push r13"),
-    ("4883ec38", "sub rsp, 56"),
-    ("4889fb", "mov rbx, rdi"),
-    ("31c0", "xor eax, eax"),
-    ("48890424", "mov [rsp], rax"),
-    ("4889442408", "mov [rsp+8], rax"),
-    ("4889442410", "mov [rsp+16], rax"),
-    ("4889442418", "mov [rsp+24], rax"),
-    ("4531e4", "xor r12d, r12d"),
-    ("4531ed", "xor r13d, r13d"),
-    ("807b1000", "cmp byte ptr [rbx+16], 0"),
-    ("7422", "je 1f"),
-    ("488d7b10", "lea rdi, [rbx+16]"),
-    ("be01000000", "mov esi, 1"),
-    ("4889e2", "mov rdx, rsp"),
-    ("e800000000", "call kern_path"),
-    ("85c0", "test eax, eax"),
-    ("0f858d000000", "jne 4f"),
-    ("488b442408", "mov rax, [rsp+8]"),
-    ("4c8b6030", "mov r12, [rax+48]"),
-    ("807b3000", "1: cmp byte ptr [rbx+48], 0"),
-    ("7420", "je 2f"),
-    ("488d7b30", "lea rdi, [rbx+48]"),
-    ("be01000000", "mov esi, 1"),
-    ("488d542410", "lea rdx, [rsp+16]"),
-    ("e800000000", "call kern_path"),
-    ("85c0", "test eax, eax"),
-    ("7567", "jne 4f"),
-    ("488b442418", "mov rax, [rsp+24]"),
-    ("4c8b6830", "mov r13, [rax+48]"),
-    ("b8eaffffff", "2: mov eax, -22"),
-    ("817b08ff000000", "cmp dword ptr [rbx+8], 255"),
-    ("7750", "ja 4f"),
-    ("488d4350", "lea rax, [rbx+80]"),
-    ("4889442428", "mov [rsp+40], rax"),
-    ("8b4308", "mov eax, [rbx+8]"),
-    ("48c1e020", "shl rax, 32"),
-    ("4889442420", "mov [rsp+32], rax"),
-    ("4c8d442420", "lea r8, [rsp+32]"),
-    ("7503", "jne 3f"),
-    ("4531c0", "xor r8d, r8d"),
-    ("4c89ee", "3: mov rsi, r13"),
-    ("4885f6", "test rsi, rsi"),
-    ("490f44f4", "cmove rsi, r12"),
-    ("4885f6", "test rsi, rsi"),
-    ("b8eaffffff", "mov eax, -22"),
-    ("741d", "je 4f"),
-    ("8b3b", "mov edi, [rbx]"),
-    ("ba02000000", "mov edx, 2"),
-    ("4c89e1", "mov rcx, r12"),
-    ("4d89e9", "mov r9, r13"),
-    ("8b4304", "mov eax, [rbx+4]"),
-    ("50", "push rax"),
-    ("50", "push rax"),
-    ("e800000000", "call fsnotify"),
-    ("4883c410", "add rsp, 16"),
-    ("31c0", "xor eax, eax"),
-    ("89c3", "4: mov ebx, eax"),
-    ("4889e7", "mov rdi, rsp"),
-    ("e800000000", "call path_put"),
-    ("488d7c2410", "lea rdi, [rsp+16]"),
-    ("e800000000", "call path_put"),
-    ("89d8", "mov eax, ebx"),
-    ("4883c438", "add rsp, 56"),
-    ("415d", "pop r13"),
-    ("415c", "pop r12"),
-    ("5b", "pop rbx"),
-    ("c3", "ret"),
-)
-
 # elf(5)
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
@@ -110,15 +33,14 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 _RELOCATION = struct.Struct("<QQq")
 _PROGBITS, _SYMTAB, _STRTAB, _RELA = 1, 2, 3, 4
 _WRITE, _ALLOC, _EXEC, _INFO = 1, 2, 4, 0x40
-_R_64, _R_PLT32 = 1, 4
-_X86_64 = 62
 _VERSION = struct.Struct("<Q56s")  # struct modversion_info
 
 
 class _Pattern(NamedTuple):
-    """What is learnt of a kernel's module: the size of struct module, where its name is in that, the text by which the
-    kernel tells its own modules, and the checksums of functions."""
+    """What is learnt of a kernel's module: the code for its architecture, the size of struct module, where its name is
+    in that, the text by which the kernel tells its own modules, and the checksums of functions."""
 
+    code: event_code.Code
     size: int
     name_at: int
     vermagic: bytes
@@ -140,7 +62,8 @@ def build(pattern: bytes) -> bytes:
     """The module, for the kernel that the module *pattern* is of. Raises ValueError where that has not what is
     needed."""
     learnt = _learn(pattern)
-    text, calls = _assembled()
+    code = learnt.code
+    text, calls = code.assembled()
     module = bytearray(learnt.size)
     module[learnt.name_at : learnt.name_at + len(NAME)] = NAME.encode()
     info = b"".join(
@@ -162,16 +85,17 @@ def build(pattern: bytes) -> bytes:
         _SYMBOL.pack(1, 0x11, 0, 8, 0, learnt.size),
         *(_SYMBOL.pack(strings.index(b"\0" + name.encode() + b"\0") + 1, 0x10, 0, 0, 0, 0) for name in outside),
     ]
-    of_text = [_relocation(at, 5 + outside.index(name), _R_PLT32, -4) for at, name in calls]
+    of_text = [_relocation(at, 5 + outside.index(name), code.call, code.addend) for at, name in calls]
     # struct kernel_param_ops: flags, set, get, free; struct kernel_param: name, mod, ops, perm, level, flags, arg
     parameter = struct.pack("<QQQHbBIQ", 0, 0, 0, 0o200, -1, 0, 0, 0)
-    of_parameter = [_relocation(0, 3, _R_64), _relocation(8, 4, _R_64), _relocation(16, 2, _R_64)]
+    of_parameter = [_relocation(0, 3, code.address), _relocation(8, 4, code.address), _relocation(16, 2, code.address)]
     return _file(
+        code.machine,
         [
             _Section(".text", _PROGBITS, _ALLOC | _EXEC, text, align=16),
             _Section(".rela.text", _RELA, _INFO, b"".join(of_text), link=10, info=1, entry=24),
             _Section(".data", _PROGBITS, _ALLOC | _WRITE, bytes(32)),
-            _Section(".rela.data", _RELA, _INFO, _relocation(8, 1, _R_64), link=10, info=3, entry=24),
+            _Section(".rela.data", _RELA, _INFO, _relocation(8, 1, code.address), link=10, info=3, entry=24),
             _Section("__param", _PROGBITS, _ALLOC, parameter),
             _Section(".rela__param", _RELA, _INFO, b"".join(of_parameter), link=10, info=5, entry=24),
             _Section(".rodata", _PROGBITS, _ALLOC, PARAMETER.encode() + b"\0", align=1),
@@ -180,7 +104,8 @@ def build(pattern: bytes) -> bytes:
             _Section(".symtab", _SYMTAB, 0, b"".join(symbols), link=11, info=4, entry=_SYMBOL.size),
             _Section(".strtab", _STRTAB, 0, strings, align=1),
             _Section("__versions", _PROGBITS, _ALLOC, learnt.versions, align=32),
-        ]
+            *(_Section(name, _PROGBITS, _ALLOC | _EXEC, bytes(1), align=1) for name in code.sections),
+        ],
     )
 
 
@@ -208,23 +133,12 @@ def add(modules: str, release: str, target: str) -> bool:
     return True
 
 
-def _assembled() -> tuple[bytes, list[tuple[int, str]]]:
-    """The machine code, and where in it which functions are called."""
-    text = bytearray()
-    calls = []
-    for code, source in CODE:
-        text += bytes.fromhex(code)
-        if source.startswith("call "):
-            calls.append((len(text) - 4, source.split()[1]))
-    return bytes(text), calls
-
-
 def _relocation(at: int, symbol: int, kind: int, addend: int = 0) -> bytes:
     return _RELOCATION.pack(at, symbol << 32 | kind, addend)
 
 
-def _file(sections: list[_Section]) -> bytes:
-    """A relocatable ELF file of *sections*, to which the null section and that of the names are added."""
+def _file(machine: int, sections: list[_Section]) -> bytes:
+    """A relocatable ELF file for *machine* of *sections*, to which the null section and that of the names are added."""
     sections = [_Section("", 0, 0, b"", align=0), *sections, _Section(".shstrtab", _STRTAB, 0, b"", align=1)]
     names = b"".join(section.name.encode() + b"\0" for section in sections)
     sections[-1] = sections[-1]._replace(data=names)
@@ -248,7 +162,7 @@ def _file(sections: list[_Section]) -> bytes:
     body[: _HEADER.size] = _HEADER.pack(
         identity,
         relocatable,
-        _X86_64,
+        machine,
         1,
         0,
         0,
@@ -266,7 +180,8 @@ def _file(sections: list[_Section]) -> bytes:
 
 def _learn(pattern: bytes) -> _Pattern:
     try:
-        sections = _sections(pattern)
+        machine, sections = _sections(pattern)
+        code = event_code.BY_MACHINE[machine]
         module, info, versions = (sections[name] for name in (".gnu.linkonce.this_module", ".modinfo", "__versions"))
         name = next(word[5:] for word in info.split(b"\0") if word.startswith(b"name="))
         vermagic = next(word[9:] for word in info.split(b"\0") if word.startswith(b"vermagic="))
@@ -279,13 +194,14 @@ def _learn(pattern: bytes) -> _Pattern:
     name_at = module.find(name + b"\0")
     if name_at < 0 or any(function not in found for function in _FUNCTIONS):
         raise ValueError("a module of a kernel that is otherwise than known")
-    return _Pattern(len(module), name_at, vermagic, b"".join(found[function] for function in _FUNCTIONS))
+    return _Pattern(code, len(module), name_at, vermagic, b"".join(found[function] for function in _FUNCTIONS))
 
 
-def _sections(file: bytes) -> dict[str, bytes]:
+def _sections(file: bytes) -> tuple[int, dict[str, bytes]]:
+    """The number of the architecture of an ELF file, and its sections."""
     header = _HEADER.unpack_from(file)
-    if header[0][:6] != b"\x7fELF\x02\x01" or header[2] != _X86_64:
-        raise KeyError("not an ELF file for x86-64")
+    if header[0][:6] != b"\x7fELF\x02\x01":
+        raise KeyError("not an ELF file of 64 bits")
     at, count, names = header[6], header[12], header[13]
     headers = [_SECTION.unpack_from(file, at + number * _SECTION.size) for number in range(count)]
     strings = file[headers[names][4] : headers[names][4] + headers[names][5]]
@@ -293,4 +209,4 @@ def _sections(file: bytes) -> dict[str, bytes]:
     for entry in headers:
         name = strings[entry[0] : strings.index(b"\0", entry[0])].decode(errors="replace")
         found[name] = file[entry[4] : entry[4] + entry[5]]
-    return found
+    return header[2], found
