@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 
+import pytest
+
 PASSWD = (
     "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
     "user:x:1000:1000:user:/home/user:/bin/sh\n"
@@ -16,7 +18,11 @@ GROUP = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\nuser:x:1000:\nextra:x:2000:user\
 ARCH = os.environ.get("ARCH", "")
 """The architecture of the containers' programs, by Debian's name; empty: the host's."""
 
+host_runs_its_programs = pytest.mark.skipif(bool(ARCH), reason=f"the host runs a program of a root for {ARCH}")
+is_the_hosts = pytest.mark.skipif(bool(ARCH), reason=f"containers of the host's architecture, and all are {ARCH}'s")
+
 PACKAGES = {
+    "cat": ("coreutils", "/usr/bin/cat"),
     "cp": ("coreutils", "/usr/bin/cp"),
     "flock": ("util-linux", "/usr/bin/flock"),
     "perl": ("perl-base", "/usr/bin/perl"),

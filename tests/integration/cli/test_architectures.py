@@ -150,6 +150,7 @@ def test_a_docker_like_seccomp_profile_lets_programs_run(other: Box) -> None:
 
 
 @needs_image
+@rootfs.is_the_hosts
 def test_a_container_of_another_architecture_cant_join_a_virtual_machine(running: Container, box: Box) -> None:
     native = box("true")
     native.bundle.namespace("network", f"/proc/{running.init_pid}/ns/net")
@@ -167,6 +168,7 @@ def test_a_second_container_of_that_architecture_joins(running: Container, other
 
 
 @needs_image
+@rootfs.is_the_hosts
 def test_the_annotation_overrides_what_the_programs_say(box: Box) -> None:
     """The guest is of that architecture, where this program can't run."""
     container = box("true")

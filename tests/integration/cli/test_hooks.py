@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from framework import host as books
+from framework import rootfs
 
 if TYPE_CHECKING:
     from framework.runtime import Box, Container, Runtime
@@ -113,7 +114,7 @@ def test_a_hooks_argv0_is_what_the_config_says(box: Box) -> None:
     """args[0] is argv[0] of the program at `path`, not the path: busybox and dockerd choose by it."""
     container = box("true")
     target = f"{container.bundle.path}/touched"
-    container.bundle.hook("prestart", f"{container.bundle.rootfs}/bin/busybox", ["touch", target])
+    container.bundle.hook("prestart", rootfs.find_busybox(), ["touch", target])
     container.create()
     assert os.path.exists(target)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from framework import rootfs
 from framework.runtime import facts
 
 if TYPE_CHECKING:
@@ -220,6 +221,7 @@ def test_a_read_only_root_gets_its_mount_points(box: Box) -> None:
     assert os.path.exists(f"{bundle.path}/plain/made")
 
 
+@rootfs.host_runs_its_programs
 def test_who_joins_the_mount_namespace_sees_the_containers_mounts(box: Box) -> None:
     """As podman cp and nsenter do: volumes at their places, writable or not, also by the image's symlinks, which lead
     nowhere outside of the root."""

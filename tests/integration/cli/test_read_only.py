@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from framework import rootfs
 from framework.host import processes_of
 from framework.process import children
 
@@ -98,8 +99,9 @@ def test_a_read_only_root_is_not_written_by_the_guests_kernel(box: Box, runtime:
         runtime, container, f"mount -o remount,rw {root}; touch {root}/made; mkdir {root}/etc/made; rm {root}/bin/sh"
     )
     assert said.count("Read-only file system") == 3
-    argv = ["nsenter", "-t", str(container.init_pid), "-m", "/bin/sh", "-c", "touch /made"]
-    assert b"Read-only" in subprocess.run(argv, capture_output=True, timeout=30).stderr
+    if not rootfs.ARCH:  # else the host can't run the root's shell
+        argv = ["nsenter", "-t", str(container.init_pid), "-m", "/bin/sh", "-c", "touch /made"]
+        assert b"Read-only" in subprocess.run(argv, capture_output=True, timeout=30).stderr
     assert not os.path.exists(f"{container.bundle.rootfs}/made")
     (line,) = (line.split() for line in daemon_mounts(container) if line.split()[4].endswith("/rootfs"))
     assert "ro" in line[5].split(",")
