@@ -19,6 +19,7 @@ ARCH = os.environ.get("ARCH", "")
 """The architecture of the containers' programs, by Debian's name; empty: the host's."""
 
 host_runs_its_programs = pytest.mark.skipif(bool(ARCH), reason=f"the host runs a program of a root for {ARCH}")
+runs_the_hosts_programs = pytest.mark.skipif(bool(ARCH), reason=f"a container for {ARCH} can't run the host's programs")
 is_the_hosts = pytest.mark.skipif(bool(ARCH), reason=f"containers of the host's architecture, and all are {ARCH}'s")
 
 PACKAGES = {

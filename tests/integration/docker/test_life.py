@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from framework import rootfs
 from framework.docker import IMAGE
 from framework.process import wait_until
 
@@ -52,6 +53,7 @@ def test_the_stop_signal_and_the_time_to_stop(docker: Dockerd) -> None:
     assert [client.wait(30).text for client in waiting] == ["137", "137"]
 
 
+@rootfs.runs_the_hosts_programs
 def test_an_init_passes_signals_on_and_reaps(docker: Dockerd) -> None:
     """--init: SIGTERM ends a program that, as process 1, would ignore it; what is orphaned leaves no zombie."""
     docker.detached("--name", "tended", "--init", IMAGE, "sleep", "1000")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from framework import process
+from framework import process, rootfs
 from framework.docker import IMAGE, RUNTIME
 from framework.engine import use_terminal
 from framework.process import wait_until
@@ -173,6 +173,7 @@ def test_five_containers_start_at_once(docker: Dockerd) -> None:
     assert len({output[1] for output in outputs}) == 5
 
 
+@rootfs.runs_the_hosts_programs  # --init
 def test_process_settings_of_the_command_line_hold(docker: Dockerd) -> None:
     """--user, --workdir, --env, --cap-*, --ulimit, --sysctl, --hostname, --add-host, --shm-size, --init and more."""
     script = """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from framework import probe_files
+from framework import probe_files, rootfs
 from framework.docker import CLIENT, IMAGE
 from framework.process import wait_until
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from framework.docker import Dockerd
     from framework.runtime import Runtime
+
+pytestmark = rootfs.runs_the_hosts_programs
 
 # The host's programs, with Debian's merged /usr: Python above all
 HOSTS_PROGRAMS = (

@@ -22,6 +22,7 @@ pytestmark = [
 ]
 
 
+@rootfs.is_the_hosts
 def test_arch_and_a_pod_of_one_architecture(podman: Podman, scratch: str) -> None:
     path, name = f"{scratch}/podman-{OTHER}", f"localhost/busybox:{OTHER}"
     rootfs.make(path, OTHER)
@@ -35,3 +36,7 @@ def test_arch_and_a_pod_of_one_architecture(podman: Podman, scratch: str) -> Non
     mixed = podman.run("--network", f"container:{first}", IMAGE, "true")
     assert mixed.code == 126
     assert f"the virtual machine that it would join is of {OTHER}" in mixed.stderr.decode()
+    # a pod's own container is of the host's architecture, if it isn't told
+    podman.ok("pod", "create", "--name", "pod", "--infra-image", name, "--infra-command", "sleep 1000", timeout=200)
+    assert podman.run("--pod", "pod", "--arch", OTHER, name, "uname", "-m").expect(0).text == KNOWN[OTHER].machine
+    podman.ok("pod", "rm", "--force", "pod")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from framework import process
+from framework import process, rootfs
 from framework.podman import IMAGE, PARENT
 from framework.process import Process, wait_until
 
@@ -118,6 +118,7 @@ def test_a_generated_unit_runs_the_container(podman: Podman, tmp_path: Path) -> 
     podman.ok("stop", "--ignore", "--cidfile", str(tmp_path / "unit.ctr-id"))
 
 
+@rootfs.runs_the_hosts_programs
 @pytest.mark.skipif(not os.path.exists("/lib64"), reason="no /lib64 for this host's Python in a container")
 def test_readiness_is_told_by_the_container(podman: Podman, tmp_path: Path) -> None:
     """--sdnotify=container: what the process says at $NOTIFY_SOCKET reaches the socket that podman was given."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from framework import host as books
-from framework import process
+from framework import process, rootfs
 from framework.engine import use_terminal
 from framework.podman import IMAGE
 from framework.process import wait_until
@@ -135,6 +135,7 @@ def test_a_terminal(podman: Podman) -> None:
         session.close()
 
 
+@rootfs.runs_the_hosts_programs
 def test_volumes_and_settings(podman: Podman, tmp_path: os.PathLike[str]) -> None:
     """--volume, --tmpfs, --read-only, --user, --init, --hostname, --cap-drop, --sysctl, --ulimit."""
     bound = os.fspath(tmp_path)
@@ -201,6 +202,7 @@ def test_networks_and_names(podman: Podman) -> None:
     assert "eth0" not in alone
 
 
+@rootfs.is_the_hosts
 def test_a_pod_shares_its_network(podman: Podman, runtime: Runtime) -> None:
     """Two containers of a pod: one network, hostname and /dev/shm, roots and ends of their own; one VM."""
     from framework.podman import PARENT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from framework import process
+from framework import process, rootfs
 from framework.engine import Engine
 from framework.podman import IMAGE, PARENT
 from framework.process import Process, wait_until
@@ -60,6 +60,7 @@ def start_together(engine: Engine, *commands: tuple[str, ...]) -> None:
         one.wait(120).expect(0)
 
 
+@rootfs.is_the_hosts
 def test_containers_join_a_pod_at_once_and_leave(podman: Podman) -> None:
     """Several created at the same time find the same VM; a pod is paused, killed, restarted; its infra may go first."""
     podman.ok("pod", "create", "--name", "pod", "--cgroup-parent", PARENT)
@@ -102,6 +103,7 @@ def test_namespaces_of_another_container(podman: Podman) -> None:
     podman.ok("rm", "--force", "--depend", "--time", "0", "x")
 
 
+@rootfs.is_the_hosts
 def test_play_kube(podman: Podman, tmp_path: Path) -> None:
     """Init container, ConfigMap, hostPath, hostPort, limits, a shared PID namespace; a member restarts in its VM."""
     shared = tmp_path / "shared"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from framework import process
+from framework import process, rootfs
 from framework.engine import opened
 from framework.process import wait_until
 from framework.rootless import IMAGE, SUBORDINATE, UID, Rootless, missing
@@ -70,6 +70,7 @@ def test_a_users_containers(rootless: Rootless, runtime: Runtime) -> None:
     rootless.ok("rm", "a")
 
 
+@rootfs.is_the_hosts
 def test_a_users_kinds(rootless: Rootless) -> None:
     """--userns keep-id, a network of the user's own, a pod."""
     kept = rootless.ok(

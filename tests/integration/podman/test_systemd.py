@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from framework import rootfs
 from framework.engine import opened
 from framework.process import wait_until
 from framework.runtime import SOURCE
@@ -74,6 +75,7 @@ def test_scopes_and_units(systemd: SystemdHost) -> None:
     assert systemd.ok("podman", "ps", "--all", "--quiet") == ""
 
 
+@rootfs.is_the_hosts
 @pytest.mark.only("runvm", "one virtual machine for a pod")
 def test_a_pods_slice(systemd: SystemdHost) -> None:
     """A pod's containers are scopes in the pod's slice and one virtual machine, which ends with the last."""
