@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from framework import archives, process
+from framework import archives, process, rootfs
 from framework.bundle import CGROUP_PARENT
 from framework.containerd import Containerd
 from framework.firewall import Firewall
@@ -84,8 +84,8 @@ class Cri(Containerd):
         self.start()
         pause = f"{self.directory}/pause"
         os.mkdir(pause)
-        shutil.copy("/usr/bin/catatonit", f"{pause}/pause")
-        self.import_image(PAUSE, pause, ["/pause", "-P"])
+        rootfs.install(pause, "/usr/bin/catatonit")
+        self.import_image(PAUSE, pause, ["/usr/bin/catatonit", "-P"])
         self.import_image(IMAGE, self._template, ["sh"])
 
     def import_image(self, name: str, root: str, command: list[str], *, user: str = "") -> None:

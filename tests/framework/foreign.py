@@ -56,7 +56,8 @@ def install(target: str, architecture: str, package: str, program: str) -> None:
     """*program* of Debian's *package* for *architecture* in the root filesystem *target*, with the libraries that it
     loads."""
     root = Root(_tree(architecture, package))
-    _copy_files(target, root, (program, *root.libraries([program])))
+    linked = os.path.exists(root.at(f"/usr/lib/{triplet(architecture)}/libc.so.6"))  # else it is static
+    _copy_files(target, root, (program, *(root.libraries([program]) if linked else ())))
 
 
 def copy(target: str, architecture: str, package: str, path: str) -> None:

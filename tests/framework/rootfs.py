@@ -24,6 +24,7 @@ is_the_hosts = pytest.mark.skipif(bool(ARCH), reason=f"containers of the host's 
 
 PACKAGES = {
     "cat": ("coreutils", "/usr/bin/cat"),
+    "catatonit": ("catatonit", "/usr/bin/catatonit"),
     "cp": ("coreutils", "/usr/bin/cp"),
     "flock": ("util-linux", "/usr/bin/flock"),
     "perl": ("perl-base", "/usr/bin/perl"),

@@ -231,7 +231,7 @@ def test_a_shared_pid_namespace(cri: Cri) -> None:
     first = cri.container(pod, file, "sleep", "1001", linux=linux)
     second = cri.container(pod, file, "sleep", "1002", linux=linux)
     seen = cri.sh(second, "ps -o args")
-    assert "/pause" in seen
+    assert "catatonit -P" in seen
     assert "sleep 1001" in seen
     cri.sh(second, "kill -9 $(ps -o pid,args | awk '/sleep 1001/ && !/awk/ {print $1}')")
     wait_until(lambda: cri.inspect(first)["state"] == "CONTAINER_EXITED", timeout=20, what="its end")
