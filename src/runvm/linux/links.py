@@ -44,6 +44,7 @@ class Link(NamedTuple):
     permanent_mac: str
     mtu: int
     up: bool
+    arp: bool
     queue: int
     parent: int
     parent_elsewhere: bool
@@ -61,10 +62,18 @@ def links(sock: Socket) -> list[Link]:
 
 def link(sock: Socket, name: str) -> Link:
     """The interface of that name. Raises NetlinkError (ENODEV where there is none)."""
-    body = _HEAD.pack(0, 0, 0, 0, 0) + netlink.text(_NAME, name) + number(_EXTENSIONS, _SKIP_STATISTICS)
-    for message in sock.query(_GET_LINK, 0, body, f"look for interface {name}"):
+    return _ask(sock, _HEAD.pack(0, 0, 0, 0, 0) + netlink.text(_NAME, name), name)
+
+
+def link_at(sock: Socket, ifindex: int) -> Link:
+    """The interface with that index, whatever its name. Raises NetlinkError (ENODEV where there is none)."""
+    return _ask(sock, _HEAD.pack(0, 0, ifindex, 0, 0), str(ifindex))
+
+
+def _ask(sock: Socket, body: bytes, what: str) -> Link:
+    for message in sock.query(_GET_LINK, 0, body + number(_EXTENSIONS, _SKIP_STATISTICS), f"look for interface {what}"):
         return _parse(message)
-    raise NetlinkError(errno.ENODEV, f"look for interface {name}: no answer")
+    raise NetlinkError(errno.ENODEV, f"look for interface {what}: no answer")
 
 
 def _parse(message: Message) -> Link:
@@ -82,6 +91,7 @@ def _parse(message: Message) -> Link:
         permanent_mac=netlink.mac_text(found.get(_PERMANENT_ADDRESS, b"")),
         mtu=netlink.read_number(found, _MTU),
         up=bool(flags & _IFF_UP),
+        arp=not flags & _IFF_NOARP,
         queue=netlink.read_number(found, _QUEUE),
         parent=netlink.read_number(found, _LINK),
         parent_elsewhere=_LINK_NAMESPACE in found,

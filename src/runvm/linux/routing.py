@@ -16,6 +16,8 @@ from runvm.linux.netlink import F_DUMP, NetlinkError, Socket, attribute, ip_byte
 from runvm.records import NamedTuple
 
 _ADDRESS = struct.Struct("=BBBBI")
+_TIMES = struct.Struct("=IIII")  # struct ifa_cacheinfo: seconds preferred, seconds valid, two that the kernel sets
+_FOREVER = 0xFFFFFFFF
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _HOP = struct.Struct("=HBBi")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
@@ -26,7 +28,7 @@ _NEW_NEIGHBOUR, _DELETE_NEIGHBOUR, _GET_NEIGHBOUR = 28, 29, 30
 _ADD = netlink.F_CREATE | netlink.F_EXCLUSIVE
 _FAMILIES = (AF_INET, AF_INET6)
 
-SECONDARY, NODAD, DADFAILED, HOMEADDRESS, NOPREFIXROUTE = 0x01, 0x02, 0x08, 0x10, 0x200  # IFA_F_*
+SECONDARY, NODAD, DADFAILED, HOMEADDRESS, DEPRECATED, NOPREFIXROUTE = 0x01, 0x02, 0x08, 0x10, 0x20, 0x200  # IFA_F_*
 SCOPE_LINK = 253
 UNICAST, LOCAL = 1, 2  # RTN_*
 TABLE_MAIN, TABLE_LOCAL = 254, 255
@@ -38,7 +40,7 @@ _PERMANENT = 0x80  # NUD_PERMANENT
 _PROXY = 0x08  # NTF_PROXY
 
 # IFA_*, RTA_*
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_BROADCAST, _IFA_FLAGS, _IFA_METRIC = 1, 2, 3, 4, 8, 9
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_BROADCAST, _IFA_TIMES, _IFA_FLAGS, _IFA_METRIC = 1, 2, 3, 4, 6, 8, 9
 _TO, _OUT, _GATEWAY, _METRIC, _SOURCE, _METRICS, _MULTIPATH, _TABLE, _VIA, _PREFERENCE = 1, 4, 5, 6, 7, 8, 9, 15, 18, 20
 _FROM, _REALMS, _ENCAPSULATION, _NEXTHOP_ID = 2, 11, 22, 30
 _CONGESTION = 16  # RTAX_CC_ALGO, the only metric that is a name
@@ -210,17 +212,20 @@ def neighbours(sock: Socket) -> list[tuple[int, Neighbour]]:
 # --- changing
 
 
-def add_address(sock: Socket, ifindex: int, address: Address) -> None:
-    """Give an interface an address; that it has it already is no error. Raises NetlinkError."""
+def add_address(sock: Socket, ifindex: int, address: Address, *, replace: bool = False) -> None:
+    """Give an interface an address; that it has it already is no error, and nothing changes unless with *replace*
+    (whether it is deprecated, its metric). Raises NetlinkError."""
     body = _address_body(ifindex, address)
-    unless(errno.EEXIST, sock, _NEW_ADDRESS, _ADD, body, f"add address {address.address}/{address.prefix}")
+    flags = netlink.F_CREATE | netlink.F_REPLACE if replace else _ADD
+    unless((errno.EEXIST,), sock, _NEW_ADDRESS, flags, body, f"add address {address.address}/{address.prefix}")
 
 
 def delete_address(sock: Socket, ifindex: int, address: Address) -> None:
-    """Take an address away; that it has gone already is no error. Raises NetlinkError."""
+    """Take an address away; that it has gone already, maybe with all of IPv6, is no error. Raises NetlinkError."""
     # a label would have to be right, and an interface's new name changes it
     body = _address_body(ifindex, address._replace(label=""))
-    unless(errno.EADDRNOTAVAIL, sock, _DELETE_ADDRESS, 0, body, f"delete address {address.address}/{address.prefix}")
+    harmless = (errno.EADDRNOTAVAIL, errno.ENXIO)
+    unless(harmless, sock, _DELETE_ADDRESS, 0, body, f"delete address {address.address}/{address.prefix}")
 
 
 def _address_body(ifindex: int, address: Address) -> bytes:
@@ -236,6 +241,7 @@ def _address_body(ifindex: int, address: Address) -> bytes:
         body += netlink.text(_IFA_LABEL, address.label)
     if address.metric:
         body += number(_IFA_METRIC, address.metric)
+    body += attribute(_IFA_TIMES, _TIMES.pack(0 if address.flags & DEPRECATED else _FOREVER, _FOREVER, 0, 0))
     return body
 
 
@@ -278,8 +284,8 @@ def _add_reachable(sock: Socket, route: Route, indexes: Mapping[str, int], flags
         linked = route._replace(onlink=not hops, hops=hops)
         try:
             sock.request(_NEW_ROUTE, flags, _route_body(linked, indexes), operation)
-        except NetlinkError:
-            raise error from None
+        except NetlinkError as second:
+            raise (second if second.errno == errno.EEXIST else error) from None
 
 
 def _same(one: Route, other: Route) -> bool:
@@ -292,7 +298,7 @@ def _same(one: Route, other: Route) -> bool:
 
 def delete_route(sock: Socket, route: Route, indexes: Mapping[str, int]) -> None:
     """Delete a route; that it has gone already is no error. Raises NetlinkError."""
-    unless(errno.ESRCH, sock, _DELETE_ROUTE, 0, _route_body(route, indexes), f"delete route {shown(route)}")
+    unless((errno.ESRCH,), sock, _DELETE_ROUTE, 0, _route_body(route, indexes), f"delete route {shown(route)}")
 
 
 def _route_body(route: Route, indexes: Mapping[str, int]) -> bytes:
@@ -337,7 +343,7 @@ def set_neighbour(sock: Socket, ifindex: int, neighbour: Neighbour) -> None:
 def delete_neighbour(sock: Socket, ifindex: int, neighbour: Neighbour) -> None:
     """Delete an entry; that it has gone already is no error. Raises NetlinkError."""
     body = _neighbour_body(ifindex, neighbour)
-    unless(errno.ENOENT, sock, _DELETE_NEIGHBOUR, 0, body, f"delete neighbour {neighbour.address}")
+    unless((errno.ENOENT,), sock, _DELETE_NEIGHBOUR, 0, body, f"delete neighbour {neighbour.address}")
 
 
 def _neighbour_body(ifindex: int, neighbour: Neighbour) -> bytes:
@@ -349,12 +355,12 @@ def _neighbour_body(ifindex: int, neighbour: Neighbour) -> bytes:
 # --- pieces
 
 
-def unless(harmless: int, sock: Socket, kind: int, flags: int, body: bytes, operation: str) -> None:
-    """Carry out a change; that it fails with the *harmless* errno is no error. Raises NetlinkError."""
+def unless(harmless: Collection[int], sock: Socket, kind: int, flags: int, body: bytes, operation: str) -> None:
+    """Carry out a change; that it fails with a *harmless* errno is no error. Raises NetlinkError."""
     try:
         sock.request(kind, flags, body, operation)
     except NetlinkError as error:
-        if error.errno != harmless:
+        if error.errno not in harmless:
             raise
 
 

@@ -91,12 +91,12 @@ def rules(sock: Socket, notes: list[str] | None = None) -> list[Rule]:
 
 def add_rule(sock: Socket, rule: Rule) -> None:
     """Add a rule; that it is there already is no error. Raises NetlinkError."""
-    unless(errno.EEXIST, sock, _NEW_RULE, _ADD, _rule_body(rule), f"add routing rule {rule.priority}")
+    unless((errno.EEXIST,), sock, _NEW_RULE, _ADD, _rule_body(rule), f"add routing rule {rule.priority}")
 
 
 def delete_rule(sock: Socket, rule: Rule) -> None:
     """Delete a rule; that it has gone already is no error. Raises NetlinkError."""
-    unless(errno.ENOENT, sock, _DELETE_RULE, 0, _rule_body(rule), f"delete routing rule {rule.priority}")
+    unless((errno.ENOENT,), sock, _DELETE_RULE, 0, _rule_body(rule), f"delete routing rule {rule.priority}")
 
 
 def _rule_body(rule: Rule) -> bytes:

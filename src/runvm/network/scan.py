@@ -22,7 +22,7 @@ from runvm.protocol.interfaces import (
 TAP_PREFIX = "rvtap"
 """The taps that runvm makes are named rvtap0, rvtap1 …; they aren't the container's."""
 
-_KEPT_FLAGS = routing.NOPREFIXROUTE | routing.HOMEADDRESS
+_KEPT_FLAGS = routing.NOPREFIXROUTE | routing.HOMEADDRESS | routing.DEPRECATED
 _LOOPBACK = ("127.0.0.1", "::1")
 _DISABLE_IPV6 = 26  # DEVCONF_DISABLE_IPV6
 _MODE_EUI64 = 0  # IN6_ADDR_GEN_MODE_EUI64
@@ -105,6 +105,7 @@ def _interface(link: Link, addresses: tuple[Address, ...], neighbours: tuple[rou
         mac=link.mac,
         mtu=link.mtu,
         up=link.up,
+        arp=link.arp,
         queue=link.queue,
         address_mode=link.address_mode,
         ipv4=tuple((key, link.ipv4[key - 1]) for key in IPV4_SETTINGS if key <= len(link.ipv4)),

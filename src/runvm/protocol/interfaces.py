@@ -79,6 +79,7 @@ class Interface(NamedTuple):
     mac: str
     mtu: int
     up: bool
+    arp: bool
     queue: int
     address_mode: int
     ipv4: tuple[tuple[int, int], ...]

@@ -110,7 +110,7 @@ def guest() -> Iterator[Guest]:
 def network(nic: str) -> dict[str, Any]:
     """What the host says of a network with one interface."""
     found: dict[str, Any] = to_json(
-        Network(interfaces=(Interface(2, "eth0", "02:00:00:00:00:02", 1500, True, 1000, 0, (), (), (), (), nic),))
+        Network(interfaces=(Interface(2, "eth0", "02:00:00:00:00:02", 1500, True, True, 1000, 0, (), (), (), (), nic),))
     )
     return found
 

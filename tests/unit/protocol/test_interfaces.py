@@ -21,8 +21,8 @@ from runvm.protocol.interfaces import (
 )
 
 ETH0 = Interface(
-    ifindex=7, name="eth0", mac="02:42:ac:11:00:02", mtu=1500, up=True, queue=1000, address_mode=0,
-    ipv4=((1, 1), (8, 0)), ipv6=((10, -1), (26, 0)),
+    ifindex=7, name="eth0", mac="02:42:ac:11:00:02", mtu=1500, up=True, arp=True, queue=1000,
+    address_mode=0, ipv4=((1, 1), (8, 0)), ipv6=((10, -1), (26, 0)),
     addresses=(Address(2, "172.17.0.2", 16, "", "172.17.255.255", 0, 0, "", 0),),
     neighbours=(Neighbour(2, "169.254.1.1", "ee:ee:ee:ee:ee:ee", False),), nic="02:72:76:00:00:00",
 )  # fmt: skip
