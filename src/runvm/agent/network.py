@@ -20,7 +20,6 @@ from runvm.linux.routing import Route
 from runvm.linux.rules import Rule
 from runvm.linux.syscalls import CLONE_NEWNET, setns, unshare
 from runvm.protocol.interfaces import (
-    NAMESPACE_SETTINGS,
     Interface,
     InterfaceChanges,
     Network,
@@ -28,6 +27,7 @@ from runvm.protocol.interfaces import (
     from_json,
     to_json,
 )
+from runvm.protocol.net_settings import NAMESPACE_SETTINGS, USUAL
 
 _LIKELY = Network(settings=(("ipv4/ip_forward", "1"),))
 """What a container's namespace has on a host whose engine forwards for its networks."""
@@ -37,7 +37,8 @@ class _Namespace:
     """One network namespace: what it was last told to have, and its NICs by their interface's index on the host.
 
     *waiting* has NICs, by MAC, that were moved here before anyone knew what for, with the names that they have got;
-    *missed* those that didn't come in time, *settings* the NAMESPACE_SETTINGS.
+    *missed* those that didn't come in time, *settings* the NAMESPACE_SETTINGS, *fresh* what the settings that the host
+    has told were before.
     """
 
     def __init__(self) -> None:
@@ -45,6 +46,7 @@ class _Namespace:
         self.nics: dict[int, int] = {}
         self.waiting: dict[str, tuple[int, str]] = {}
         self.missed: set[str] = set()
+        self.fresh: dict[str, str] = {}
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             unshare(CLONE_NEWNET)
@@ -74,7 +76,7 @@ def prepare(nics: tuple[str, ...] = ()) -> int:
     returned, for sockets that are to wait there too, remains this module's. Raises OSError.
     """
     namespace = _Namespace()
-    _set_namespace_settings(namespace, _LIKELY)
+    _set_namespace_settings(namespace, _LIKELY, [])
     _spare.append(namespace)
     from_json(to_json(Network()))  # makes its decoders
     with Socket() as sock:
@@ -158,7 +160,7 @@ def configure(name: str, network: Network, *, deadline: float) -> list[str]:
             if waits_as != interface.name:
                 with noted(notes):
                     interfaces.take_name(namespace.sock, ifindex, interface.nic)
-    _set_namespace_settings(namespace, network)
+    _set_namespace_settings(namespace, network, notes)
     _take_nics(namespace, difference.added, deadline, notes)
     fresh = _set_up(namespace, difference, notes)
     _set_loopback(namespace, network, notes)
@@ -240,20 +242,29 @@ def _empty(namespace: _Namespace, wanted: set[str], notes: list[str]) -> None:
 # --- the namespace
 
 
-def _set_namespace_settings(namespace: _Namespace, network: Network) -> None:
+def _set_namespace_settings(namespace: _Namespace, network: Network, notes: list[str]) -> None:
+    """Write what the host has changed, but for this: one of the NAMESPACE_SETTINGS may change those after it
+    (conf/all/disable_ipv6 goes for the default and for lo as well), which are then written, too."""
     wanted = dict(network.settings)
-    names = [name for name in NAMESPACE_SETTINGS if name in wanted]
-    changed = next((index for index, name in enumerate(names) if namespace.settings.get(name) != wanted[name]), None)
-    if changed is None:
+    before = dict(namespace.network.settings)
+    names = [name for name in NAMESPACE_SETTINGS if name in wanted and namespace.settings.get(name)]
+    changed = [index for index, name in enumerate(names) if namespace.settings[name] != wanted[name]]
+    values = {name: wanted[name] for name in (names[changed[0] :] if changed else ())}
+    namespace.settings.update(values)
+    values |= {name: value for name, value in network.settings if name in USUAL and before.get(name) != value}
+    # no longer told: as in a new namespace
+    values |= {name: namespace.fresh.pop(name) for name in before if name in namespace.fresh and name not in wanted}
+    if not values:
         return
 
     def write() -> None:
-        # one may change those after it: conf/all/disable_ipv6 goes for the default and for lo as well
-        for name in names[changed:]:
-            write_setting(name, wanted[name])
+        for name, value in values.items():
+            with noted(notes):
+                there = write_setting(name, value)
+                if name in wanted:
+                    namespace.fresh.setdefault(name, there)
 
     in_namespace(namespace.fd, write)
-    namespace.settings.update(wanted)
 
 
 def _read_setting(name: str) -> str:

@@ -15,12 +15,13 @@ from runvm.linux import process
 from runvm.linux.loop import IN, Loop
 from runvm.linux.netns import in_namespace
 from runvm.log import log
-from runvm.network import ports, scan, tap
+from runvm.network import ports, scan, settings, tap
 from runvm.network.dns import Forwarder
 from runvm.network.loopback import Forwards, LoopbackProxy
 from runvm.protocol import frames
 from runvm.protocol.interfaces import Interface, Network, nic_mac, to_json
 from runvm.protocol.messages import Done, Failed, RemoveNetwork, SetNetwork
+from runvm.protocol.net_settings import PORT_RANGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +93,7 @@ class HostNetworks:
 
     def __init__(self, directory: str, *, sockets: bool = False) -> None:
         self._directory = directory
+        self._congestion = settings.congestion()
         self._ports: Ports | None = None
         if sockets:
             from runvm.network.packet import Ports
@@ -242,7 +244,10 @@ class HostNetworks:
 
     def _take(self, namespace: _HostNamespace) -> list[_Nic]:
         """Scan the namespace and wire each new interface to a tap; the NICs that have lost theirs."""
-        found = in_namespace(namespace.fd, scan.scan)
+        found = in_namespace(namespace.fd, lambda: scan.scan(self._congestion))
+        if namespace.ports not in (tap.DEFAULT_PORTS, tap.RESOLVER_PORTS):
+            port_range = PORT_RANGE, " ".join(map(str, namespace.ports))
+            found = found._replace(settings=(*found.settings, port_range))
         if self._ports is not None:
             fitting = [item._replace(mtu=min(item.mtu, MAX_SOCKET_MTU)) for item in found.interfaces]
             found = found._replace(interfaces=tuple(fitting))

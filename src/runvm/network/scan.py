@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from socket import AF_INET6, inet_ntop
 
 from runvm.linux import links, netlink, routing, rules
 from runvm.linux.links import Link
 from runvm.linux.routing import Address, Route
+from runvm.network import settings
 from runvm.network.prefixes import Prefixes
 from runvm.protocol.interfaces import (
     IPV4_SETTINGS,
     IPV6_SETTINGS,
     KERNEL_RULES,
-    NAMESPACE_SETTINGS,
     Interface,
     Network,
 )
@@ -33,8 +32,9 @@ def is_tap(link: Link) -> bool:
     return link.kind in ("tun", "veth") and link.name.startswith(TAP_PREFIX)
 
 
-def scan() -> Network:
-    """The network of the namespace that the caller is in (see linux.netns.in_namespace). Raises OSError."""
+def scan(congestion: str = "cubic") -> Network:
+    """The network of the namespace that the caller is in (see linux.netns.in_namespace); *congestion* is what TCP uses
+    in a new one. Raises OSError."""
     with netlink.Socket() as sock:
         found = links.links(sock)
         names = {link.ifindex: link.name for link in found}
@@ -70,7 +70,7 @@ def scan() -> Network:
         routes=tuple(_handed_over(prefixes.others(), kept, names, notes)),
         rules=tuple(rule for rule in policies if rule not in KERNEL_RULES),
         loopback=loopback,
-        settings=_settings(),
+        settings=settings.read(congestion),
         notes=tuple(notes),
         missing_rules=tuple(
             rule
@@ -152,20 +152,6 @@ def _handed_over(routes: list[Route], kept: set[str], names: dict[int, str], not
             lacking = ", ".join(sorted(device or "another" for device in devices - kept))
             if route.protocol != routing.PROTOCOL_KERNEL:
                 notes.append(f"route {routing.shown(route)} is not handed over: its interface {lacking} isn't")
-
-
-def _settings() -> tuple[tuple[str, str], ...]:
-    values = []
-    for name in NAMESPACE_SETTINGS:
-        try:
-            fd = os.open(f"/proc/sys/net/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # no IPv6 on this host
-            continue
-        try:
-            values.append((name, os.read(fd, 64).decode().strip()))
-        finally:
-            os.close(fd)
-    return tuple(values)
 
 
 class InterfaceMonitor:

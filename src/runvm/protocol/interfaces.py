@@ -22,17 +22,6 @@ def nic_mac(number: int) -> str:
     return f"02:72:76:00:00:{number + 1:02x}"
 
 
-NAMESPACE_SETTINGS = (
-    "ipv4/ip_forward",
-    "ipv4/conf/all/rp_filter",
-    "ipv4/conf/default/rp_filter",
-    "ipv6/conf/all/forwarding",
-    "ipv6/conf/all/disable_ipv6",
-    "ipv6/conf/default/disable_ipv6",
-    "ipv6/conf/lo/disable_ipv6",
-)
-"""Files below /proc/sys/net that engines write in a namespace; in the order in which to set them."""
-
 IPV4_SETTINGS = (1, 3, 4, 5, 6, 7, 8, 9, 11, 13, 18, 19, 20, 21, 22, 23, 24, 26, 29, 31)
 """IPV4_DEVCONF_* (linux/ip.h) copied with an interface: forwarding, redirects, rp_filter, arp_*, route_localnet …"""
 
@@ -92,7 +81,7 @@ class Interface(NamedTuple):
 class Network(NamedTuple):
     """A network namespace: interfaces, and what isn't of one of them. *notes* say what couldn't be taken over.
 
-    *loopback* are the addresses of lo beyond 127.0.0.1 and ::1, *settings* (one of NAMESPACE_SETTINGS, value),
+    *loopback* are the addresses of lo beyond 127.0.0.1 and ::1, *settings* (one of net_settings, value),
     *missing_rules* those of the kernel's own rules (KERNEL_RULES) that aren't there.
     """
 

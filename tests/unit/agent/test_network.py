@@ -439,3 +439,29 @@ def test_a_route_of_the_containers_own_in_its_place_is_told(pair: Pair) -> None:
     pair.box.ip("route add 10.1.0.0/16 via 172.17.0.1")
     (note,) = pair.configure({"eth0": CARD})
     assert "add route 10.1.0.0/16 via 172.17.0.1 dev eth0: File exists" in note
+
+
+def test_sysctls_of_the_hosts_namespace_are_the_guests(pair: Pair) -> None:
+    """They come, change and go; what the container has set beside them stays, and what is refused is a note."""
+    names = ("net.core.somaxconn", "net.ipv4.tcp_keepalive_time", "net.ipv4.conf.all.arp_ignore", "net.ipv4.tcp_wmem")
+
+    def read(namespace: Namespace) -> list[str]:
+        return namespace.call("sysctl", "-n", *names).stdout.split("\n")
+
+    usual = read(pair.inner)
+    pair.box.call("sysctl", "-w", "net.core.somaxconn=777", "net.ipv4.tcp_keepalive_time=120",
+                  "net.ipv4.conf.all.arp_ignore=1", "net.ipv4.tcp_wmem=4096 20000 100000")  # fmt: skip
+    assert pair.configure({"eth0": CARD}) == []
+    assert read(pair.inner) == read(pair.box)
+    pair.inner.call("sysctl", "-w", "net.ipv4.conf.all.arp_ignore=2", "net.ipv4.conf.all.rp_filter=2")
+    pair.box.call("sysctl", "-w", "net.core.somaxconn=778", "net.ipv4.ip_forward=1")
+    assert pair.configure({"eth0": CARD}) == []
+    assert read(pair.inner)[:3] == ["778", "120", "2"]
+    pair.box.call("sysctl", "-w", f"net.core.somaxconn={usual[0]}", f"net.ipv4.tcp_keepalive_time={usual[1]}",
+                  "net.ipv4.conf.all.arp_ignore=0", f"net.ipv4.tcp_wmem={usual[3]}")  # fmt: skip
+    assert pair.configure({"eth0": CARD}) == []
+    assert read(pair.inner) == usual
+    found = pair.scan({"eth0": CARD})
+    odd = (*found.settings, ("ipv4/tcp_congestion_control", "nosuch"), ("../kernel/hostname", "x"))
+    (note,) = pair.vm.run(lambda: guest.configure("c1", found._replace(settings=odd), deadline=time.monotonic() + 1))
+    assert "set ipv4/tcp_congestion_control to nosuch" in note
