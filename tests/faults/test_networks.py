@@ -10,6 +10,7 @@ import pytest
 
 from framework.host import processes_of
 from framework.network import NetNamespace, address, veth
+from framework.process import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,3 +67,20 @@ def test_the_namespaces_of_a_pod_are_as_they_were(box: Box, namespaces: list[Net
         assert ports(namespace) == PORTS
         assert "ingress" not in namespace.call("tc", "qdisc", "show").expect(0).text
         assert "rvtap" not in namespace.ip("link", "show")
+
+
+def test_a_killed_machines_delete_leaves_its_successors_filters(box: Box, namespaces: list[NetNamespace]) -> None:
+    """A new container has come into the same namespace before the first one is deleted: its network goes on."""
+    namespace = namespaces[0]
+    first = box.idle()
+    first.bundle.namespace("network", namespace.path)
+    first.launch()
+    os.kill(processes_of(first)["supervisor"], signal.SIGKILL)
+    wait_until(lambda: "rvtap" not in namespace.ip("link", "show"), timeout=10, what="the end of the first VM")
+    second = box.idle()
+    second.bundle.namespace("network", namespace.path)
+    second.launch()
+    filters = namespace.call("tc", "filter", "show", "dev", "eth0", "ingress").expect(0).text
+    assert "mirred" in filters
+    first.delete("--force")
+    assert namespace.call("tc", "filter", "show", "dev", "eth0", "ingress").expect(0).text == filters

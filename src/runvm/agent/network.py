@@ -16,7 +16,6 @@ from runvm.errors import DeadlineError
 from runvm.linux import links, routing, rules
 from runvm.linux.netlink import NetlinkError, Socket
 from runvm.linux.netns import in_namespace
-from runvm.linux.routing import Route
 from runvm.linux.rules import Rule
 from runvm.linux.syscalls import CLONE_NEWNET, setns, unshare
 from runvm.protocol.interfaces import (
@@ -301,7 +300,7 @@ def _set_routes(namespace: _Namespace, network: Network, fresh: list[str], notes
     }
     ipv6 = any(link.ipv6 for link in found)
     for route in old.routes:
-        if route not in network.routes and _devices(route) <= indexes.keys():
+        if route not in network.routes and route.devices <= indexes.keys():
             with noted(notes):
                 routing.delete_route(sock, route, indexes)
     kept = set(old.routes)
@@ -309,7 +308,7 @@ def _set_routes(namespace: _Namespace, network: Network, fresh: list[str], notes
     for route in sorted(network.routes, key=lambda route: bool(route.gateway or route.hops)):
         if route.family == 10 and not ipv6:
             notes.append(f"the guest has no IPv6: the route to {route.destination or 'default'} is left out")
-        elif route not in kept or not _devices(route).isdisjoint(fresh):
+        elif route not in kept or not route.devices.isdisjoint(fresh):
             with noted(notes):
                 routing.add_route(sock, route, indexes, network.routes)
     _set_rules(namespace, network, notes, ipv6=ipv6)
@@ -333,7 +332,3 @@ def _set_rules(namespace: _Namespace, network: Network, notes: list[str], *, ipv
 
 def _rules(network: Network) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
     return network.rules, network.missing_rules
-
-
-def _devices(route: Route) -> set[str]:
-    return {hop.device for hop in route.hops} | ({route.device} if route.device else set())

@@ -126,12 +126,18 @@ def _unwire(ctx: Context, record: ContainerRecord, ports: dict[int, tuple[int, i
     that; *ports* is of network.ports."""
     from runvm.network import tap
 
+    # after one that was killed a new virtual machine may have come into the same namespace
+    living = [member for member in placement.all_members(ctx.config) if member.sandbox.name != record.sandbox]
+    taken = {member.namespaces.get("network", 0) for member in living}
     there = [record, *(other for other in state.load_all(ctx) if other.sandbox == record.sandbox)]
     for path in {each.namespaces.get("network", "") for each in there} - {""}:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             continue  # the engine has removed it
+        if os.fstat(fd).st_ino in taken:
+            os.close(fd)
+            continue
 
         def unwire(path: str = path, fd: int = fd) -> None:
             try:

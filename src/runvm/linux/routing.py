@@ -90,6 +90,11 @@ class Route(NamedTuple):
     tos: int = 0
     origin: str = ""
 
+    @property
+    def devices(self) -> set[str]:
+        """The interfaces that it leads by."""
+        return {hop.device for hop in self.hops} | ({self.device} if self.device else set())
+
 
 class Neighbour(NamedTuple):
     """A permanent neighbour entry, or with *proxy* an address answered for (no MAC then)."""

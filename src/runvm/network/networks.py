@@ -69,7 +69,8 @@ class _Nic:
 
 
 class _HostNamespace:
-    """A network namespace of the host that one or more containers are in."""
+    """A network namespace of the host that one or more containers are in. *refused* says, by index, why an interface
+    isn't handed over that could be."""
 
     def __init__(self, fd: int, number: int) -> None:
         self.fd = fd
@@ -77,6 +78,7 @@ class _HostNamespace:
         self.users: set[str] = set()
         self.network = Network()
         self.nics: dict[int, _Nic] = {}
+        self.refused: dict[int, str] = {}
         self.monitor: scan.InterfaceMonitor | None = None
         self.forwarder: Forwarder | None = None
         self.proxy: LoopbackProxy | None = None
@@ -158,12 +160,13 @@ class HostNetworks:
         namespace.users.add(container)
         # before any is changed
         ports.save(self._directory, {key: each.ports for key, each in self._namespaces.items()})
-        self._take(namespace)
+        # before the first look: no change is missed
+        namespace.monitor = in_namespace(fd, scan.InterfaceMonitor)
+        self._loop.watch(namespace.monitor.fileno(), IN, lambda events: self._stir(namespace))
+        self._take(namespace, first=True)
         number = namespace.number
         self._loop.call_later(_PROXY_SECONDS, lambda: self._open_proxy(namespace))
         namespace.forwarder = Forwarder(self._loop, fd, lambda packet: self._guest.send(frames.DNS, number, packet))
-        namespace.monitor = in_namespace(fd, scan.InterfaceMonitor)
-        self._loop.watch(namespace.monitor.fileno(), IN, lambda events: self._stir(namespace))
         return number, to_json(namespace.network)
 
     def refresh(self, container: str) -> None:
@@ -226,15 +229,16 @@ class HostNetworks:
         namespace.stirred = False
         before = namespace.network
         try:
-            gone = self._take(namespace)
+            gone = self._take(namespace, first=False)
         except (OSError, VmmError) as error:
             log.error(f"a change of a container's network can't be handed over: {error}")
             return
         if namespace.network == before:
+            self._release(gone)
             return
 
         def plugged(answer: Done | Failed) -> None:
-            self._free += gone
+            self._release(gone)
             if isinstance(answer, Failed):
                 log.error(f"a change of a container's network failed in the guest: {answer.error}")
             else:
@@ -242,32 +246,55 @@ class HostNetworks:
 
         self._guest.ask(SetNetwork(namespace.number, to_json(namespace.network)), plugged)
 
-    def _take(self, namespace: _HostNamespace) -> list[_Nic]:
-        """Scan the namespace and wire each new interface to a tap; the NICs that have lost theirs."""
+    def _release(self, nics: list[_Nic]) -> None:
+        """NICs that the guest has given back: who had to go without one may get it."""
+        self._free += nics
+        if nics:
+            for namespace in self._namespaces.values():
+                if namespace.refused:
+                    self._look(namespace)
+
+    def _take(self, namespace: _HostNamespace, *, first: bool) -> list[_Nic]:
+        """Scan the namespace and wire each interface to a tap; the NICs that have lost theirs. But for the *first* time
+        an interface for which that fails is left out."""
+        found = self._scan(namespace)
+        for note in found.notes:
+            if note not in namespace.network.notes:
+                log.warning(note)
+        interfaces = []
+        refused: dict[int, str] = {}
+        for interface in found.interfaces:
+            try:
+                nic = namespace.nics.get(interface.ifindex)
+                if nic is None:
+                    nic = namespace.nics[interface.ifindex] = self._nic(namespace, interface)
+                else:  # another may have taken the filters away
+                    self._wire(namespace, interface, nic)
+            except (OSError, VmmError) as error:
+                if first:
+                    raise
+                refused[interface.ifindex] = f"interface {interface.name} can't be handed over: {error}"
+                if namespace.refused.get(interface.ifindex) != refused[interface.ifindex]:
+                    log.error(refused[interface.ifindex])
+            if nic is not None:
+                interfaces.append(interface._replace(nic=nic.mac))
+        namespace.refused = refused
+        there = {interface.ifindex for interface in interfaces}
+        lacking = {interface.name for interface in found.interfaces if interface.ifindex not in there}
+        gone = [namespace.nics.pop(ifindex) for ifindex in list(namespace.nics) if ifindex not in there]
+        routes = tuple(route for route in found.routes if lacking.isdisjoint(route.devices))
+        namespace.network = found._replace(interfaces=tuple(interfaces), routes=routes)
+        return gone
+
+    def _scan(self, namespace: _HostNamespace) -> Network:
+        """What the namespace has, as far as this VM can have it."""
         found = in_namespace(namespace.fd, lambda: scan.scan(self._congestion))
         if namespace.ports not in (tap.DEFAULT_PORTS, tap.RESOLVER_PORTS):
             port_range = PORT_RANGE, " ".join(map(str, namespace.ports))
             found = found._replace(settings=(*found.settings, port_range))
-        if self._ports is not None:
-            fitting = [item._replace(mtu=min(item.mtu, MAX_SOCKET_MTU)) for item in found.interfaces]
-            found = found._replace(interfaces=tuple(fitting))
-        for note in found.notes:
-            if note not in namespace.network.notes:
-                log.warning(note)
-        before = {interface.ifindex: interface for interface in namespace.network.interfaces}
-        interfaces = []
-        for interface in found.interfaces:
-            nic = namespace.nics.get(interface.ifindex)
-            old = before.get(interface.ifindex)
-            if nic is None:
-                nic = namespace.nics[interface.ifindex] = self._nic(namespace, interface)
-            elif old is None or (old.name, old.mtu) != (interface.name, interface.mtu):
-                self._wire(namespace, interface, nic)
-            interfaces.append(interface._replace(nic=nic.mac))
-        there = {interface.ifindex for interface in interfaces}
-        gone = [namespace.nics.pop(ifindex) for ifindex in list(namespace.nics) if ifindex not in there]
-        namespace.network = found._replace(interfaces=tuple(interfaces))
-        return gone
+        greatest = tap.MAX_MTU if self._ports is None else MAX_SOCKET_MTU
+        fitting = [item._replace(mtu=min(item.mtu, greatest)) for item in found.interfaces]
+        return found._replace(interfaces=tuple(fitting))
 
     def _nic(self, namespace: _HostNamespace, interface: Interface) -> _Nic:
         """A NIC for an interface, wired to it."""
@@ -278,6 +305,7 @@ class HostNetworks:
                 self._wire(namespace, interface, nic)
             except OSError:
                 self._free.append(nic)
+                self._unwire(namespace, interface)
                 raise
             return nic
         nic = _Nic(self._nic_count, os.dup(namespace.fd))
@@ -288,6 +316,7 @@ class HostNetworks:
                 self._plug(namespace, interface, nic)
         except BaseException:
             os.close(nic.home)
+            self._unwire(namespace, interface)
             raise
         self._nic_count += 1
         return nic
@@ -309,12 +338,19 @@ class HostNetworks:
     def _wire(self, namespace: _HostNamespace, interface: Interface, nic: _Nic) -> None:
         in_namespace(namespace.fd, lambda: tap.wire(interface.name, nic.tap, resolver=True))
 
+    def _unwire(self, namespace: _HostNamespace, interface: Interface) -> None:
+        """Leave an interface alone that can't be had."""
+        try:
+            in_namespace(namespace.fd, lambda: tap.unwire(interface.name))
+        except OSError as error:
+            log.debug(f"interface {interface.name} can't be left as it was: {error}")
+
     def _open_proxy(self, namespace: _HostNamespace) -> None:
         if namespace.users:
             namespace.proxy = self._forwards.open(namespace.fd, namespace.number)
 
     def _close(self, namespace: _HostNamespace) -> None:
-        self._guest.ask(RemoveNetwork(namespace.number), lambda answer: self._free.extend(namespace.nics.values()))
+        self._guest.ask(RemoveNetwork(namespace.number), lambda answer: self._release(list(namespace.nics.values())))
         self._let_go(namespace)
 
     def _let_go(self, namespace: _HostNamespace) -> None:

@@ -145,7 +145,7 @@ def _link_local(mac: str) -> str:
 def _handed_over(routes: list[Route], kept: set[str], names: dict[int, str], notes: list[str]) -> Iterator[Route]:
     """The routes of *routes* that lead by interfaces which the guest has."""
     for route in routes:
-        devices = {hop.device for hop in route.hops} | ({route.device} if route.device else set())
+        devices = route.devices
         if devices <= kept:
             yield route
         elif not any(device.startswith(TAP_PREFIX) for device in devices):

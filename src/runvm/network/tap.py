@@ -40,6 +40,8 @@ _REDIRECT, _MIRROR = 1, 2  # TCA_EGRESS_REDIR, TCA_EGRESS_MIRROR
 _OK, _STOLEN = 0, 4  # TC_ACT_*
 _ALL, _IPV4, _ARP, _IPV6 = 0x0003, 0x0800, 0x0806, 0x86DD
 
+MAX_MTU = 65521
+"""What a tap takes at most: 65535 with the head of a frame."""
 RESOLVER_PORTS = (61440, 65535)
 """The source ports of the namespace's own sockets: a guest's are from 32768 to 60999 unless it chose otherwise."""
 DEFAULT_PORTS = (32768, 60999)
@@ -83,6 +85,7 @@ _FOR_RESOLVER = (
     _Filter(_FIRST + 8, _IPV6, _ADVERTISEMENT, to_tap=True, to_host=True),
 )
 _EVERYTHING = _Filter(_FIRST + 100, _ALL, ((0, 0, 0),), to_tap=True, to_host=False)
+_OURS = frozenset(item.priority for item in (*_FOR_RESOLVER, _EVERYTHING))
 
 
 def create_tap(name: str) -> int:
@@ -147,8 +150,9 @@ def wire(interface: str, tap: str, *, resolver: bool = False) -> None:
     """
     with Socket() as sock:
         outer, inner = links.link(sock, interface), links.link(sock, tap)
-        if inner.mtu != outer.mtu:
-            links.set_link(sock, inner.ifindex, mtu=outer.mtu)
+        mtu = min(outer.mtu, MAX_MTU)
+        if inner.mtu != mtu:
+            links.set_link(sock, inner.ifindex, mtu=mtu)
         if outer.kind in ("macvlan", "ipvlan"):
             # they pass on the multicast groups that the host's stack has joined, and don't know of the guest's
             links.set_link(sock, outer.ifindex, all_multicast=True)
@@ -179,13 +183,20 @@ def unwire(name: str) -> None:
 
 def unwire_all(ports: tuple[int, int]) -> None:
     """Leave a namespace that others keep as it was before its VM, which may have been killed; *ports* is what
-    get_ports() said then. Raises OSError."""
+    get_ports() said then. Raises OSError, when all that is possible is done."""
     with Socket() as sock:
         names = [link.name for link in links.links(sock)]
+    failed = None
     for name in names:
-        unwire(name)
+        try:
+            unwire(name)
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # it has just gone
+                failed = error
     if get_ports() == RESOLVER_PORTS:  # else somebody has changed it since
         _set_ports(*(ports if ports != RESOLVER_PORTS else DEFAULT_PORTS))
+    if failed is not None:
+        raise failed
 
 
 def get_ports() -> tuple[int, int]:
@@ -221,12 +232,18 @@ def _set_filters(sock: Socket, ifindex: int, wanted: tuple[_Filter, ...], target
 
 
 def _filters(sock: Socket, ifindex: int) -> dict[int, int]:
-    """The filters on *ifindex*: where mirred sends what matches (0: nowhere, or its target has gone), by priority."""
+    """The filters on *ifindex*: where mirred sends what matches (0: nowhere, or its target has gone), by priority.
+
+    Those of others count, too, by their priority's negative: what is in them is theirs to know.
+    """
     found: dict[int, int] = {}
     answer = sock.query(_GET_FILTER, F_DUMP, _TC.pack(0, ifindex, 0, _INGRESS_SIDE, 0), "read the filters")
     for message in answer:
         priority = netlink.unpack(_TC, message)[4] >> 16
         value = message.body[_TC.size :]
+        if priority not in _OURS or netlink.read_text(netlink.attributes(value), _KIND) != "u32":
+            found[-priority] = 0
+            continue
         for kind in (_OPTIONS, _U32_ACTIONS, 1, _OPTIONS, _MIRRED_PARAMETERS):
             value = netlink.attributes(value).get(kind, b"")
         target = int(_MIRRED.unpack_from(value)[6]) if len(value) >= _MIRRED.size else 0

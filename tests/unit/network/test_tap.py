@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from runvm.linux import links, netlink
+from runvm.linux import links, netlink, steer, syscalls
 from runvm.network import tap
 from unit.network.namespaces import Namespace, veth
 
@@ -360,6 +362,65 @@ def test_filters_of_others_are_left_alone(wired: Wired) -> None:
     wired.box.run(lambda: tap.unwire("eth2"))
     assert wired.box.call("tc", "filter", "show", "dev", "eth2", "ingress").stdout == before
     assert "clsact" in wired.box.call("tc", "qdisc", "show", "dev", "eth2").stdout
+
+
+def classifier(namespace: Namespace, interface: str) -> None:
+    """An eBPF program that lets everything pass on, as policy agents have one, on an interface's ingress."""
+    code = struct.pack("=BBhiBBhi", 0xB7, 0, 0, -1, 0x95, 0, 0, 0)
+    instructions, licence = ctypes.create_string_buffer(code), ctypes.create_string_buffer(b"GPL")
+    load = struct.pack("=IIQQ", 3, 2, ctypes.addressof(instructions), ctypes.addressof(licence))
+    attributes = ctypes.create_string_buffer(load, 128)
+    program = ctypes.CDLL(None).syscall(syscalls.number(steer._SYS_BPF), 5, attributes, 128)
+    if program < 0:
+        pytest.skip("no eBPF here")
+    with namespace.run(netlink.Socket) as sock:
+        head = tap._TC.pack(0, links.link(sock, interface).ifindex, 0, tap._INGRESS_SIDE, 1 << 16 | socket.htons(3))
+        options = netlink.number(6, program) + netlink.text(7, "policy agent's")
+        body = head + netlink.text(1, "bpf") + netlink.attribute(2, options)
+        sock.request(tap._NEW_FILTER, netlink.F_CREATE | netlink.F_EXCLUSIVE, body, "add a classifier")
+    os.close(program)
+
+
+def test_a_classifier_of_another_program_is_no_hindrance(wired: Wired) -> None:
+    """Its attributes are of another kind: they are neither parsed nor taken away."""
+    veth(wired.outside, "out2", wired.box, "eth2")
+    wired.box.call("tc", "qdisc", "add", "dev", "eth2", "clsact")
+    classifier(wired.box, "eth2")
+    for _ in range(2):
+        wired.box.run(lambda: tap.wire("eth2", "rv"))
+    assert "mirred" in wired.box.call("tc", "filter", "show", "dev", "eth2", "ingress").stdout
+    wired.box.run(lambda: tap.unwire_all(tap.DEFAULT_PORTS))
+    assert "policy agent's" in wired.box.call("tc", "filter", "show", "dev", "eth2", "ingress").stdout
+    assert "mirred" not in wired.box.call("tc", "filter", "show", "dev", "eth2", "ingress").stdout
+
+
+def test_unwiring_goes_on_after_an_error(wired: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others and the range of ports are as before in any case, and the error is told."""
+    unwire = tap.unwire
+
+    def fail(name: str) -> None:
+        if name == "lo":
+            raise OSError(errno.EIO, "no luck")
+        unwire(name)
+
+    monkeypatch.setattr(tap, "unwire", fail)
+    with pytest.raises(OSError, match="no luck"):
+        wired.box.run(lambda: tap.unwire_all((20000, 29999)))
+    assert wired.box.run(tap.get_ports) == (20000, 29999)
+    assert wired.box.call("tc", "filter", "show", "dev", "eth0", "ingress").stdout == ""
+
+
+def test_an_mtu_beyond_a_taps_is_the_taps_greatest() -> None:
+    """A veth takes 65535."""
+    outside, box = Namespace(), Namespace()
+    veth(outside, "out", box, "eth0")
+    box.ip("link set eth0 mtu 65535")
+    fd = box.run(lambda: tap.create_tap("rvtap0"))
+    box.run(lambda: tap.wire("eth0", "rvtap0"))
+    assert f"mtu {tap.MAX_MTU}" in box.ip("link show rvtap0")
+    os.close(fd)
+    outside.close()
+    box.close()
 
 
 def test_wiring_what_is_not_there_says_so(wired: Wired) -> None:
