@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from socket import AF_INET, AF_INET6
 
 from runvm.linux import netlink
-from runvm.linux.netlink import F_DUMP, NetlinkError, Socket, attribute, ip_bytes, ip_text, number, unpack
+from runvm.linux.netlink import F_DUMP, Message, NetlinkError, Socket, attribute, ip_bytes, ip_text, number, unpack
 from runvm.records import NamedTuple
 
 _ADDRESS = struct.Struct("=BBBBI")
@@ -31,6 +31,7 @@ _FAMILIES = (AF_INET, AF_INET6)
 SECONDARY, NODAD, DADFAILED, HOMEADDRESS, DEPRECATED, NOPREFIXROUTE = 0x01, 0x02, 0x08, 0x10, 0x20, 0x200  # IFA_F_*
 SCOPE_LINK = 253
 UNICAST, LOCAL = 1, 2  # RTN_*
+_REFUSALS = (6, 7, 8, 9)  # RTN_BLACKHOLE, _UNREACHABLE, _PROHIBIT, _THROW
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 PROTOCOL_KERNEL = 2  # RTPROT_KERNEL: made by the kernel for an address, as the guest's will do
 
@@ -151,7 +152,8 @@ def routes(sock: Socket, names: Mapping[int, str], notes: list[str] | None = Non
             family=family,
             destination=prefix_text(family, values.get(_TO), prefix),
             gateway=_gateway_text(family, values),
-            device=names.get(netlink.read_number(values, _OUT), ""),
+            # by a nexthop object it is said to lead by lo, and may not be set so
+            device="" if family == AF_INET and kind in _REFUSALS else names.get(netlink.read_number(values, _OUT), ""),
             source=ip_text(family, values[_SOURCE]) if _SOURCE in values else "",
             metric=netlink.read_number(values, _METRIC),
             scope=scope,
@@ -212,6 +214,18 @@ def neighbours(sock: Socket) -> list[tuple[int, Neighbour]]:
             if family in _FAMILIES and proxy == bool(asked) and (proxy or state & _PERMANENT and mac):
                 found.append((ifindex, Neighbour(family, ip_text(family, values.get(1, b"")), mac, proxy)))
     return found
+
+
+def changed_neighbour(message: Message) -> tuple[int, str, bool] | None:
+    """(interface index, address, whether it is permanent) of what came to GROUP_NEIGHBOUR; None for any other message.
+    One that goes isn't permanent any more. Raises NetlinkError."""
+    if message.kind not in (_NEW_NEIGHBOUR, _DELETE_NEIGHBOUR):
+        return None
+    family, ifindex, state, _, _ = unpack(_NEIGHBOUR, message)
+    if family not in _FAMILIES:  # a bridge's addresses
+        return ifindex, "", False
+    address = netlink.attributes(message.body, _NEIGHBOUR.size).get(1, b"")
+    return ifindex, ip_text(family, address), bool(state & _PERMANENT)
 
 
 # --- changing

@@ -177,7 +177,7 @@ class HostNetworks:
                 poll = select.poll()
                 poll.register(namespace.monitor.fileno(), select.POLLIN)
                 if poll.poll(0) or namespace.stirred:
-                    namespace.monitor.drain()
+                    namespace.monitor.drain(namespace.network)
                     self._look(namespace)
 
     def leave(self, container: str) -> None:
@@ -214,8 +214,8 @@ class HostNetworks:
     # --- changes
 
     def _stir(self, namespace: _HostNamespace) -> None:
-        if namespace.monitor is not None:
-            namespace.monitor.drain()
+        if namespace.monitor is None or not namespace.monitor.drain(namespace.network):
+            return
         if not namespace.stirred:
             namespace.stirred = True
             self._loop.call_later(_QUIET_SECONDS, lambda: self._settled(namespace))

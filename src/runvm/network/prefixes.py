@@ -20,7 +20,11 @@ class Prefixes:
     """Of a namespace's *routes*."""
 
     def __init__(self, routes: list[Route]) -> None:
-        self._routes = [route for route in routes if route.kind not in (_BROADCAST, _ANYCAST, _MULTICAST)]
+        self._routes = [
+            route
+            for route in routes
+            if route.kind not in (_BROADCAST, _ANYCAST, _MULTICAST) or route.protocol != routing.PROTOCOL_KERNEL
+        ]
         self._made: set[Route] = set()
 
     def marked(self, link: Link, addresses: list[Address]) -> list[Address]:

@@ -22,6 +22,8 @@ TAP_PREFIX = "rvtap"
 """The taps that runvm makes are named rvtap0, rvtap1 …; they aren't the container's."""
 
 _KEPT_FLAGS = routing.NOPREFIXROUTE | routing.HOMEADDRESS | routing.DEPRECATED
+_COMPOUND = ("bridge", "bond", "team")
+"""Handed over as a single NIC, in place of their parts."""
 _LOOPBACK = ("127.0.0.1", "::1")
 _DISABLE_IPV6 = 26  # DEVCONF_DISABLE_IPV6
 _MODE_EUI64 = 0  # IN6_ADDR_GEN_MODE_EUI64
@@ -60,7 +62,7 @@ def scan(congestion: str = "cubic") -> Network:
             continue
         reason = _unfit(link, found)
         if reason:
-            if link.up and not is_tap(link):
+            if link.up and not is_tap(link) and not _is_part(link, found):
                 notes.append(f"interface {link.name} is not handed over: {reason}")
             continue
         kept.add(link.name)
@@ -88,7 +90,7 @@ def _unfit(link: Link, found: list[Link]) -> str:
         return "it isn't an Ethernet interface"
     if link.master:
         return "it is part of another interface"
-    if link.kind in ("bridge", "bond", "team", "vrf"):
+    if link.kind == "vrf" or link.kind in _COMPOUND and not link.up:
         return f"it is a {link.kind}"
     if link.parent and not link.parent_elsewhere and link.kind != "veth":
         # its frames pass the interface below, whose NIC in the guest has them already
@@ -96,6 +98,11 @@ def _unfit(link: Link, found: list[Link]) -> str:
     if link.kind in ("gretap", "erspan", "ip6gretap") and not link.up:
         return "it is the kernel's fallback tunnel"
     return ""
+
+
+def _is_part(link: Link, found: list[Link]) -> bool:
+    """Whether its frames reach the guest by the interface that it is a part of."""
+    return any(other.ifindex == link.master and not _unfit(other, found) for other in found)
 
 
 def _interface(link: Link, addresses: tuple[Address, ...], neighbours: tuple[routing.Neighbour, ...]) -> Interface:
@@ -166,18 +173,30 @@ class InterfaceMonitor:
             | netlink.GROUP_IPV6_ROUTE
             | netlink.GROUP_IPV4_RULE
             | netlink.GROUP_IPV6_RULE
+            | netlink.GROUP_NEIGHBOUR
+            | netlink.GROUP_IPV4_SETTINGS
+            | netlink.GROUP_IPV6_SETTINGS
         )
 
     def fileno(self) -> int:
         """Readable when something has happened: then call drain(), and scan() once it has been quiet for a moment."""
         return self._socket.fileno()
 
-    def drain(self) -> None:
-        """Take what has come; messages that the kernel had to drop are no loss, since scan() reads everything."""
+    def drain(self, network: Network) -> bool:
+        """Take what has come; whether that can be a change from *network*. It is where the kernel had to drop messages:
+        scan() reads everything.
+
+        A neighbour that the kernel itself has found, and loses or finds again all the time, is none.
+        """
         try:
-            self._socket.drain()
+            messages = self._socket.drain()
+            neighbours = [routing.changed_neighbour(message) for message in messages]
         except OSError:
-            pass
+            return True
+        if any(neighbour is None for neighbour in neighbours):
+            return True
+        known = {(each.ifindex, entry.address) for each in network.interfaces for entry in each.neighbours}
+        return any(found is not None and (found[2] or found[:2] in known) for found in neighbours)
 
     def close(self) -> None:
         """Close the socket."""

@@ -418,16 +418,16 @@ def test_what_cannot_be_carried_over_is_told(pair: Pair) -> None:
         "addr add 172.17.0.2/16 dev eth0",
         "route add 10.1.0.0/16 via 172.17.0.1 congctl reno",
         "route add 10.2.0.0/16 via 172.17.0.1 realm 3",
-        "link add br0 type bridge",
-        "link set br0 up",
-        "addr add 172.30.0.1/16 dev br0",
+        "link add link eth0 name mv0 type macvlan",
+        "link set mv0 up",
+        "addr add 172.30.0.1/16 dev mv0",
         "route add 10.3.0.0/16 via 172.30.0.2",
         "rule add from 10.0.0.1 realms 3 table 99 priority 9",
     )
     notes = "\n".join(pair.configure({"eth0": CARD}))
     assert "route 10.1.0.0/16 via 172.17.0.1 dev eth0 is not handed over: it has a congestion control" in notes
     assert "route 10.2.0.0/16 via 172.17.0.1 dev eth0 is not handed over: it has realms" in notes
-    assert "route 10.3.0.0/16 via 172.30.0.2 dev br0 is not handed over: its interface br0 isn't" in notes
+    assert "route 10.3.0.0/16 via 172.30.0.2 dev mv0 is not handed over: its interface mv0 isn't" in notes
     assert "routing rule 9 is not handed over" in notes
 
 
@@ -465,3 +465,19 @@ def test_sysctls_of_the_hosts_namespace_are_the_guests(pair: Pair) -> None:
     odd = (*found.settings, ("ipv4/tcp_congestion_control", "nosuch"), ("../kernel/hostname", "x"))
     (note,) = pair.vm.run(lambda: guest.configure("c1", found._replace(settings=odd), deadline=time.monotonic() + 1))
     assert "set ipv4/tcp_congestion_control to nosuch" in note
+
+
+def test_routes_of_rare_kinds_are_set(pair: Pair) -> None:
+    """Multicast, broadcast and anycast ones, and a nexthop object's blackhole."""
+    pair.box.ip(
+        "link set eth0 up",
+        "addr add 172.17.0.2/16 dev eth0",
+        "addr add fd00::2/64 dev eth0 nodad",
+        "route add multicast 239.0.0.0/8 dev eth0",
+        "route add broadcast 10.77.255.255 dev eth0",
+        "-6 route add anycast fd00::77 dev eth0",
+        "nexthop add id 9 blackhole",
+        "route add 10.66.0.0/16 nhid 9",
+    )
+    assert pair.configure({"eth0": CARD}) == []
+    pair.assert_alike()

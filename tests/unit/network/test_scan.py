@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -128,7 +129,7 @@ def test_settings_that_engines_write_are_read(box: Namespace) -> None:
 
 
 def test_what_is_no_card_of_the_containers_is_left_out(box: Namespace) -> None:
-    """Our taps silently; a bridge, what is in it or lies on another interface with a note, if it is up."""
+    """Our taps and what is in a bridge silently; what lies on another interface with a note, if it is up."""
     fd = box.run(lambda: tap.create_tap("rvtap0"))
     try:
         box.ip(
@@ -139,18 +140,21 @@ def test_what_is_no_card_of_the_containers_is_left_out(box: Namespace) -> None:
             "link set a0 up",
             "link add link eth0 name mv0 type macvlan",
             "link set mv0 up",
-            "addr add 10.50.0.1/24 dev br0",
+            "link add br1 type bridge",
+            "link set a1 master br1",
+            "link set a1 up",
+            "addr add 10.50.0.1/24 dev mv0",
             "route add 10.51.0.0/24 via 10.50.0.2",
         )
         network = scanned(box)
     finally:
         os.close(fd)
-    assert {interface.name for interface in network.interfaces} == {"eth0", "a1"}
+    assert {interface.name for interface in network.interfaces} == {"eth0", "br0"}
     notes = "\n".join(network.notes)
-    assert "br0 is not handed over: it is a bridge" in notes
-    assert "a0 is not handed over: it is part of another interface" in notes
+    assert "interface a0" not in notes
+    assert "a1 is not handed over: it is part of another interface" in notes  # of one that is down
     assert "mv0 is not handed over: it lies on eth0" in notes
-    assert not any(route.device == "br0" for route in network.routes)
+    assert not any(route.device == "mv0" for route in network.routes)
 
 
 def test_further_loopback_addresses_are_read(box: Namespace) -> None:
@@ -167,7 +171,7 @@ def test_the_monitor_sees_a_network_being_connected(box: Namespace, outside: Nam
         veth(outside, "out1", box, "veth1234")
         box.ip("link set veth1234 name eth1", "addr add 172.18.0.2/16 dev eth1", "link set eth1 up")
         assert select.select([monitor], [], [], 1)[0]
-        monitor.drain()
+        assert monitor.drain(old)
         new = scanned(box)
         difference = changes(old, new)
         assert [interface.name for interface in difference.added] == ["eth1"]
@@ -198,3 +202,63 @@ def test_wiring_is_no_change(box: Namespace) -> None:
         assert scanned(box) == old
     finally:
         os.close(fd)
+
+
+def test_routes_of_rare_kinds_are_read(box: Namespace) -> None:
+    """Multicast and anycast ones that somebody has set, and a nexthop object's blackhole, which leads nowhere."""
+    box.ip(
+        "addr add fd00::2/64 dev eth0 nodad",
+        "route add multicast 239.0.0.0/8 dev eth0",
+        "route add broadcast 10.77.255.255 dev eth0",
+        "-6 route add anycast fd00::77 dev eth0",
+        "nexthop add id 9 blackhole",
+        "route add 10.66.0.0/16 nhid 9",
+    )
+    found = {route.destination: route for route in scanned(box).routes}
+    assert found["239.0.0.0/8"].kind == 5
+    assert {"10.77.255.255/32", "fd00::77/128"} <= found.keys()
+    assert (found["10.66.0.0/16"].kind, found["10.66.0.0/16"].device) == (6, "")
+    assert "ff00::/8" not in found
+    assert "172.17.255.255/32" not in found
+
+
+@pytest.fixture
+def monitor(box: Namespace) -> Iterator[InterfaceMonitor]:
+    made = box.run(InterfaceMonitor)
+    yield made
+    made.close()
+
+
+def test_the_monitor_sees_neighbours_and_settings(box: Namespace, monitor: InterfaceMonitor) -> None:
+    """Permanent neighbours come, change and go; a forwarding or rp_filter changes."""
+    known = scanned(box)
+    for change in ("add", "change", "del"):
+        mac = "" if change == "del" else f"lladdr ee:ee:ee:ee:ee:0{len(change)} nud permanent"
+        box.ip(f"neigh {change} 172.17.0.7 {mac} dev eth0")
+        assert monitor.drain(known), change
+        known = scanned(box)
+    box.call("sysctl", "-w", "net.ipv4.conf.eth0.rp_filter=2")
+    assert monitor.drain(known)
+    box.call("sysctl", "-w", "net.ipv6.conf.eth0.forwarding=1")
+    assert monitor.drain(known)
+
+
+def test_neighbours_that_the_kernel_finds_are_no_change(box: Namespace, monitor: InterfaceMonitor) -> None:
+    """They come, fail and grow old all the time."""
+    known = scanned(box)
+    monitor.drain(known)
+    box.ip("neigh add 172.17.0.8 lladdr ee:ee:ee:ee:ee:ee nud reachable dev eth0")
+    box.ip("neigh change 172.17.0.8 lladdr ee:ee:ee:ee:ee:ee nud stale dev eth0", "neigh del 172.17.0.8 dev eth0")
+    assert select.select([monitor], [], [], 1)[0]
+    assert not monitor.drain(known)
+
+
+def test_the_monitor_takes_lost_messages_for_a_change(box: Namespace, monitor: InterfaceMonitor) -> None:
+    """A flood of them may hide what counts."""
+    known = scanned(box)
+    monitor.drain(known)
+    lines = "\n".join(
+        f"neigh replace 172.17.0.8 lladdr ee:ee:ee:ee:ee:e{n % 2} nud reachable dev eth0" for n in range(3000)
+    )
+    box.run(lambda: subprocess.run(["ip", "-batch", "-"], input=lines, text=True, check=True))
+    assert monitor.drain(known)

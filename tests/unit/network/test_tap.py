@@ -428,6 +428,28 @@ def test_wiring_what_is_not_there_says_so(wired: Wired) -> None:
         wired.box.run(lambda: tap.wire("eth7", "rv"))
 
 
+@pytest.mark.parametrize("address", ["10.9.0.3", "fd09::3"])
+def test_a_bridge_is_wired_as_a_single_interface(address: str) -> None:
+    """Its parts bring the guest's packets; both ends can begin."""
+    outside, box, guest = Namespace(), Namespace(), Namespace()
+    veth(outside, "out", box, "eth0")
+    veth(box, "rv", guest, "br0")
+    box.ip(
+        "link add br0 type bridge",
+        *("link set eth0 master br0", "link set eth0 up", f"link set br0 address {BOX_MAC}", "link set br0 up"),
+    )
+    box.ip("link set rv addrgenmode none", "link set rv arp off", "link set rv up", "addr add 10.9.0.3/24 dev br0")
+    for namespace, name, last in ((outside, "out", 1), (guest, "br0", 3)):
+        namespace.ip(f"addr add 10.9.0.{last}/24 dev {name}", f"addr add fd09::{last}/64 dev {name} nodad")
+    guest.ip(f"link set br0 address {BOX_MAC}", "link set br0 up")
+    outside.ip("link set out up")
+    box.run(lambda: tap.wire("br0", "rv", resolver=True))
+    outside.call("ping", "-c", "1", "-W", "5", address)
+    guest.call("ping", "-c", "1", "-W", "5", address[:-1] + "1")
+    for namespace in (outside, box, guest):
+        namespace.close()
+
+
 def test_macvlan_passes_the_guests_multicast(wired: Wired) -> None:
     """A macvlan interface delivers only groups that its own stack has joined, unless told otherwise."""
     wired.outside.ip("link add mv link out type macvlan mode bridge")
