@@ -57,3 +57,18 @@ def veth(one: Namespace, name: str, two: Namespace, peer: str) -> None:
     """Connect two namespaces."""
     with one.run(netlink.Socket) as sock:
         links.add_veth(sock, name, peer, namespace=two.fd)
+
+
+def attached(outside: Namespace) -> Namespace:
+    """A container's namespace as Docker leaves it: eth0, whose other end is *outside*, with an address and a default
+    route."""
+    box = Namespace()
+    veth(outside, "out0", box, "eth0")
+    outside.ip("link set out0 up")
+    box.ip(
+        "link set eth0 address 02:42:ac:11:00:02",
+        "addr add 172.17.0.2/16 broadcast 172.17.255.255 dev eth0",
+        "link set eth0 up",
+        "route add default via 172.17.0.1",
+    )
+    return box

@@ -16,7 +16,7 @@ from runvm.linux.loop import Loop
 from runvm.network.networks import HostNetworks
 from runvm.protocol.interfaces import Network, from_json
 from runvm.protocol.messages import Done, Failed, SetNetwork
-from unit.network.namespaces import Namespace, veth
+from unit.network.namespaces import Namespace, attached, veth
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")]
 
@@ -76,10 +76,7 @@ def outside() -> Iterator[Namespace]:
 
 @pytest.fixture
 def box(outside: Namespace) -> Iterator[Namespace]:
-    namespace = Namespace()
-    veth(outside, "out0", namespace, "eth0")
-    outside.ip("link set out0 up")
-    namespace.ip("addr add 172.17.0.2/16 dev eth0", "link set eth0 up", "route add default via 172.17.0.1")
+    namespace = attached(outside)
     yield namespace
     namespace.close()
 

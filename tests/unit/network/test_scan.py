@@ -13,7 +13,7 @@ import pytest
 from runvm.network import scan, tap
 from runvm.network.scan import InterfaceMonitor
 from runvm.protocol.interfaces import Interface, Network, changes, from_json, to_json
-from unit.network.namespaces import Namespace, veth
+from unit.network.namespaces import Namespace, attached, veth
 
 pytestmark = [
     pytest.mark.root,
@@ -30,16 +30,7 @@ def outside() -> Iterator[Namespace]:
 
 @pytest.fixture
 def box(outside: Namespace) -> Iterator[Namespace]:
-    """As Docker leaves it: eth0 with an address and a default route."""
-    namespace = Namespace()
-    veth(outside, "out0", namespace, "eth0")
-    outside.ip("link set out0 up")
-    namespace.ip(
-        "link set eth0 address 02:42:ac:11:00:02",
-        "addr add 172.17.0.2/16 broadcast 172.17.255.255 dev eth0",
-        "link set eth0 up",
-        "route add default via 172.17.0.1",
-    )
+    namespace = attached(outside)
     yield namespace
     namespace.close()
 

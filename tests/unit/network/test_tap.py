@@ -17,6 +17,7 @@ import pytest
 
 from runvm.linux import links, netlink, steer, syscalls
 from runvm.network import tap
+from runvm.network.scan import InterfaceMonitor
 from unit.network.namespaces import Namespace, veth
 
 pytestmark = [
@@ -457,5 +458,10 @@ def test_macvlan_passes_the_guests_multicast(wired: Wired) -> None:
     wired.box.ip("link set mv name eth3", "link set eth3 up")
     wired.box.run(lambda: tap.wire("eth3", "rv"))
     assert "ALLMULTI" in wired.box.ip("link show eth3")
+    monitor = wired.box.run(InterfaceMonitor)
+    wired.box.run(lambda: tap.wire("eth3", "rv"))
+    # or each look at the namespace would be the reason for the next one
+    assert not select.select([monitor], [], [], 0.2)[0]
+    monitor.close()
     with wired.box.run(netlink.Socket) as sock:
         assert links.link(sock, "eth3").kind == "macvlan"
