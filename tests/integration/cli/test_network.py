@@ -193,6 +193,47 @@ def test_the_pid_is_in_the_namespace_that_was_handed_over(net: Net) -> None:
     assert books.namespace(net.container.init_pid, "net") == f"net:[{info.st_ino}]"
 
 
+def test_settings_a_small_mtu_a_bridge_and_swapped_names(box: Box) -> None:
+    """What plugins set in a namespace holds, an interface may be too small for IPv6 or a bridge, and two that swap
+    their names while the container runs do so there, and go on."""
+    near, far = NetNamespace(f"rvt{os.getpid()}-n3"), NetNamespace(f"rvt{os.getpid()}-f3")
+    settings = {"core/somaxconn": "777", "ipv4/tcp_keepalive_time": "120", "ipv4/ip_unprivileged_port_start": "80"}
+    read = f"cd /proc/sys/net; cat {' '.join(settings)} ipv4/ip_local_port_range"
+    try:
+        veth(near, far, name="eth0", far_name="far0", mtu=1200)
+        veth(near, far, name="part", far_name="far1")
+        near.ip("link", "add", "br0", "type", "bridge")
+        near.ip("link", "set", "part", "master", "br0")
+        near.ip("link", "set", "br0", "up")
+        address(near, "eth0", "10.81.0.2/24")
+        address(near, "br0", "10.82.0.2/24", "fd82::2/64", "fd82::3/64")
+        near.ip("address", "add", "fd82::4/64", "dev", "br0", "nodad", "preferred_lft", "0")
+        address(far, "far0", "10.81.0.1/24")
+        address(far, "far1", "10.82.0.1/24", "fd82::1/64")
+        ranges = {"ipv4/ip_local_port_range": "20000 29999"}
+        for name, value in (settings | ranges).items():
+            near.call("sh", "-c", f"echo {value} >/proc/sys/net/{name}").expect(0)
+        container = box.idle()
+        container.bundle.namespace("network", near.path)
+        container.launch()
+        assert container.sh(read).split() == [*settings.values(), "20000", "29999"]
+        assert "mtu 1200" in container.sh("ip link show eth0")
+        shown = re.findall(r"inet6 (fd82::\S+)", container.sh("ip -6 addr show dev br0"))
+        assert shown == re.findall(r"inet6 (fd82::\S+)", near.ip("-6", "addr", "show", "dev", "br0"))
+        for target in ("10.81.0.1", "10.82.0.1", "fd82::1"):
+            container.exec("ping6" if ":" in target else "ping", "-c", "1", "-W", "5", target).expect(0)
+        for before, after in (("eth0", "x"), ("br0", "eth0"), ("x", "br0")):
+            near.ip("link", "set", before, "down")
+            near.ip("link", "set", before, "name", after)
+            near.ip("link", "set", after, "up")
+        wait_until(lambda: "mtu 1200" in container.sh("ip link show br0"), timeout=20, what="the swapped names")
+        for target in ("10.81.0.1", "10.82.0.1"):
+            container.exec("ping", "-c", "2", "-W", "5", target).expect(0)
+    finally:
+        near.close()
+        far.close()
+
+
 def test_the_namespace_is_as_before_when_the_container_is_gone(box: Box) -> None:
     """After delete the interface has its addresses, routes and MAC again and nothing more (no tap, no qdisc)."""
     near, far = NetNamespace(f"rvt{os.getpid()}-n2"), NetNamespace(f"rvt{os.getpid()}-f2")
