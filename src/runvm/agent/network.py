@@ -30,6 +30,7 @@ from runvm.protocol.net_settings import NAMESPACE_SETTINGS, USUAL
 
 _LIKELY = Network(settings=(("ipv4/ip_forward", "1"),))
 """What a container's namespace has on a host whose engine forwards for its networks."""
+_NO_IPV6 = "ipv6/conf/all/disable_ipv6"
 
 
 class _Namespace:
@@ -242,13 +243,14 @@ def _empty(namespace: _Namespace, wanted: set[str], notes: list[str]) -> None:
 
 
 def _set_namespace_settings(namespace: _Namespace, network: Network, notes: list[str]) -> None:
-    """Write what the host has changed, but for this: one of the NAMESPACE_SETTINGS may change those after it
-    (conf/all/disable_ipv6 goes for the default and for lo as well), which are then written, too."""
+    """Write what the host has changed; the container's own changes of other settings stay."""
     wanted = dict(network.settings)
     before = dict(namespace.network.settings)
     names = [name for name in NAMESPACE_SETTINGS if name in wanted and namespace.settings.get(name)]
-    changed = [index for index, name in enumerate(names) if namespace.settings[name] != wanted[name]]
-    values = {name: wanted[name] for name in (names[changed[0] :] if changed else ())}
+    changed = {name for name in names if namespace.settings[name] != wanted[name]}
+    if _NO_IPV6 in changed:  # it goes for the default and for lo as well
+        changed |= {name for name in names if name.endswith("/disable_ipv6")}
+    values = {name: wanted[name] for name in names if name in changed}
     namespace.settings.update(values)
     values |= {name: value for name, value in network.settings if name in USUAL and before.get(name) != value}
     # no longer told: as in a new namespace

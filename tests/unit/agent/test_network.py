@@ -457,6 +457,8 @@ def test_sysctls_of_the_hosts_namespace_are_the_guests(pair: Pair) -> None:
     pair.box.call("sysctl", "-w", "net.core.somaxconn=778", "net.ipv4.ip_forward=1")
     assert pair.configure({"eth0": CARD}) == []
     assert read(pair.inner)[:3] == ["778", "120", "2"]
+    assert pair.inner.call("sysctl", "-n", "net.ipv4.conf.all.rp_filter").stdout == "2\n"
+    assert pair.inner.call("sysctl", "-n", "net.ipv4.ip_forward").stdout == "1\n"
     pair.box.call("sysctl", "-w", f"net.core.somaxconn={usual[0]}", f"net.ipv4.tcp_keepalive_time={usual[1]}",
                   "net.ipv4.conf.all.arp_ignore=0", f"net.ipv4.tcp_wmem={usual[3]}")  # fmt: skip
     assert pair.configure({"eth0": CARD}) == []
