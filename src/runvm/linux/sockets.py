@@ -65,22 +65,20 @@ def server(file: int) -> int:
     """The type of socket (SOCK_STREAM, SOCK_SEQPACKET) of the server at the socket file with the descriptor *file*; 0
     where there is none, or it takes no connections. Raises OSError.
 
-    To connect by another type fails without the server's notice: by that it is told from a file that is left over.
+    To connect by another type fails without the server's notice: by that it is told from a file that is left over. So
+    does to connect a socket that is connected already (EISCONN), which finds the type.
     """
     import socket
 
     if not stat.S_ISSOCK(os.fstat(file).st_mode):
         return 0
-    if _connects(file, socket.SOCK_DGRAM) != errno.EPROTOTYPE:
-        return 0
-    return socket.SOCK_STREAM if _connects(file, socket.SOCK_SEQPACKET) == errno.EPROTOTYPE else socket.SOCK_SEQPACKET
-
-
-def _connects(file: int, kind: int) -> int:
-    import socket
-
-    with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
-        return probe.connect_ex(f"/proc/self/fd/{file}")
+    path = f"/proc/self/fd/{file}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
+        if probe.connect_ex(path) != errno.EPROTOTYPE:
+            return 0
+    connected, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    with connected, other:
+        return socket.SOCK_SEQPACKET if connected.connect_ex(path) == errno.EPROTOTYPE else socket.SOCK_STREAM
 
 
 def take_ids(uid: int, gid: int, groups: list[int]) -> None:

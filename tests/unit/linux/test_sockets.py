@@ -60,9 +60,10 @@ def test_a_server_is_told_from_a_file_that_is_left(tmp_path: Path) -> None:
         fd = os.open(tmp_path / name, os.O_PATH)
         assert sockets.server(fd) == (kinds.get(name, 0) if name != "datagram" else 0)
         os.close(fd)
-    made["stream"].setblocking(False)
-    with pytest.raises(BlockingIOError):
-        made["stream"].accept()
+    for name in ("stream", "records"):
+        made[name].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            made[name].accept()
     for each in made.values():
         each.close()
 
