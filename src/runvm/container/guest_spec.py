@@ -15,7 +15,7 @@ from runvm.cgroup.limits import weight_of
 from runvm.container import environment, mount_options
 from runvm.container.host_view import Made, View, ViewEntry
 from runvm.errors import UnsupportedError
-from runvm.linux import limits, process
+from runvm.linux import limits, process, syscalls
 from runvm.log import log
 from runvm.protocol import names
 from runvm.records import NamedTuple
@@ -290,7 +290,7 @@ def _mounts(root: _Root, place: str, shares: dict[str, Share]) -> tuple[list[dic
                 )
                 entry["source"] = f"{_SHARE}/{place}/{name}"
         elif mount.is_bind:
-            shown = shown._replace(directory=os.path.isdir(mount.source))
+            shown = shown._replace(directory=os.path.isdir(mount.source), of_proc=_is_procfs(mount.source))
         elif mount.type == "overlay":
             # its layers are directories of the host: Podman's volumes with :O, its mounts of images
             name = f"m{number}"
@@ -320,6 +320,7 @@ def _bind(root: _Root, mount: Mount) -> ViewEntry:
         mount_options.read_only(mount.options),
         mount_options.recursively_read_only(mount.options),
         inside,
+        of_proc=_is_procfs(mount.source),
     )
 
 
@@ -377,6 +378,13 @@ def _is_hosts(spec: Spec, kind: str) -> bool:
     it."""
     path = spec.namespaces.get(kind, "")
     return bool(path) and process.same_namespace(path, f"/proc/self/ns/{process.namespace_name(kind)}")
+
+
+def _is_procfs(path: str) -> bool:
+    try:
+        return syscalls.is_procfs(path)
+    except OSError:  # whoever needs it says so
+        return False
 
 
 def _devices(spec: Spec, notes: list[str]) -> list[dict[str, Any]]:

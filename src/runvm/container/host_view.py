@@ -21,16 +21,22 @@ from runvm.linux import syscalls
 from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _LINKS = 255
 """How many symlinks one path may have."""
 _KERNELS = ("proc", "sysfs", "cgroup", "cgroup2")
+_SPECIAL = ("proc", "sysfs")
+_PROC_FILES = {
+    "cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "sys/kernel/ns_last_pid", "sys/crypto/fips_enabled",  # noqa: E501
+}  # fmt: skip
+"""What may be covered below /proc: files that LXCFS and some engines have their own of."""
 
 
 class ViewEntry(NamedTuple):
     """A mount of the config. A *source* that is '' is not shown: a tmpfs, or what only the guest has (*directory* or
-    file). One that is *inside* is a path in the container's root, with what has been mounted there before it."""
+    file). One that is *inside* is a path in the container's root, with what has been mounted there before it.
+    *of_proc*: a bind of something on a proc file system."""
 
     destination: str
     type: str
@@ -40,6 +46,7 @@ class ViewEntry(NamedTuple):
     submounts_too: bool = False
     inside: bool = False
     directory: bool = True
+    of_proc: bool = False
 
 
 class View(NamedTuple):
@@ -86,9 +93,10 @@ def make(view: View) -> Made:
     kernels = tuple(f"{entry.destination}/" for entry in view.entries if entry.type in _KERNELS)
     try:
         for number, entry in enumerate(view.entries):
-            if entry.destination.startswith(kernels) and not entry.type.startswith("cgroup"):
-                continue
             try:
+                if entry.destination.startswith(kernels) and not entry.type.startswith("cgroup"):
+                    _check_proc(view, entry, "/".join(_resolve(root, view, entry.destination)))
+                    continue
                 place = _show(view, root, entry, stand_ins)
             except OSError as error:
                 shown = entry.source or entry.type
@@ -115,9 +123,17 @@ def _show(view: View, root: int, entry: ViewEntry, stand_ins: list[int]) -> View
         tree = _source(view, root, entry)
     try:
         directory = entry.directory if tree < 0 else stat.S_ISDIR(os.fstat(tree).st_mode)
-        target, mode = _mount_point(root, view, entry.destination, directory=directory)
+        if entry.type in _SPECIAL:
+            _check_ordinary(root, entry)
+        target, mode = _mount_point(
+            root,
+            view,
+            entry.destination,
+            directory=directory,
+            allowed=lambda path: _check_proc(view, entry, path),
+        )
         try:
-            path = os.readlink(f"/proc/self/fd/{target}").removeprefix(view.at) or "/"
+            path = _path(view, target)
             if tree >= 0:
                 _attach(tree, target, entry)
             elif directory:
@@ -131,6 +147,34 @@ def _show(view: View, root: int, entry: ViewEntry, stand_ins: list[int]) -> View
         if tree >= 0:
             os.close(tree)
     return ViewPlace(path, mode if entry.type == "tmpfs" else -1)
+
+
+def _check_ordinary(root: int, entry: ViewEntry) -> None:
+    """Raise OSError for a mount point of a proc or sysfs that the image has made a link to somewhere else."""
+    try:
+        fd = syscalls.open_in_root(root, entry.destination, os.O_PATH | os.O_NOFOLLOW)
+    except OSError:  # it isn't there yet, or whoever goes there says so
+        return
+    try:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.ENOTDIR, f'filesystem "{entry.type}" must be mounted on ordinary directory')
+    finally:
+        os.close(fd)
+
+
+def _check_proc(view: View, entry: ViewEntry, path: str) -> None:
+    """Raise OSError for a mount that would cover what the kernel says and takes in /proc: programs believe it, and
+    protect themselves by what they write there. *path* is where the destination leads to."""
+    top, _, inner = path.strip("/").partition("/")
+    if top != "proc" or entry.type in _SPECIAL or inner in _PROC_FILES:
+        return
+    if inner:
+        why = "it is inside /proc"
+    elif entry.of_proc:
+        return
+    else:
+        why = "it is not of type proc"
+    raise OSError(errno.EPERM, f'"{view.rootfs}/{path.strip("/")}" cannot be mounted because {why}')
 
 
 def _source(view: View, root: int, entry: ViewEntry) -> int:
@@ -160,17 +204,31 @@ def _attach(tree: int, target: int, entry: ViewEntry) -> None:
     syscalls.attach_tree(tree, target)
 
 
-def _mount_point(root: int, view: View, path: str, *, directory: bool) -> tuple[int, int]:
-    """An O_PATH descriptor of *path*, made if it isn't there, and its mode if it was, or -1."""
+def _mount_point(
+    root: int, view: View, path: str, *, directory: bool, allowed: Callable[[str], None]
+) -> tuple[int, int]:
+    """An O_PATH descriptor of *path*, made if it isn't there, and its mode if it was, or -1. *allowed* is called with
+    where it leads to, before it is made."""
     try:
         fd = syscalls.open_in_root(root, path, os.O_PATH)
     except FileNotFoundError:
         parts = _resolve(root, view, path)
+        allowed("/".join(parts))
         return _make(root, view, parts, directory=directory), -1
     except OSError as error:
         said = "SecureJoin" if error.errno == errno.ELOOP else "open o_path procfd: open"
         raise _because(error, f"{said} {view.rootfs}/{path.lstrip('/')}") from error
+    try:
+        allowed(_path(view, fd))
+    except OSError:
+        os.close(fd)
+        raise
     return fd, stat.S_IMODE(os.fstat(fd).st_mode)
+
+
+def _path(view: View, fd: int) -> str:
+    """Where in the root the file of a descriptor is."""
+    return os.readlink(f"/proc/self/fd/{fd}").removeprefix(view.at) or "/"
 
 
 def _resolve(root: int, view: View, path: str) -> list[str]:
@@ -261,7 +319,7 @@ def _protect(mounted: Sequence[int]) -> None:
 def _make_working_directory(root: int, view: View) -> None:
     """As runc, which leaves an error to the chdir(2) that follows."""
     try:
-        os.close(_mount_point(root, view, view.working_directory, directory=True)[0])
+        os.close(_mount_point(root, view, view.working_directory, directory=True, allowed=lambda path: None)[0])
     except OSError:
         pass
 

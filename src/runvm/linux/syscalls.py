@@ -64,6 +64,8 @@ _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 ATTR_RDONLY = 1
 ATTR_NODEV = 4
 
+_PROC_SUPER_MAGIC = 0x9FA0  # linux/magic.h
+
 # linux/reboot.h, reboot(2)
 RB_POWER_OFF = 0x4321FEDC
 
@@ -126,6 +128,13 @@ def clone_tree(path: str, *, recursive: bool) -> int:
     """A descriptor of a mount that is nowhere yet, a bind of *path*: open_tree(2) with OPEN_TREE_CLONE. Linux 5.2."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
     return _check(int(_libc.syscall(_SYS_OPEN_TREE, -100, os.fsencode(path), ctypes.c_uint(flags))), f"bind {path}")
+
+
+def is_procfs(path: str) -> bool:
+    """Whether *path* lies on a proc file system: statfs(2), whose first field says so. Raises OSError."""
+    found = (ctypes.c_long * 32)()
+    _check(_libc.statfs(os.fsencode(path), found), f"stat {path}")
+    return found[0] == _PROC_SUPER_MAGIC
 
 
 def set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: int = 0) -> None:

@@ -394,7 +394,8 @@ def _mounts(raw: list[JsonObject], bundle: str, warnings: list[str]) -> tuple[Mo
         kind, source = entry.get("type", ""), entry.get("source", "")
         if not entry["destination"].startswith("/"):
             warnings.append(f"{at[1:]}: mount destination {shown(entry['destination'])} is not absolute")
-            entry["destination"] = "/" + entry["destination"]
+        # as runc, which cleans it: a file's with a slash at its end would be a directory's
+        entry["destination"] = os.path.normpath("/" + entry["destination"].lstrip("/"))
         if is_bind(options):
             if not source and "remount" not in options:
                 raise Invalid("must be set for a bind mount", f"{at}.source")

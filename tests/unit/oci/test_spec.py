@@ -174,6 +174,24 @@ def test_relative_bind_sources_start_at_the_bundle(config: Config, load: Load, b
     assert (a.is_bind, b.is_bind, c.is_bind) == (True, True, False)
 
 
+@pytest.mark.parametrize(
+    ("given", "cleaned"),
+    [
+        ("/file/", "/file"),
+        ("//a//b/", "/a/b"),
+        ("/proc/../data", "/data"),
+        ("/../x/./y", "/x/y"),
+        ("/", "/"),
+        ("//", "/"),
+    ],
+)
+def test_a_mount_destination_is_cleaned(config: Config, load: Load, given: str, cleaned: str) -> None:
+    """As by runc; the guest's runtime gets it so, too."""
+    config["mounts"] = [{"destination": given, "type": "tmpfs"}]
+    loaded = load(config)
+    assert loaded.mounts[0].destination == loaded.raw["mounts"][0]["destination"] == cleaned
+
+
 def test_a_relative_mount_destination_is_taken_from_the_root_with_a_warning(config: Config, load: Load) -> None:
     config["mounts"] = [{"destination": "run/x", "type": "tmpfs"}]
     loaded = load(config)

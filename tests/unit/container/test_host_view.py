@@ -1,0 +1,156 @@
+"""What may be mounted where, as the host's side of a container's root is made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runvm.container import host_view
+from runvm.container.host_view import Made, View, ViewEntry
+from runvm.errors import HostError
+from runvm.linux import process, syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PROC = ViewEntry("/proc", "proc", "")
+SYS = ViewEntry("/sys", "sysfs", "")
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+
+
+def apart(action: Callable[[], object]) -> str:
+    """What *action* says in a mount namespace of its own: '' or the error."""
+    reader, writer = os.pipe()
+
+    def run() -> None:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
+        try:
+            action()
+        except (HostError, AssertionError) as error:
+            os.write(writer, str(error).encode())
+
+    pid = process.fork(run)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        said = file.read().decode()
+    assert os.waitpid(pid, 0)[1] == 0
+    return said
+
+
+class Root:
+    """An image's root, with a file and a directory of the host beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path / "rootfs"
+        self.at = path / "at"
+        self.file = path / "file"
+        self.directory = path / "directory"
+        for each in (self.path, self.at, self.directory, *(self.path / name for name in ("proc", "sys", "etc"))):
+            each.mkdir()
+        self.file.write_text("file\n")
+
+    def make(self, *entries: ViewEntry) -> Made:
+        """The view, in this mount namespace."""
+        return host_view.make(View(str(self.path), str(self.at), entries, False, "/", (0, 0), 0))
+
+    def bind(self, destination: str) -> ViewEntry:
+        """A bind of the file."""
+        return ViewEntry(destination, "bind", str(self.file))
+
+    def error(self, *entries: ViewEntry) -> str:
+        """What making the view says, without what stands before each error."""
+        return apart(lambda: self.make(*entries)).partition(": error mounting ")[2]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    """A fresh one."""
+    return Root(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "destination", "leads"),
+    [
+        ("", "", "/proc/version", "/proc/version"),
+        ("", "", "/proc/sys/kernel/hostname", "/proc/sys/kernel/hostname"),
+        ("", "", "/proc/self/attr/current", "/proc/self/attr/current"),
+        ("", "", "/proc/nothing/there", "/proc/nothing/there"),
+        ("", "", "/proc/sys", "/proc/sys"),
+        ("evil", "/proc/sys/kernel", "/evil/hostname", "/proc/sys/kernel/hostname"),
+        ("evil", "proc", "/evil/version", "/proc/version"),
+        ("evil", "etc/../../proc/../proc", "/evil/version", "/proc/version"),
+        ("etc/mtab", "/proc/mounts", "/etc/mtab", "/proc/mounts"),
+        ("etc/mtab", "../proc/self/mounts", "/etc/mtab", "/proc/self/mounts"),
+        ("etc/twice", "/second", "/etc/twice/x", ""),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False], ids=["proc-first", "proc-last"])
+def test_nothing_is_mounted_inside_proc(
+    root: Root, link: str, target: str, destination: str, leads: str, first: bool
+) -> None:
+    """Whether by its name or by the image's links, and whether proc is mounted before it or not."""
+    if link:
+        (root.path / link).symlink_to(target)
+    (root.path / "second").symlink_to("/proc/sys")
+    leads = leads or "/proc/sys/x"
+    bind = root.bind(destination)
+    entries = (PROC, bind) if first else (bind, PROC)
+    assert root.error(*entries) == (
+        f'"{root.file}" to rootfs at "{destination}": "{root.path}{leads}" cannot be mounted because it is inside /proc'
+    )
+    assert os.listdir(root.path / "proc") == []
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "mqueue", "cgroup"])
+def test_nor_is_another_file_system(root: Root, kind: str) -> None:
+    """Later versions of runc refuse these as well."""
+    assert "cannot be mounted because it is inside /proc" in root.error(PROC, ViewEntry("/proc/scsi", kind, ""))
+
+
+@pytest.mark.parametrize("link", ["", "evil"])
+def test_nothing_but_a_proc_is_mounted_at_proc(root: Root, link: str) -> None:
+    """By its name or by a link."""
+    if link:
+        (root.path / link).symlink_to("proc")
+    at = f"/{link or 'proc'}"
+    entry = ViewEntry(at, "bind", str(root.directory))
+    assert root.error(entry) == (
+        f'"{root.directory}" to rootfs at "{at}": "{root.path}/proc" cannot be mounted because it is not of type proc'
+    )
+    assert "not of type proc" in root.error(ViewEntry(at, "tmpfs", ""))
+    assert root.error(ViewEntry(at, "bind", "", of_proc=True)) == ""
+
+
+@pytest.mark.parametrize("name", ["cpuinfo", "meminfo", "uptime", "sys/kernel/ns_last_pid", "sys/crypto/fips_enabled"])
+def test_what_lxcfs_has_its_own_of_may_be_covered(root: Root, name: str) -> None:
+    """By its name, or by the image's link."""
+    (root.path / "link").symlink_to(f"proc/{name}")
+    assert root.error(PROC, root.bind(f"/proc/{name}")) == ""
+    assert root.error(PROC, root.bind("/link")) == ""
+
+
+@pytest.mark.parametrize("kind", ["proc", "sysfs"])
+@pytest.mark.parametrize("made", ["link", "relative", "dangling", "file"])
+def test_proc_and_sysfs_are_mounted_on_directories(root: Root, kind: str, made: str) -> None:
+    """An image's link would have them somewhere else, and leave the real place to the image."""
+    place = root.path / kind.removesuffix("fs")
+    place.rmdir()
+    if made == "file":
+        place.touch()
+    else:
+        place.symlink_to({"link": "/etc", "relative": "etc", "dangling": "/gone"}[made])
+    assert root.error(ViewEntry(f"/{place.name}", kind, "")) == (
+        f'"{kind}" to rootfs at "/{place.name}": filesystem "{kind}" must be mounted on ordinary directory'
+    )
+
+
+def test_proc_and_sysfs_need_no_directory_and_other_places_are_free(root: Root) -> None:
+    """One that isn't there is made; /sys may be covered, and what is only called alike."""
+    (root.path / "proc").rmdir()
+    entries = (PROC, SYS, ViewEntry("/sys/firmware", "tmpfs", ""), root.bind("/process"), root.bind("/etc/proc/x"))
+    assert root.error(*entries, ViewEntry("/sys", "bind", str(root.directory))) == ""
