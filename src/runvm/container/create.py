@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _NEW = {"network": syscalls.CLONE_NEWNET, "ipc": syscalls.CLONE_NEWIPC, "uts": syscalls.CLONE_NEWUTS}
 
+_HOOKS = ("prestart", "createRuntime", "createContainer")
+
 
 def create(
     ctx: Context,
@@ -62,7 +64,6 @@ def create(
             creation.start_shim(place)
             creation.start_vm()
             creation.enlist(place)
-        creation.run_hooks()
         creation.make_view()
         creation.make_filter()
         with explaining(place.sandbox):
@@ -214,19 +215,20 @@ class Creation:
 
             accounting.settle(self._plan.config, place.sandbox)
 
-    def run_hooks(self) -> None:
-        """Those of config.json that `create` runs."""
-        _run_hooks(self._plan.spec, self._cid, self._record.shim)
-
     def make_view(self) -> None:
-        """The container's mounts as the host sees them, and the mount points that the guest is to find. Raises
-        HostError."""
+        """The container's mounts as the host sees them, and the mount points that the guest is to find; then the hooks
+        that `create` runs, which find them. Raises HostError, HookError."""
+        spec, guest = self._plan.spec, self._plan.guest
+        hooks = any(spec.hooks.get(kind) for kind in _HOOKS)
         if self._view is not None:
-            self._plan.guest.settle(shim.show(self.started))
+            guest.settle(shim.show(self.started, for_hooks=hooks))
             log.debug("create: mounts made on the host")
         else:
-            uid = self._plan.spec.process.uid
-            self._plan.guest.settle(Made({}, environment.home_of(self.started.pid, uid)))
+            guest.settle(Made({}, environment.home_of(self.started.pid, spec.process.uid)))
+        if hooks:
+            _run_hooks(spec, self._cid, self._record.shim)
+            if self._view is not None:
+                guest.add(shim.end_hooks(self.started), self._view.at, len(spec.mounts))
 
     def make_filter(self) -> None:
         """The seccomp filter, while the virtual machine starts."""
@@ -338,8 +340,6 @@ def _namespaces(spec: Spec, held: ExitStack) -> shim.Namespaces:
 def _run_hooks(spec: Spec, cid: str, shim: Identity) -> None:
     """prestart and createRuntime on the host, createContainer in the container's host namespaces (runtime.md,
     Lifecycle)."""
-    if not any(spec.hooks.get(kind) for kind in ("prestart", "createRuntime", "createContainer")):
-        return
     from runvm.oci import hooks
 
     found = hooks.state_json(

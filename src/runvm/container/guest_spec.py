@@ -24,6 +24,7 @@ from runvm.shares.tree import ROOT, Share
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from runvm.container.hook_view import HookMount
     from runvm.oci.spec import IdMapping, Mount, Spec
 
 _SHARE = f"{names.SHARE}/{names.CONTAINERS}"
@@ -80,6 +81,23 @@ class GuestPlan(NamedTuple):
                 mount["destination"] = place.path
             if mount["type"] == "tmpfs":
                 mount["options"] = _with_mode(mount["options"], place.mode if place is not None else -1)
+
+    def add(self, found: Sequence[HookMount], at: str, number: int) -> None:
+        """Have the guest mount what hooks have mounted in the root that the shim has at *at*, numbered from *number*
+        on. What they mounted in its own proc and sysfs is left out."""
+        own = tuple(f"{mount['destination']}/" for mount in self.spec["mounts"] if mount["type"] in ("proc", "sysfs"))
+        for mount in found:
+            if mount.path.startswith(own):
+                log.info(f"a hook's mount at {mount.path} is left out: the virtual machine's own kernel has that place")
+                continue
+            name = f"m{number}"
+            self.shares[name] = Share(at + mount.path, True, "ro" in mount.options)
+            source = f"{_SHARE}/{self.place}/{name}"
+            options = ["rbind", *mount.options]
+            self.spec["mounts"].append(
+                {"destination": mount.path, "type": "bind", "source": source, "options": options}
+            )
+            number += 1
 
 
 def _with_mode(options: list[str], covered: int) -> list[str]:
@@ -273,7 +291,7 @@ def _mounts(root: _Root, place: str, shares: dict[str, Share]) -> tuple[list[dic
         }
         if mount.is_bind:
             mount_options.check_bind(mount.options, f"mounts[{number}].options")
-        shown = ViewEntry(mount.destination, mount.type, "")
+        shown = ViewEntry(mount.destination, mount.type, "", copied="tmpcopyup" in mount.options)
         if mount.is_bind and not _kernels_own(mount.source):
             entry["options"] += mount_options.of_source(mount.source, mount.options)
             shown = _bind(root, mount)

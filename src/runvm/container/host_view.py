@@ -36,7 +36,7 @@ _PROC_FILES = {
 class ViewEntry(NamedTuple):
     """A mount of the config. A *source* that is '' is not shown: a tmpfs, or what only the guest has (*directory* or
     file). One that is *inside* is a path in the container's root, with what has been mounted there before it.
-    *of_proc*: a bind of something on a proc file system."""
+    *of_proc*: a bind of something on a proc file system. *copied*: a tmpfs that gets what it covers."""
 
     destination: str
     type: str
@@ -47,6 +47,7 @@ class ViewEntry(NamedTuple):
     inside: bool = False
     directory: bool = True
     of_proc: bool = False
+    copied: bool = False
 
 
 class View(NamedTuple):
@@ -77,8 +78,8 @@ class Made(NamedTuple):
     home: str
 
 
-def make(view: View) -> Made:
-    """Mount all of it. Raises HostError, with the mount that failed."""
+def make(view: View) -> tuple[Made, list[int]]:
+    """Mount all of it; with it come the descriptors for protect(). Raises HostError, with the mount that failed."""
     umask = os.umask(0o022)
     try:
         tree = syscalls.clone_tree(view.rootfs, recursive=True)
@@ -86,38 +87,44 @@ def make(view: View) -> Made:
         os.close(tree)
         root = os.open(view.at, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise HostError(f"mount the container's root {view.rootfs}: {_reason(error)}") from error
+        raise HostError(f"mount the container's root {view.rootfs}: {reason(error)}") from error
     places: dict[int, ViewPlace] = {}
     stand_ins: list[int] = []
+    covered: dict[str, int] = {}
     # what is mounted in those only the guest can see
     kernels = tuple(f"{entry.destination}/" for entry in view.entries if entry.type in _KERNELS)
     try:
+        # else a bind of the host's / had all of this once more
+        syscalls.set_attributes(root, 0, recursive=False, propagation=syscalls.MS_UNBINDABLE)
         for number, entry in enumerate(view.entries):
             try:
                 if entry.destination.startswith(kernels) and not entry.type.startswith("cgroup"):
                     _check_proc(view, entry, "/".join(_resolve(root, view, entry.destination)))
                     continue
-                place = _show(view, root, entry, stand_ins)
+                place = _show(view, root, entry, stand_ins, covered)
             except OSError as error:
                 shown = entry.source or entry.type
                 raise HostError(
                     "unable to start container process: error during container init: error mounting"
-                    f' "{shown}" to rootfs at "{entry.destination}": {_reason(error)}'
+                    f' "{shown}" to rootfs at "{entry.destination}": {reason(error)}'
                 ) from error
             if place != (entry.destination, -1):
                 places[number] = place
         _make_working_directory(root, view)
-        home = environment.home_in(root, view.uid)
-        _protect((*stand_ins, root) if view.read_only else stand_ins)
-    finally:
-        for fd in (*stand_ins, root):
+        return Made(places, environment.home_in(root, view.uid)), [root, *stand_ins]
+    except BaseException:
+        for fd in (root, *stand_ins):
             os.close(fd)
+        raise
+    finally:
+        for fd in covered.values():
+            if fd >= 0:
+                os.close(fd)
         os.umask(umask)
-    return Made(places, home)
 
 
-def _show(view: View, root: int, entry: ViewEntry, stand_ins: list[int]) -> ViewPlace:
-    """Mount one. Raises OSError."""
+def _show(view: View, root: int, entry: ViewEntry, stand_ins: list[int], covered: dict[str, int]) -> ViewPlace:
+    """Mount one. *covered* has by their paths what mounts have covered and copy, or -1. Raises OSError."""
     tree = -1
     if entry.source:
         tree = _source(view, root, entry)
@@ -134,6 +141,10 @@ def _show(view: View, root: int, entry: ViewEntry, stand_ins: list[int]) -> View
         )
         try:
             path = _path(view, target)
+            if entry.type == "tmpfs":
+                mode = _cover(covered, path, target, mode, entry)
+            else:
+                covered[path] = -1
             if tree >= 0:
                 _attach(tree, target, entry)
             elif directory:
@@ -147,6 +158,27 @@ def _show(view: View, root: int, entry: ViewEntry, stand_ins: list[int]) -> View
         if tree >= 0:
             os.close(tree)
     return ViewPlace(path, mode if entry.type == "tmpfs" else -1)
+
+
+def _cover(covered: dict[str, int], path: str, target: int, mode: int, entry: ViewEntry) -> int:
+    """Note that a tmpfs covers *path*, which is *target* here with the *mode*: the mode of it that the guest has, where
+    a tmpfs above gets a copy of the image's."""
+    top = max((each for each in covered if path.startswith(f"{each}/")), key=len, default="")
+    image = -1
+    if covered.get(top, -1) >= 0:
+        try:
+            image = syscalls.open_beneath(covered[top], path[len(top) + 1 :], os.O_PATH | os.O_DIRECTORY)
+            mode = stat.S_IMODE(os.fstat(image).st_mode)
+        except OSError:  # the image hasn't got it
+            pass
+    if image < 0:
+        image = os.dup(target)
+    if covered.get(path, -1) >= 0:
+        os.close(covered[path])
+    covered[path] = image if entry.copied else -1
+    if not entry.copied:
+        os.close(image)
+    return mode
 
 
 def _check_ordinary(root: int, entry: ViewEntry) -> None:
@@ -190,8 +222,10 @@ def _source(view: View, root: int, entry: ViewEntry) -> int:
     except OSError as error:
         raise _because(error, f"stat {entry.source}") from error
     try:
+        syscalls.set_attributes(root, 0, recursive=False, propagation=syscalls.MS_PRIVATE)
         return syscalls.clone_tree(f"/proc/self/fd/{fd}", recursive=entry.recursive)
     finally:
+        syscalls.set_attributes(root, 0, recursive=False, propagation=syscalls.MS_UNBINDABLE)
         os.close(fd)
 
 
@@ -307,13 +341,17 @@ def _give(current: int, name: str, owner: tuple[int, int]) -> None:
         os.chown(name, *owner, dir_fd=current, follow_symlinks=False)
 
 
-def _protect(mounted: Sequence[int]) -> None:
-    """Make mounts read-only, now that all mount points are made."""
+def protect(view: View, made: Sequence[int]) -> None:
+    """Make what is to be so read-only, now that all mount points are made, and close the descriptors *made*. Raises
+    HostError."""
     try:
-        for fd in mounted:
+        for fd in made if view.read_only else made[1:]:
             syscalls.set_attributes(fd, syscalls.ATTR_RDONLY, recursive=False)
     except OSError as error:
-        raise HostError(f"mount the container's root read-only: {_reason(error)}") from error
+        raise HostError(f"mount the container's root read-only: {reason(error)}") from error
+    finally:
+        for fd in made:
+            os.close(fd)
 
 
 def _make_working_directory(root: int, view: View) -> None:
@@ -328,5 +366,6 @@ def _because(error: OSError, what: str) -> OSError:
     return OSError(error.errno, f"{what}: {os.strerror(error.errno or 0).lower()}")
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """An error's text, without its number."""
     return error.strerror or str(error)

@@ -153,11 +153,11 @@ def check_bundle(saved: Saved, plan: ContainerPlan) -> None:
 
 
 class Restoration(create.Creation):
-    """The steps of one `restore`, most of which are those of a `create`. The VM comes after the hooks: what the
+    """The steps of one `restore`, most of which are those of a `create`. The VM comes after view and hooks: what the
     container's files are has to be settled before virtiofsd looks for them."""
 
     def prepare(self) -> Placement:
-        """All before the VM: cgroup, shim, hooks. Raises UnsupportedError where it would be another container's,
+        """All before view and VM: cgroup and shim. Raises UnsupportedError where it would be another container's,
         RunvmError, OSError."""
         plan = self._plan
         self.make_cgroup()
@@ -166,7 +166,6 @@ class Restoration(create.Creation):
                 raise UnsupportedError("a checkpoint can't be restored into another container's virtual machine")
             self.start_shim(place)
             self.enlist(place)
-        self.run_hooks()
         return place
 
     def restore_vm(self, saved: Saved, *, fall_back: bool = False) -> None:

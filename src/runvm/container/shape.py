@@ -52,8 +52,9 @@ def renamed(shares: Mapping[str, Share], then: dict[str, Any], now: dict[str, An
         numbers.setdefault(mount[0], []).append(number)
     new_names = {f"m{number}": f"m{numbers[mount[0]].pop(0)}" for number, mount in enumerate(now["mounts"])}
     found = {new_names.get(name, name): share for name, share in shares.items()}
-    order = [name for name in found if name not in new_names.values()]
-    order += [name for name in (f"m{number}" for number in range(len(then["mounts"]))) if name in found]
+    # those of hooks have higher numbers, each its own
+    numbered = [f"m{number}" for number in range(len(then["mounts"]) + len(found))]
+    order = [*(found.keys() - {*numbered}), *(name for name in numbered if name in found)]
     return {name: found[name] for name in order}
 
 

@@ -17,6 +17,7 @@ import time
 import tty
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from runvm.container import host_view
 from runvm.container.passed import Passed
@@ -30,6 +31,12 @@ from runvm.protocol.frames import Frame
 from runvm.protocol.streams import Sink, StreamSource
 from runvm.records import NamedTuple
 
+if TYPE_CHECKING:
+    import socket
+
+    from runvm.container.hook_view import HookMount
+
+_VIEW, _VIEW_FOR_HOOKS, _HOOKS_DONE, _DONE = b"m", b"v", b"h", b"m"
 LOST = 137
 """The exit code where the virtual machine went away under the process: as if killed by SIGKILL."""
 _FLUSH_SECONDS = 10.0
@@ -137,8 +144,8 @@ def _main(plan: ShimPlan, gate: object) -> None:
     process.close_above(2, own)
     gate.sendall(b"r")
     order = gate.recv(1)
-    if order == b"m" and plan.view is not None:
-        gate.sendall(_make_view(plan.view))
+    if order in (_VIEW, _VIEW_FOR_HOOKS) and plan.view is not None:
+        _make_view(plan.view, gate, for_hooks=order == _VIEW_FOR_HOOKS)
         order = gate.recv(1)
     if order != b"g":
         os._exit(LOST)  # the command gave up or was killed
@@ -173,13 +180,23 @@ def _await_others() -> None:
             time.sleep(0.002)
 
 
-def _make_view(view: host_view.View) -> bytes:
-    """Make it; the answer to show()."""
+def _make_view(view: host_view.View, gate: socket.socket, *, for_hooks: bool) -> None:
+    """Make it, and answer show(); *for_hooks* show it to them until they are done, which end_hooks() says."""
     try:
-        made = host_view.make(view)
-    except RunvmError as error:
-        return b"e" + str(error).encode()[:32768]
-    return b"m" + json.dumps([[*made.places.items()], made.home]).encode()
+        made, descriptors = host_view.make(view)
+        answer = [[*made.places.items()], made.home]
+        if for_hooks:
+            from runvm.container.hook_view import HookView
+
+            shown = HookView(view, descriptors[0])
+            gate.sendall(_DONE + json.dumps(answer).encode())
+            if gate.recv(1) != _HOOKS_DONE:
+                os._exit(LOST)
+            answer = [*shown.end()]
+        host_view.protect(view, descriptors)
+        gate.sendall(_DONE + json.dumps(answer).encode())
+    except (RunvmError, OSError) as error:
+        gate.sendall(b"e" + str(error).encode()[:32768])
 
 
 def _show_root(root: str, *, own_processes: bool) -> None:
@@ -196,20 +213,32 @@ def _show_root(root: str, *, own_processes: bool) -> None:
     os.chdir("/")
 
 
-def show(started: StartedShim, *, timeout: float = 60.0) -> host_view.Made:
-    """Have a shim that waits at its gate make its plan's view; what host_view.make() says.
+def show(started: StartedShim, *, for_hooks: bool = False) -> host_view.Made:
+    """Have a shim that waits at its gate make its plan's view; what host_view.make() says. *for_hooks* it is shown to
+    them until end_hooks().
 
     Raises: HostError, OSError where it has died.
     """
+    places, home = _ask(started, _VIEW_FOR_HOOKS if for_hooks else _VIEW)
+    return host_view.Made({number: host_view.ViewPlace(*place) for number, place in places}, home)
+
+
+def end_hooks(started: StartedShim) -> list[HookMount]:
+    """Hooks have run: what they have mounted. Raises: HostError, OSError where the shim has died."""
+    from runvm.container.hook_view import HookMount
+
+    return [HookMount(path, tuple(options)) for path, options in _ask(started, _HOOKS_DONE)]
+
+
+def _ask(started: StartedShim, order: bytes, *, timeout: float = 60.0) -> Any:
     import socket
 
     with socket.socket(fileno=os.dup(started.gate)) as gate:
         gate.settimeout(timeout)
-        gate.sendall(b"m")
-        answer = gate.recv(1 << 16)
-    if answer[:1] == b"m":
-        places, home = json.loads(answer[1:])
-        return host_view.Made({number: host_view.ViewPlace(*place) for number, place in places}, home)
+        gate.sendall(order)
+        answer = gate.recv(1 << 18)
+    if answer[:1] == _DONE:
+        return json.loads(answer[1:])
     if answer[:1] == b"e":
         raise HostError(answer[1:].decode(errors="replace"))
     raise OSError(5, "the shim ended")

@@ -63,12 +63,13 @@ def _overlay(source: Source, scratch: str) -> int:
 
 class Mounted(NamedTuple):
     """A line of mountinfo: the file system's device and the directory of it that is mounted, where, with which options
-    of the mount."""
+    of the mount; its *number* is no other's as long as it is there."""
 
     device: str
     root: str
     point: str
     options: frozenset[str]
+    number: int = 0
 
     @property
     def read_only(self) -> bool:
@@ -87,7 +88,9 @@ def table(top: str) -> list[Mounted]:
             fields = line.split(" ", 6)
             if fields[4] == wanted or fields[4].startswith(f"{wanted}/"):
                 point = _unescaped(fields[4])
-                found[point] = Mounted(fields[2], _unescaped(fields[3]), point, frozenset(fields[5].split(",")))
+                found[point] = Mounted(
+                    fields[2], _unescaped(fields[3]), point, frozenset(fields[5].split(",")), int(fields[0])
+                )
     return list(found.values())
 
 

@@ -149,7 +149,6 @@ def test_a_create_container_hook_runs_during_create(box: Box) -> None:
     assert state["status"] in ("creating", "created")
 
 
-@pytest.mark.differs("runvm", "the hook runs on the host: what it mounts for itself isn't in the guest")
 def test_a_create_container_hook_runs_in_the_container_namespaces(box: Box) -> None:
     """createContainer runs in the mount namespace of the container, before pivot_root: it may mount into the root."""
     container = box.sh("cat /tmp/mounted/file")
@@ -167,6 +166,42 @@ def test_a_create_container_hook_runs_in_the_container_namespaces(box: Box) -> N
     result = container.run().expect(0)
     assert result.stdout == b"from the hook\n"
     assert os.listdir(f"{container.bundle.rootfs}/tmp/mounted") == [], "not in the host's mount namespace"
+
+
+@pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer"])
+def test_hooks_find_the_containers_mounts_and_mount_there(box: Box, kind: str) -> None:
+    """At the root's path, in the mount namespace of the container's process; what they mount over root, volume, tmpfs
+    or another mount is in the container, and nowhere on the host."""
+    container = box.sh(
+        "cat /vol/file /vol/sub/from /in-root/from /in-root/deeper/from /vol2/from /tmp/t/from /written;"
+        " touch /vol/sub/x || echo ro; grep ' /vol/sub ' /proc/mounts | grep -c nosuid; touch /x || echo ro"
+    )
+    bundle = container.bundle
+    for name in ("vol/sub", "vol2", "source/deeper", "rootfs/in-root/deeper"):
+        os.makedirs(f"{bundle.path}/{name}")
+    for name, text in (("vol/file", "volume"), ("source/from", "hook")):
+        with open(f"{bundle.path}/{name}", "w", encoding="utf-8") as file:
+            file.write(f"{text}\n")
+    bundle.bind(f"{bundle.path}/vol", "/vol").bind(f"{bundle.path}/vol2", "/vol2").mount("/tmp/t", "tmpfs", "tmpfs")
+    bundle.config["root"]["readonly"] = True
+    source = f"{bundle.path}/source"
+    script = (
+        f"set -e; cd {bundle.rootfs}; cat vol/file >{bundle.path}/seen; test -d dev; echo written >written\n"
+        f"mount --bind {source} vol/sub; mount -o remount,bind,ro,nosuid {source} vol/sub\n"
+        f"mount --bind {source} in-root; mount --bind {source} in-root/deeper\n"
+        f"mount --bind {source} vol2; mkdir -p tmp/t; mount --bind {source} tmp/t\n"
+    )
+    with open(f"{bundle.path}/script", "w", encoding="utf-8") as file:
+        file.write(script)
+    enter = f'pid=$(sed "s/.*\\"pid\\": *\\([0-9]*\\).*/\\1/"); exec nsenter -t $pid -m sh {bundle.path}/script'
+    command = f"exec sh {bundle.path}/script" if kind == "createContainer" else enter
+    bundle.hook(kind, "/bin/sh", ["sh", "-c", command], env=["PATH=" + os.environ["PATH"]])
+    result = container.run().expect(0)
+    assert result.stdout.decode().splitlines() == ["volume", *["hook"] * 5, "written", "ro", "1", "ro"]
+    assert read(f"{bundle.path}/seen") == "volume\n"
+    assert bundle.path not in read("/proc/self/mountinfo")
+    for name in ("vol/sub", "vol2", "rootfs/in-root/deeper"):
+        assert os.listdir(f"{bundle.path}/{name}") == []
 
 
 @pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer"])

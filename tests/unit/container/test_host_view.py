@@ -54,7 +54,7 @@ class Root:
             each.mkdir()
         self.file.write_text("file\n")
 
-    def make(self, *entries: ViewEntry) -> Made:
+    def make(self, *entries: ViewEntry) -> tuple[Made, list[int]]:
         """The view, in this mount namespace."""
         return host_view.make(View(str(self.path), str(self.at), entries, False, "/", (0, 0), 0))
 
@@ -154,3 +154,36 @@ def test_proc_and_sysfs_need_no_directory_and_other_places_are_free(root: Root) 
     (root.path / "proc").rmdir()
     entries = (PROC, SYS, ViewEntry("/sys/firmware", "tmpfs", ""), root.bind("/process"), root.bind("/etc/proc/x"))
     assert root.error(*entries, ViewEntry("/sys", "bind", str(root.directory))) == ""
+
+
+def test_a_tmpfs_in_one_that_copies_has_the_mode_of_the_images_directory(root: Root) -> None:
+    """As under runc, where the copy is there before the second is mounted; also two levels down, and not below an
+    empty one."""
+    for number, path in enumerate(("var", "var/lib", "var/lib/x", "var/lib/x/y", "var/empty", "var/empty/z", "plain")):
+        (root.path / path).mkdir()
+        (root.path / path).chmod(0o750 + number)
+    kinds = [("/var", True), ("/var/lib/x", False), ("/var/lib", True), ("/var/lib/x", True), ("/var/lib/x/y", False)]
+    kinds += [("/var/empty", False), ("/var/empty/z", False), ("/var/new", False), ("/plain", False)]
+
+    def modes() -> None:
+        made, _ = root.make(*(ViewEntry(path, "tmpfs", "", copied=copied) for path, copied in kinds))
+        found = [made.places[number].mode if number in made.places else -1 for number in range(len(kinds))]
+        assert found == [0o750, 0o752, 0o751, 0o752, 0o753, 0o754, -1, -1, 0o756]
+
+    assert apart(modes) == ""
+
+
+def test_a_bind_of_the_hosts_root_has_no_view_in_it(root: Root) -> None:
+    """Neither the one that is being made, nor what is bound later, as the supervisor does."""
+
+    def look() -> None:
+        host = ViewEntry("/host", "bind", "/", recursive=True)
+        root.make(root.bind("/before"), host, ViewEntry("/in", "bind", f"{root.path}/etc", inside=True))
+        (root.directory / "later").mkdir()
+        later = syscalls.clone_tree("/", recursive=True)
+        syscalls.attach_tree(later, str(root.directory / "later"))
+        for top in (root.at / "host", root.directory / "later"):
+            assert os.listdir(f"{top}{root.at}") == []
+        assert os.listdir(f"{root.at}/in") == []
+
+    assert apart(look) == ""
