@@ -20,7 +20,7 @@ from runvm.network import tap
 from runvm.network.networks import HostNetworks
 from runvm.protocol.frames import FrameError
 from runvm.protocol.names import SHARE_TAG
-from runvm.sandbox import diagnosis, registry, sizes
+from runvm.sandbox import diagnosis, host_mounts, registry, sizes
 from runvm.sandbox.plan import Started, VmPlan
 from runvm.sandbox.supervisor import Supervisor
 from runvm.shares import tree, virtiofs
@@ -267,6 +267,7 @@ def _settle(plan: VmPlan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) 
     syscalls.unshare(syscalls.CLONE_NEWNS | (syscalls.CLONE_NEWNET if userns.limited() else 0))
     syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
     os.chdir("/")
+    host_mounts.let_go(plan, cgroup_procs)
 
 
 def _start(plan: VmPlan, share: tree.Tree) -> Started:

@@ -286,6 +286,24 @@ def test_a_mount_made_later_on_the_host_propagates_with_rslave(box: Box) -> None
             subprocess.run(["umount", path], check=True, timeout=10)
 
 
+def test_the_hosts_private_mounts_are_kept_busy_by_no_container_that_has_none(box: Box) -> None:
+    """A disk image's loop device goes with its mount, which was there when the container was made."""
+    container = box.idle()
+    image, point = f"{container.bundle.path}/image", f"{container.bundle.path}/disk"
+    os.mkdir(point)
+    subprocess.run(["truncate", "-s", "8M", image], check=True, timeout=10)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True, timeout=60)
+    subprocess.run(["mount", "-o", "loop", image, point], check=True, timeout=10)
+    try:
+        subprocess.run(["mount", "--make-private", point], check=True, timeout=10)
+        assert image in call(["losetup", "-a"]).text
+        container.launch()
+    finally:
+        subprocess.run(["umount", point], check=True, timeout=10)
+    wait_until(lambda: image not in call(["losetup", "-a"]).text, timeout=5, what="the loop device is free")
+    assert container.sh("echo up") == "up"
+
+
 @pytest.mark.only("runvm", "mounts of a virtual machine's kernel can't be the host's")
 def test_a_pods_bind_that_should_propagate_to_the_host_is_refused(box: Box, runtime: Runtime) -> None:
     """rshared, Kubernetes' Bidirectional: an error at once, which says what works."""
