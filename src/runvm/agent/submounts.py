@@ -6,7 +6,8 @@ released: "VFS: Busy inodes after unmount", which kernels with BUG_ON_DATA_CORRU
 The process then never ends. So the agent goes there first, and leaves when the container's processes have. What several
 containers have of one source is one mount for all of them, so that they share its FIFOs, sockets and locks. What is
 mounted below a source is visited as well: the first to go there through a read-only mount would make it read-only, and
-each container would have it mounted for itself.
+each container would have it mounted for itself. There it gets the flags that it has on the host. A process of its own
+does that, which isn't waited for where a file system of the host's doesn't answer.
 
 Where a source is a path within another one's mount, other containers may write there, and put a symlink in its way: it
 is opened once, by no symlink, and bound where nobody else can change the path.
@@ -16,11 +17,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import stat
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from runvm.linux import files, syscalls
+from runvm.linux import files, process, syscalls
 from runvm.protocol import names
 
 if TYPE_CHECKING:
@@ -29,7 +32,17 @@ if TYPE_CHECKING:
 _BOUND = "/run/bound"
 """Where sources within others are bound: each container's in a directory of its own."""
 _MAX = 1 << 20
-"""Bytes of the list of them."""
+"""Bytes of the list of what is mounted below sources."""
+_SECONDS = 2.0
+"""How long one of the host's file systems may take to be visited."""
+_HANGING = 3
+"""File systems that don't answer, after which no more are visited."""
+_FLAGS = {
+    "ro": syscalls.ATTR_RDONLY,
+    "nosuid": syscalls.ATTR_NOSUID,
+    "nodev": syscalls.ATTR_NODEV,
+    "noexec": syscalls.ATTR_NOEXEC,
+}
 
 
 def hold(spec: Json, share: str) -> set[str]:
@@ -37,6 +50,11 @@ def hold(spec: Json, share: str) -> set[str]:
     paths for release(). The mounts' sources are changed where they are bound elsewhere. Raises OSError."""
     held: set[str] = set()
     own = os.path.dirname(spec["root"]["path"])
+    if os.path.exists(f"{own}/{names.SUBMOUNTS}"):
+        below = [*json.loads(files.read(f"{own}/{names.SUBMOUNTS}", _MAX)).items()]
+        for _ in range(_HANGING):
+            if below:
+                below = below[_visit_below(below, share) + 1 :]
     _visit(spec["root"]["path"], held)
     for mount in spec.get("mounts", ()):
         source = mount.get("source", "")
@@ -50,10 +68,6 @@ def hold(spec: Json, share: str) -> set[str]:
             _visit(top, held)
             mount["source"] = _bind(top, inner, f"{_BOUND}/{os.path.basename(own)}/{os.path.basename(source)}")
             held.add(mount["source"])
-    if os.path.exists(f"{own}/{names.SUBMOUNTS}"):
-        for path in json.loads(files.read(f"{own}/{names.SUBMOUNTS}", _MAX)):
-            with suppress(OSError):  # gone meanwhile
-                os.stat(f"{share}/{path}/.")
     return held
 
 
@@ -61,6 +75,42 @@ def _visit(path: str, held: set[str]) -> None:
     with suppress(OSError):  # a file, which is nobody's mount point
         os.stat(f"{path}/.")
         held.add(path)
+
+
+def _visit_below(below: list[tuple[str, list[str]]], share: str) -> int:
+    """Visit these paths, and give what is mounted there its flags; the number of them that were, before one hung."""
+    reader, writer = os.pipe()
+
+    def run() -> None:
+        for path, flags in below:
+            with suppress(OSError):  # gone meanwhile
+                _restrict(f"{share}/{path}/.", flags)
+            os.write(writer, b".")
+
+    pid = process.fork(run)
+    os.close(writer)
+    try:
+        poll = select.poll()
+        poll.register(reader, select.POLLIN)
+        done = 0
+        while poll.poll(_SECONDS * 1000):
+            if not os.read(reader, 1):
+                process.wait_child(pid, deadline=time.monotonic() + _SECONDS)
+                return len(below)
+            done += 1
+        return done  # who hangs is reaped whenever it ends
+    finally:
+        os.close(reader)
+
+
+def _restrict(path: str, flags: list[str]) -> None:
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        attributes = sum(_FLAGS[flag] for flag in {*flags})
+        if attributes:
+            syscalls.set_attributes(fd, attributes, recursive=False)
+    finally:
+        os.close(fd)
 
 
 def _split(place: str, share: str) -> tuple[str, str]:

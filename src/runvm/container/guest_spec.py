@@ -110,11 +110,13 @@ def _with_mode(options: list[str], covered: int) -> list[str]:
 
 
 class _Root(NamedTuple):
-    """A container's root on the host, whether it is read-only, and the mounts in it."""
+    """A container's root on the host, whether it is read-only, and the mounts in it. *private*: what the host mounts
+    later comes neither to it nor to them."""
 
     path: str
     read_only: bool
     mounts: tuple[tuple[int, Mount], ...]
+    private: bool
 
 
 def plan(spec: Spec, cid: str) -> GuestPlan:
@@ -122,7 +124,7 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
     raw = dict(spec.raw)
     notes: list[str] = []
     root = _root(spec)
-    shares = {ROOT: Share(root.path, True, root.read_only and not _makes_devices(spec))}
+    shares = {ROOT: Share(root.path, True, root.read_only and not _makes_devices(spec), private=root.private)}
     # a new name each time: the guest remembers for a second what the old container of this id had there
     place = f"{cid}.{os.urandom(4).hex()}"
     raw["root"] = {**raw["root"], "path": f"{_SHARE}/{place}/{ROOT}", "readonly": root.read_only}
@@ -184,7 +186,7 @@ def _root(spec: Spec) -> _Root:
                 f"mounts[{number}].destination: a mount onto / covers those before it, /proc among them",
                 do="name it first in mounts",
             )
-    return _Root(path, read_only, mounts)
+    return _Root(path, read_only, mounts, spec.rootfs_propagation in mount_options.PRIVATE)
 
 
 def _onto_root(mount: Mount) -> bool:
@@ -287,7 +289,7 @@ def _mounts(root: _Root, place: str, shares: dict[str, Share]) -> tuple[list[dic
             "destination": mount.destination,
             "type": mount.type,
             "source": mount.source,
-            "options": mount_options.for_guest(mount.options, f"mounts[{number}].options"),
+            "options": mount_options.for_guest(mount.options, f"mounts[{number}].options", bind=mount.is_bind),
         }
         if mount.is_bind:
             mount_options.check_bind(mount.options, f"mounts[{number}].options")
@@ -304,7 +306,7 @@ def _mounts(root: _Root, place: str, shares: dict[str, Share]) -> tuple[list[dic
                     shown.recursive,
                     shown.read_only,
                     submounts_too=shown.submounts_too,
-                    private=mount_options.private(mount.options),
+                    private=root.private or mount_options.private(mount.options),
                 )
                 entry["source"] = f"{_SHARE}/{place}/{name}"
         elif mount.is_bind:

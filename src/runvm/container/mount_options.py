@@ -39,8 +39,8 @@ _PLAIN = (
 _OPPOSITE = {a: b for one, other in _PLAIN for a, b in ((one, other), (other, one))}
 _OPPOSITE |= {f"r{a}": f"r{b}" for a, b in _OPPOSITE.items()}
 _OF_MOUNT = {"nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC, "noatime": os.ST_NOATIME}
-_PRIVATE = frozenset(("private", "rprivate", "unbindable", "runbindable"))
-PROPAGATION = _PRIVATE | {"slave", "rslave", "shared", "rshared"}
+PRIVATE = frozenset(("private", "rprivate", "unbindable", "runbindable"))
+PROPAGATION = PRIVATE | {"slave", "rslave", "shared", "rshared"}
 _OF_BINDS = (
     frozenset(("bind", "rbind", "remount", "defaults", "dirsync", "rdirsync", "tmpcopyup", "copy-symlink"))
     | frozenset(("copy", "nocopy", "no-dereference", "O", "U", "z", "Z"))  # what Podman means for itself, and passes on
@@ -53,8 +53,9 @@ _PODMANS_OWN = ("subpath=", "volume-opt=")
 _READ_ONLY = {"ro": True, "rro": True, "rw": False, "rrw": False}
 
 
-def for_guest(options: Sequence[str], field: str) -> list[str]:
-    """*options* for crun, without those that a later one takes back: crun keeps ro of [ro, rw].
+def for_guest(options: Sequence[str], field: str, *, bind: bool = False) -> list[str]:
+    """*options* for crun, without those that a later one takes back (crun keeps ro of [ro, rw]), empty ones, and those
+    of a tmpfs that runc takes for a *bind* as well.
 
     Raises: UnsupportedError, naming *field*, for what would protect and can't be had.
     """
@@ -65,7 +66,7 @@ def for_guest(options: Sequence[str], field: str) -> list[str]:
         option = given[1:] if given in RECURSIVE_TIMES else given
         if option in _OPPOSITE:
             found = [earlier for earlier in found if earlier != _OPPOSITE[option]]
-        if given not in WITHOUT_EFFECT:
+        if given and given not in WITHOUT_EFFECT and not (bind and given == "tmpcopyup"):
             found.append(option)
     return found
 
@@ -74,7 +75,7 @@ def check_bind(options: Sequence[str], field: str) -> None:
     """Raise SpecError, naming *field*, for options of a file system: a bind has no file system of its own, and a kernel
     would say nothing. runc refuses them since 1.3."""
     for option in options:
-        if option not in _OF_BINDS and not option.startswith(_PODMANS_OWN):
+        if option and option not in _OF_BINDS and not option.startswith(_PODMANS_OWN):
             raise SpecError(f"{field}: bind mounts cannot have any filesystem-specific options applied: {option}")
 
 
@@ -110,4 +111,4 @@ def recursively_read_only(options: Sequence[str]) -> bool:
 
 def private(options: Sequence[str]) -> bool:
     """Whether what the host mounts below later is not to come: runc's mounts are slaves unless they are told so."""
-    return next((option in _PRIVATE for option in reversed(options) if option in PROPAGATION), False)
+    return next((option in PRIVATE for option in reversed(options) if option in PROPAGATION), False)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from runvm.linux.syscalls import CLONE_NEWNS, MNT_DETACH, clone_tree, mount, setns, unmount
 from runvm.records import NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Source(NamedTuple):
@@ -24,28 +28,52 @@ def clone_from(pid: int, sources: list[Source], *, scratch: str) -> list[int]:
     (Podman keeps its own private), and what hooks mount in the container's is there only. For a process with one
     thread; its working directory is / afterwards. Raises OSError, naming the path.
     """
+    found: list[int] = []
+
+    def clone() -> None:
+        # one by one, so that those before a failure are closed
+        found.extend(_overlay(source, scratch) if source.overlay else _bind(source) for source in sources)
+
+    try:
+        _as_seen_by(pid, clone)
+    except OSError:
+        for fd in found:
+            os.close(fd)
+        raise
+    return found
+
+
+def tables_of(pid: int, tops: list[str]) -> list[dict[str, frozenset[str]]]:
+    """What is mounted below each path of *tops* as process *pid* sees it: the path from there, and the mount's options.
+    For a process with one thread; its working directory is / afterwards. Raises OSError."""
+    found = []
+
+    def look() -> None:
+        for top in map(os.path.realpath, tops):
+            below = f"{top.rstrip('/')}/"
+            found.append({each.point.removeprefix(below): each.options for each in table(top)})
+
+    _as_seen_by(pid, look)
+    return found
+
+
+def _as_seen_by(pid: int, action: Callable[[], None]) -> None:
+    """Run *action* in the mount namespace of a process. Raises OSError."""
     home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     theirs = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    found: list[int] = []
     try:
         setns(theirs, CLONE_NEWNS)
         try:
-            # one by one, so that those before a failure are closed
-            found.extend(_overlay(source, scratch) if source.overlay else _bind(source) for source in sources)
+            action()
         finally:
             try:
                 setns(home, CLONE_NEWNS)
             except OSError:
                 # to go on would mean to see the mounts of one container while serving the next
                 os.abort()
-    except OSError:
-        for fd in found:
-            os.close(fd)
-        raise
     finally:
         os.close(home)
         os.close(theirs)
-    return found
 
 
 def _bind(source: Source) -> int:

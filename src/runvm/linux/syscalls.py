@@ -63,7 +63,9 @@ _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 # linux/mount.h, mount_setattr(2)
 ATTR_RDONLY = 1
+ATTR_NOSUID = 2
 ATTR_NODEV = 4
+ATTR_NOEXEC = 8
 
 _PROC_SUPER_MAGIC = 0x9FA0  # linux/magic.h
 

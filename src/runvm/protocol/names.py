@@ -13,7 +13,9 @@ SHARE = "/run/share"
 CONTAINERS = "containers"
 """The directory in the share that holds one directory for each container."""
 SUBMOUNTS = "submounts"
-"""The file in a container's directory of the share that lists the mounts below its sources, in JSON."""
+"""The file in a container's directory of the share that lists the mounts below its sources, in JSON: their paths in the
+share, and which of MOUNT_FLAGS each has."""
+MOUNT_FLAGS = frozenset(("ro", "nosuid", "nodev", "noexec"))
 MODULES = "modules"
 """The directory in the share with the guest kernel's modules."""
 TEMPLATE_WORD = "runvm.template"

@@ -22,12 +22,18 @@ import stat
 
 from runvm.errors import HostError, reason
 from runvm.linux import mounts, syscalls
+from runvm.log import log
 from runvm.protocol import names
 from runvm.records import NamedTuple
 from runvm.shares import within
 
 ROOT = "rootfs"
 """The name of a container's root."""
+_LAYERS = 64
+"""Mounts on top of each other that are taken away."""
+
+Below = tuple[str, str, str, frozenset[str]]
+"""A mount below a source: where, its file system's device, the directory of it, and its options."""
 
 
 class Share(NamedTuple):
@@ -44,8 +50,8 @@ class Share(NamedTuple):
 
 
 class _Identity(NamedTuple):
-    """What makes two sources one: the directory or file, the flags of the mount that it is seen through, and how it is
-    shared."""
+    """What makes two sources one: the directory or file, the flags of the mount that it is seen through, how it is
+    shared, and where the host's later mounts don't come (*fixed*) what is mounted *below*."""
 
     device: int
     inode: int
@@ -54,6 +60,11 @@ class _Identity(NamedTuple):
     read_only: bool
     submounts_too: bool
     private: bool
+    below: frozenset[Below] = frozenset()
+
+    @property
+    def fixed(self) -> bool:
+        return self.recursive and (self.private or self.submounts_too)
 
 
 class _Shared(NamedTuple):
@@ -99,41 +110,69 @@ class Tree:
             sources = [mounts.Source(share.source, share.recursive, share.overlay) for share in shares.values()]
             trees = mounts.clone_from(pid, sources, scratch=self._scratch)
             places = {}
-            new = []
+            new: list[tuple[_Identity, _Shared]] = []
             for (name, share), tree in zip(shares.items(), trees, strict=True):
-                places[name], fresh = self._show(container, name, share, tree)
-                if fresh is not None:
-                    new.append(fresh)
-            self._link(container, places, new)
+                places[name] = self._show(container, name, share, tree, new)
+            table = mounts.table(self.path)
+            self._link(container, places, self._settle(container, places, new, table), table)
+            self._list(container, places, table, shares, pid)
         except OSError as error:
             raise HostError(f"share the container's files with the virtual machine: {reason(error)}") from error
 
-    def _show(self, container: str, name: str, share: Share, tree: int) -> tuple[str, _Identity | None]:
-        """Mount *tree*, which is closed, unless it is mounted already: where, and what it is if that is new and may
-        turn out to lie within another."""
+    def _show(self, container: str, name: str, share: Share, tree: int, new: list[tuple[_Identity, _Shared]]) -> str:
+        """Mount *tree*, which is closed, unless it is mounted already: where. What may turn out to be mounted already,
+        or to lie within another, is put in *new*."""
         if name == ROOT or share.overlay:
             place = f"{names.CONTAINERS}/{container}/{name}"
             self._attach(tree, place, share)  # nobody else's
-            return place, None
+            return place
         found = os.fstat(tree)
         flags = os.fstatvfs(tree).f_flag
         identity = _Identity(
             found.st_dev, found.st_ino, flags, share.recursive, share.read_only, share.submounts_too, share.private
         )
-        shared = self._shared.get(identity)
-        if shared is not None:
+        known = None if identity.fixed else self._shared.get(identity)
+        if known is not None:
             os.close(tree)
-            shared.users.add(container)
-            return shared.name, None
+            known.users.add(container)
+            return known.name
         self._number += 1
         shared = _Shared(f"shared/{self._number}", {container})
         self._attach(tree, shared.name, share)
-        self._shared[identity] = shared
-        return shared.name, identity
+        if not identity.fixed:
+            self._shared[identity] = shared
+        new.append((identity, shared))
+        return shared.name
 
-    def _link(self, container: str, places: dict[str, str], new: list[_Identity]) -> None:
+    def _settle(
+        self, container: str, places: dict[str, str], new: list[tuple[_Identity, _Shared]], table: list[mounts.Mounted]
+    ) -> list[_Identity]:
+        """Take away the mounts of those *new* ones that are there already, with the same below: the others."""
+        kept = []
+        for identity, shared in new:
+            if identity.fixed:
+                identity = identity._replace(below=self._below(shared.name, table))
+            known = self._shared.setdefault(identity, shared)
+            if known is shared:
+                kept.append(identity)
+                continue
+            self._detach(shared.name)
+            known.users.add(container)
+            for name, place in places.items():
+                if place == shared.name:
+                    places[name] = known.name
+        return kept
+
+    def _below(self, place: str, table: list[mounts.Mounted]) -> frozenset[Below]:
+        top = f"{self.path}/{place}/"
+        return frozenset(
+            (mount.point[len(top) :], mount.device, mount.root, mount.options)
+            for mount in table
+            if mount.point.startswith(top)
+        )
+
+    def _link(self, container: str, places: dict[str, str], new: list[_Identity], table: list[mounts.Mounted]) -> None:
         """Have the names lead to their *places*, and take away the mounts of those *new* ones that others contain."""
-        table = mounts.table(self.path)
         root = f"{self.path}/{places[ROOT]}" if ROOT in places else ""
         hosts = {f"{self.path}/{shared.name}" for shared in self._shared.values()} | {root}
         fresh = {f"{self.path}/{self._shared[identity].name}": identity for identity in new}
@@ -151,16 +190,28 @@ class Tree:
         for name, place in places.items():
             if place != f"{names.CONTAINERS}/{container}/{name}":
                 os.symlink(f"../../{place}", f"{names.CONTAINERS}/{container}/{name}", dir_fd=self._own)
-        self._list(container, places, table)
 
-    def _list(self, container: str, places: dict[str, str], table: list[mounts.Mounted]) -> None:
-        """Write down what is mounted below the *places*, from the top."""
-        tops = tuple(f"{self.path}/{place}/" for place in places.values())
-        below = sorted({os.path.relpath(mount.point, self.path) for mount in table if mount.point.startswith(tops)})
-        if below:
-            name = f"{names.CONTAINERS}/{container}/{names.SUBMOUNTS}"
-            with open(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644, dir_fd=self._own), "w") as file:
-                json.dump(below, file)
+    def _list(
+        self,
+        container: str,
+        places: dict[str, str],
+        table: list[mounts.Mounted],
+        shares: dict[str, Share],
+        pid: int,
+    ) -> None:
+        """Write down what is mounted below the *places*, from the top, with its flags as process *pid* sees them."""
+        found: dict[str, list[str]] = {}
+        wanted = {name: below for name, place in places.items() if (below := self._below(place, table))}
+        theirs = mounts.tables_of(pid, [shares[name].source for name in wanted]) if wanted else []
+        for (name, below), table_there in zip(wanted.items(), theirs, strict=True):
+            for inner, _, _, options in below:
+                # here all are nodev
+                flags = (options - {"nodev"}) | (table_there.get(inner, frozenset()) & {"nodev"})
+                found[f"{places[name]}/{inner}"] = sorted(flags & names.MOUNT_FLAGS)
+        if found:
+            path = f"{names.CONTAINERS}/{container}/{names.SUBMOUNTS}"
+            with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644, dir_fd=self._own), "w") as file:
+                json.dump(dict(sorted(found.items())), file)
 
     def _attach(self, tree: int, name: str, share: Share) -> None:
         """Mount *tree*, a descriptor of mounts.clone_from() that is closed here, at *name* in the tree."""
@@ -195,7 +246,10 @@ class Tree:
             return
         for name in found:
             self._detach(f"{directory}/{name}")
-        os.rmdir(directory, dir_fd=self._own)
+        try:
+            os.rmdir(directory, dir_fd=self._own)
+        except OSError as error:
+            log.warning(f"the share's {directory} stays: {reason(error)}")
         for identity, shared in list(self._shared.items()):
             shared.users.discard(container)
             if not shared.users:
@@ -203,12 +257,17 @@ class Tree:
                 del self._shared[identity]
 
     def _detach(self, name: str) -> None:
+        """Take a mount away, with what the host has mounted onto its source meanwhile, and its mount point."""
         path = f"{self.path}/{name}"
         try:
-            syscalls.unmount(path, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+            for _ in range(_LAYERS):
+                syscalls.unmount(path, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
         except OSError:
-            pass  # not mounted: a link, or a create that failed half-way
-        if os.path.isdir(path) and not os.path.islink(path):
-            os.rmdir(name, dir_fd=self._own)
-        else:
-            os.unlink(name, dir_fd=self._own)
+            pass  # no more: or none, for a link, or a create that failed half-way
+        try:
+            if os.path.isdir(path) and not os.path.islink(path):
+                os.rmdir(name, dir_fd=self._own)
+            else:
+                os.unlink(name, dir_fd=self._own)
+        except OSError as error:  # the host has just mounted there: nobody is to wait for that
+            log.warning(f"the share's {name} stays: {reason(error)}")

@@ -286,6 +286,66 @@ def test_a_mount_made_later_on_the_host_propagates_with_rslave(box: Box) -> None
             subprocess.run(["umount", path], check=True, timeout=10)
 
 
+@pytest.mark.parametrize("propagation", ["private", "rprivate"])
+def test_nothing_comes_later_with_a_private_root(box: Box, propagation: str) -> None:
+    """linux.rootfsPropagation: neither to the root nor to a bind with rslave."""
+    container = box.idle()
+    bundle = container.bundle
+    subprocess.run(["mount", "--bind", bundle.path, bundle.path], check=True, timeout=10)
+    mounted = [bundle.path]
+    try:
+        subprocess.run(["mount", "--make-shared", bundle.path], check=True, timeout=10)
+        bundle.linux["rootfsPropagation"] = propagation
+        for path in ("vol/sub", "rootfs/sub"):
+            os.makedirs(f"{bundle.path}/{path}")
+        bundle.bind(f"{bundle.path}/vol", "/vol", "rbind", "rslave")
+        container.launch()
+        for path in ("vol/sub", "rootfs/sub"):
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", f"{bundle.path}/{path}"], check=True, timeout=10)
+            mounted.append(f"{bundle.path}/{path}")
+            with open(f"{bundle.path}/{path}/late", "w", encoding="utf-8") as file:
+                file.write("late\n")
+        time.sleep(1.5)  # the guest believes names for a second
+        assert container.sh("ls /vol/sub /sub").split() == ["/sub:", "/vol/sub:"]
+        container.close()
+    finally:
+        for path in reversed(mounted):
+            subprocess.run(["umount", path], check=True, timeout=10)
+
+
+def test_mounts_below_a_bind_keep_their_flags(box: Box) -> None:
+    """nosuid, noexec and nodev of what the host has mounted below the source; what has none gets none."""
+    container = box.sh(
+        "grep ' /mnt/' /proc/mounts; mknod /mnt/nodev/null c 1 3; echo >/mnt/nodev/null || echo refused;"
+        " mknod /mnt/plain/null c 1 3; echo >/mnt/plain/null && echo written; /mnt/noexec/busybox true || echo $?;"
+        " /mnt/plain/busybox true && echo run"
+    )
+    source = f"{container.bundle.path}/source"
+    kinds = {"noexec": "noexec", "nodev": "nodev", "nosuid": "nosuid", "ro": "ro", "plain": "rw"}
+    container.bundle.process["capabilities"]["ambient"] = []
+    container.bundle.resources["devices"] = [{"allow": True, "access": "rwm"}]
+    mounted = []
+    try:
+        for name, option in kinds.items():
+            os.makedirs(f"{source}/{name}")
+            subprocess.run(["mount", "-t", "tmpfs", "-o", option, "tmpfs", f"{source}/{name}"], check=True, timeout=10)
+            mounted.append(f"{source}/{name}")
+            if name != "ro":
+                shutil.copy(f"{container.bundle.rootfs}/bin/busybox", f"{source}/{name}/busybox")
+        container.bundle.bind(source, "/mnt", "rbind")
+        result = container.run().expect(0)
+        lines = result.stdout.decode().splitlines()
+        options = {line.split()[1]: set(line.split()[3].split(",")) for line in lines if " /mnt/" in line}
+        for name in kinds:
+            flags = {*kinds} - {"plain"}
+            assert options[f"/mnt/{name}"] & flags == ({name} & flags), lines
+        assert lines[-4:] == ["refused", "written", "126", "run"]
+        container.close()
+    finally:
+        for path in mounted:
+            subprocess.run(["umount", path], check=True, timeout=10)
+
+
 def test_the_hosts_private_mounts_are_kept_busy_by_no_container_that_has_none(box: Box) -> None:
     """A disk image's loop device goes with its mount, which was there when the container was made."""
     container = box.idle()

@@ -41,6 +41,16 @@ def test_an_overlay_is_the_hosts(tmp_path: Path) -> None:
     assert seen["source"].startswith(f"{names.SHARE}/{names.CONTAINERS}/{plan.place}/")
 
 
+@pytest.mark.parametrize("propagation", ["private", "rprivate", "rslave", "", "shared"])
+def test_a_private_root_has_private_mounts(tmp_path: Path, propagation: str) -> None:
+    """runc makes all private before it binds anything."""
+    (tmp_path / "source").mkdir()
+    mount = {"destination": "/v", "type": "bind", "source": "source", "options": ["rbind", "rslave"]}
+    plan = planned(tmp_path, mounts=[mount], linux={"rootfsPropagation": propagation} if propagation else {})
+    wanted = propagation.endswith("private")
+    assert [share.private for share in plan.shares.values()] == [wanted, wanted]
+
+
 def test_limits_that_are_not_set_are_the_callers(tmp_path: Path) -> None:
     """As with runc, whose container inherits them."""
     own = {"type": "RLIMIT_NOFILE", "soft": 5, "hard": 6}

@@ -33,6 +33,14 @@ def test_what_a_later_option_takes_back_is_left_out() -> None:
     assert mount_options.for_guest(given, "x") == ["rw", "rsuid", "exec", "nosuid"]
 
 
+def test_what_runc_takes_without_effect_is_left_out() -> None:
+    """An empty option, and for a bind what only a tmpfs can do."""
+    given = ["rbind", "", "tmpcopyup", "ro"]
+    mount_options.check_bind(given, "x")
+    assert mount_options.for_guest(given, "x", bind=True) == ["rbind", "ro"]
+    assert mount_options.for_guest(given[1:], "x") == ["tmpcopyup", "ro"]
+
+
 def test_what_would_protect_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedError, match=r"mounts\[3\]\.options: nosymfollow"):
         mount_options.for_guest(["ro", "nosymfollow"], "mounts[3].options")
