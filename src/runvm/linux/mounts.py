@@ -122,6 +122,21 @@ def table(top: str) -> list[Mounted]:
     return list(found.values())
 
 
+_REMOTE = ("nfs", "fuse", "cifs", "smb", "9p", "ceph", "afs", "lustre", "gluster", "virtiofs", "autofs")
+
+
+def remote_below(top: str) -> list[str]:
+    """The mount points below *top* of file systems that somebody else serves, who may not answer."""
+    below = f"{_escaped(top)}/"
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            point = line.split(" ", 5)[4]
+            if point.startswith(below) and line.partition(" - ")[2].startswith(_REMOTE):
+                found.append(_unescaped(point))
+    return found
+
+
 def private() -> list[str]:
     """The mount points of this process's mounts that neither get what happens elsewhere nor pass it on, in the order in
     which they were made (mount_namespaces(7))."""

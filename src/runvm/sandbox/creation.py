@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from runvm.linux import process
@@ -10,7 +11,6 @@ from runvm.log import log
 from runvm.protocol import messages
 from runvm.protocol.messages import Done, Failed
 from runvm.sandbox.host_sockets import Sockets
-from runvm.sandbox.socket_directories import mounts_of
 from runvm.sandbox.vm_life import BUSY_SECONDS
 from runvm.shares.tree import Share
 
@@ -75,6 +75,18 @@ def find_sockets(vm: RunningVm, member: Member, spec: Json) -> None:
             vm.socket_directories.add(member, mounts, spec["linux"])
     except OSError as error:  # a container that only lacks these works but for them
         log.warning(f"container {member.name}: sockets in its mounts: {error}")
+
+
+def mounts_of(share: str, place: str) -> dict[int, str]:
+    """Where in *share* the mounts of the container at *place* are, by their numbers: those that are directories."""
+    found = {}
+    top = f"{share}/containers/{place}"
+    with os.scandir(top) as entries:
+        for entry in entries:
+            if entry.name[:1] == "m" and entry.name[1:].isdecimal() and entry.is_symlink() and entry.is_dir():
+                path = os.path.normpath(f"containers/{place}/{os.readlink(entry.path)}")
+                found[int(entry.name[1:])] = path
+    return found
 
 
 def show_files(tree: Tree, place: str, shares: dict[str, Share], shim: Identity) -> None:

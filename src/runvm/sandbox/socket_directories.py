@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from runvm.linux import syscalls
 from runvm.linux.loop import IN, Loop
+from runvm.linux.mounts import remote_below
 from runvm.linux.sockets import server
 from runvm.log import log
 from runvm.protocol.messages import AddSocket, Done, DropSocket, Failed
@@ -85,12 +86,13 @@ class _Known(NamedTuple):
 
 
 class _Container:
-    """What is known of one: its mounts' places in the share, by their numbers, its user namespace, its sockets by mount
-    and path."""
+    """What is known of one: its mounts' places in the share, by their numbers, the places of *remote* file systems
+    below, its user namespace, its sockets by mount and path."""
 
-    def __init__(self, member: Member, mounts: dict[int, str], linux: Json) -> None:
+    def __init__(self, member: Member, mounts: dict[int, str], remote: frozenset[str], linux: Json) -> None:
         self.member = member
         self.mounts = mounts
+        self.remote = remote
         self.linux = linux
         self.found: dict[tuple[int, str], _Known] = {}
         self.watched: dict[int, int] = {}
@@ -117,7 +119,8 @@ class SocketDirectories:
     def add(self, member: Member, mounts: dict[int, str], linux: Json) -> None:
         """Find the sockets of a container that the guest has made: *mounts* are the directories' places in the share,
         *linux* is that part of the OCI spec."""
-        container = self._containers[member.name] = _Container(member, mounts, linux)
+        remote = frozenset(os.path.relpath(point, self._share) for point in remote_below(self._share))
+        container = self._containers[member.name] = _Container(member, mounts, remote, linux)
         for mount in mounts:
             self._search(container, mount, "")
 
@@ -164,7 +167,9 @@ class SocketDirectories:
                     left -= 1
                     inner = f"{path}/{name}".lstrip("/")
                     if stat.S_ISDIR(mode):
-                        below.append(inner)
+                        # one whose server is gone would never answer
+                        if f"{container.mounts[mount]}/{inner}" not in container.remote:
+                            below.append(inner)
                     elif stat.S_ISSOCK(mode):
                         self._check(container, mount, inner)
             level = below
@@ -422,18 +427,6 @@ def _events() -> int:
     from runvm.linux import fanotify
 
     return fanotify.NAMES | fanotify.ATTRIB | fanotify.ON_CHILD | fanotify.ON_DIRECTORY
-
-
-def mounts_of(share: str, place: str) -> dict[int, str]:
-    """Where in *share* the mounts of the container at *place* are, by their numbers: those that are directories."""
-    found = {}
-    top = f"{share}/containers/{place}"
-    with os.scandir(top) as entries:
-        for entry in entries:
-            if entry.name[:1] == "m" and entry.name[1:].isdecimal() and entry.is_symlink() and entry.is_dir():
-                path = os.path.normpath(f"containers/{place}/{os.readlink(entry.path)}")
-                found[int(entry.name[1:])] = path
-    return found
 
 
 def _sockets(container: _Container) -> Sockets:

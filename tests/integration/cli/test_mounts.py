@@ -16,6 +16,9 @@ import pytest
 from framework import host, rootfs
 from framework.process import call, wait_until
 from framework.runtime import facts
+from runvm.config import Config
+from runvm.linux import syscalls
+from runvm.shares import virtiofs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -365,6 +368,33 @@ def test_the_hosts_private_mounts_are_kept_busy_by_no_container_that_has_none(bo
         with open(f"/proc/{pid}/mountinfo", encoding="utf-8") as file:
             assert point not in file.read(), pid
     assert container.sh("echo up") == "up"
+
+
+def test_a_file_system_that_does_not_answer_holds_up_nobody(box: Box) -> None:
+    """One below a bind, as of a server that is gone: the container starts, its other files are there, and it ends."""
+    if box.runtime.is_vm and not virtiofs.program(Config()).startswith("/usr/lib/qemu/"):
+        pytest.skip("the virtiofsd in Rust has one thread: see docs/limitations.md")
+    container = box.idle()
+    source = f"{container.bundle.path}/source"
+    os.makedirs(f"{source}/hangs")
+    os.makedirs(f"{source}/other")
+    server = os.open("/dev/fuse", os.O_RDWR)
+    try:
+        options = f"fd={server},rootmode=40000,user_id=0,group_id=0"
+        syscalls.mount("test", f"{source}/hangs", "fuse", 0, options)
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", f"{source}/other"], check=True, timeout=10)
+        with open(f"{source}/other/file", "w", encoding="utf-8") as file:
+            file.write("there\n")
+        container.bundle.bind(source, "/mnt", "rbind")
+        container.launch()
+        assert container.sh("cat /mnt/other/file") == "there"
+        container.kill("KILL")
+        container.wait()
+        container.delete()
+    finally:
+        os.close(server)
+        for name in ("hangs", "other"):
+            subprocess.run(["umount", "--lazy", f"{source}/{name}"], check=True, timeout=10)
 
 
 @pytest.mark.only("runvm", "mounts of a virtual machine's kernel can't be the host's")

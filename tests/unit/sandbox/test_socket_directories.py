@@ -20,10 +20,11 @@ from runvm.protocol import frames
 from runvm.protocol.frames import Frame
 from runvm.protocol.messages import AddSocket, ConnectServer, Done, DropSocket, Failed, FindServer
 from runvm.sandbox import host_sockets, own_servers, socket_directories
+from runvm.sandbox.creation import mounts_of
 from runvm.sandbox.host_sockets import HostSockets
 from runvm.sandbox.members import Member
 from runvm.sandbox.own_servers import OwnServers
-from runvm.sandbox.socket_directories import SocketDirectories, mounts_of
+from runvm.sandbox.socket_directories import SocketDirectories
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
