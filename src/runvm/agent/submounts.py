@@ -17,13 +17,11 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import stat
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from runvm.linux import files, process, syscalls
+from runvm.linux import files, patience, syscalls
 from runvm.protocol import names
 
 if TYPE_CHECKING:
@@ -35,8 +33,6 @@ _MAX = 1 << 20
 """Bytes of the list of what is mounted below sources."""
 _SECONDS = 2.0
 """How long one of the host's file systems may take to be visited."""
-_HANGING = 3
-"""File systems that don't answer, after which no more are visited."""
 _FLAGS = {
     "ro": syscalls.ATTR_RDONLY,
     "nosuid": syscalls.ATTR_NOSUID,
@@ -52,9 +48,7 @@ def hold(spec: Json, share: str) -> set[str]:
     own = os.path.dirname(spec["root"]["path"])
     if os.path.exists(f"{own}/{names.SUBMOUNTS}"):
         below = [*json.loads(files.read(f"{own}/{names.SUBMOUNTS}", _MAX)).items()]
-        for _ in range(_HANGING):
-            if below:
-                below = below[_visit_below(below, share) + 1 :]
+        patience.visit(below, lambda each: _restrict(f"{share}/{each[0]}/.", each[1]), seconds=_SECONDS)
     _visit(spec["root"]["path"], held)
     for mount in spec.get("mounts", ()):
         source = mount.get("source", "")
@@ -75,32 +69,6 @@ def _visit(path: str, held: set[str]) -> None:
     with suppress(OSError):  # a file, which is nobody's mount point
         os.stat(f"{path}/.")
         held.add(path)
-
-
-def _visit_below(below: list[tuple[str, list[str]]], share: str) -> int:
-    """Visit these paths, and give what is mounted there its flags; the number of them that were, before one hung."""
-    reader, writer = os.pipe()
-
-    def run() -> None:
-        for path, flags in below:
-            with suppress(OSError):  # gone meanwhile
-                _restrict(f"{share}/{path}/.", flags)
-            os.write(writer, b".")
-
-    pid = process.fork(run)
-    os.close(writer)
-    try:
-        poll = select.poll()
-        poll.register(reader, select.POLLIN)
-        done = 0
-        while poll.poll(_SECONDS * 1000):
-            if not os.read(reader, 1):
-                process.wait_child(pid, deadline=time.monotonic() + _SECONDS)
-                return len(below)
-            done += 1
-        return done  # who hangs is reaped whenever it ends
-    finally:
-        os.close(reader)
 
 
 def _restrict(path: str, flags: list[str]) -> None:

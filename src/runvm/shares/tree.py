@@ -21,7 +21,7 @@ import os
 import stat
 
 from runvm.errors import HostError, reason
-from runvm.linux import mounts, syscalls
+from runvm.linux import mounts, patience, syscalls
 from runvm.log import log
 from runvm.protocol import names
 from runvm.records import NamedTuple
@@ -29,6 +29,8 @@ from runvm.shares import within
 
 ROOT = "rootfs"
 """The name of a container's root."""
+_SECONDS = 1.0
+"""How long the server of a file system below a source may take to answer."""
 _LAYERS = 64
 """Mounts on top of each other that are taken away."""
 
@@ -208,6 +210,11 @@ class Tree:
                 # here all are nodev
                 flags = (options - {"nodev"}) | (table_there.get(inner, frozenset()) & {"nodev"})
                 found[f"{places[name]}/{inner}"] = sorted(flags & names.MOUNT_FLAGS)
+        remote = [path for path in mounts.remote_below(self.path) if os.path.relpath(path, self.path) in found]
+        for path in patience.visit(remote, lambda path: _look(f"{path}/."), seconds=_SECONDS):
+            inner = os.path.relpath(path, self.path)
+            log.warning(f"container {container}: the file system at {inner} in its share doesn't answer")
+            del found[inner]  # the guest would wait for it before the container is made
         if found:
             path = f"{names.CONTAINERS}/{container}/{names.SUBMOUNTS}"
             with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644, dir_fd=self._own), "w") as file:
@@ -271,3 +278,7 @@ class Tree:
                 os.unlink(name, dir_fd=self._own)
         except OSError as error:  # the host has just mounted there: nobody is to wait for that
             log.warning(f"the share's {name} stays: {reason(error)}")
+
+
+def _look(path: str) -> None:
+    os.stat(path)

@@ -16,9 +16,7 @@ import pytest
 from framework import host, rootfs
 from framework.process import call, wait_until
 from framework.runtime import facts
-from runvm.config import Config
 from runvm.linux import syscalls
-from runvm.shares import virtiofs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -372,8 +370,6 @@ def test_the_hosts_private_mounts_are_kept_busy_by_no_container_that_has_none(bo
 
 def test_a_file_system_that_does_not_answer_holds_up_nobody(box: Box) -> None:
     """One below a bind, as of a server that is gone: the container starts, its other files are there, and it ends."""
-    if box.runtime.is_vm and not virtiofs.program(Config()).startswith("/usr/lib/qemu/"):
-        pytest.skip("the virtiofsd in Rust has one thread: see docs/limitations.md")
     container = box.idle()
     source = f"{container.bundle.path}/source"
     os.makedirs(f"{source}/hangs")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-import traceback
 from typing import TYPE_CHECKING
 
 import pytest
 
+from framework.apart import apart
 from runvm.agent import submounts
-from runvm.linux import mounts, process, syscalls
+from runvm.linux import mounts, syscalls
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 def test_mounts_below_a_source_get_the_hosts_flags(tmp_path: Path) -> None:
     """Before the source is bound anywhere; what isn't a mount, or has gone, is left alone."""
     share = tmp_path / "share"
-    reader, writer = os.pipe()
 
     def test() -> None:
         for path in ("shared/1/all", "shared/1/none", "shared/1/directory", "containers/name/rootfs"):
@@ -40,19 +39,7 @@ def test_mounts_below_a_source_get_the_hosts_flags(tmp_path: Path) -> None:
         assert found["all"] >= {"ro", "nosuid", "nodev", "noexec"}
         assert not found["none"] & {"ro", "nosuid", "nodev", "noexec"}
 
-    def child() -> None:
-        try:
-            syscalls.unshare(syscalls.CLONE_NEWNS)
-            syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
-            test()
-        except BaseException:
-            os.write(writer, traceback.format_exc().encode())
-
-    pid = process.fork(child)
-    os.close(writer)
-    with open(reader, encoding="utf-8") as file:
-        assert file.read() == ""
-    os.waitpid(pid, 0)
+    apart(test)
 
 
 def test_a_file_system_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

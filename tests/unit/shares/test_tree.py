@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from runvm.linux import mounts, process, syscalls
+from framework.apart import apart
+from runvm.linux import mounts, syscalls
 from runvm.shares.tree import Share, Tree
 
 if TYPE_CHECKING:
@@ -46,36 +46,24 @@ class Host:
 
 
 @pytest.fixture
-def apart(tmp_path: Path) -> Callable[[Callable[[Host], None]], None]:
+def on_host(tmp_path: Path) -> Callable[[Callable[[Host], None]], None]:
     """Runs a test where its mounts are nobody else's. The source is a shared mount."""
 
     def run(test: Callable[[Host], None]) -> None:
-        reader, writer = os.pipe()
+        def prepared() -> None:
+            (tmp_path / "source").mkdir()
+            syscalls.mount("test", str(tmp_path / "source"), "tmpfs")
+            syscalls.mount("none", str(tmp_path / "source"), "", syscalls.MS_SHARED)
+            test(Host(tmp_path))
 
-        def child() -> None:
-            try:
-                syscalls.unshare(syscalls.CLONE_NEWNS)
-                syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
-                (tmp_path / "source").mkdir()
-                syscalls.mount("test", str(tmp_path / "source"), "tmpfs")
-                syscalls.mount("none", str(tmp_path / "source"), "", syscalls.MS_SHARED)
-                test(Host(tmp_path))
-            except BaseException:
-                os.write(writer, traceback.format_exc().encode())
-
-        pid = process.fork(child)
-        os.close(writer)
-        with open(reader, encoding="utf-8") as file:
-            failure = file.read()
-        os.waitpid(pid, 0)
-        assert failure == ""
+        apart(prepared)
 
     return run
 
 
 @pytest.mark.parametrize("kind", ["private", "rro"])
 def test_a_later_container_sees_what_is_mounted_below_a_private_source_now(
-    apart: Callable[[Callable[[Host], None]], None], kind: str
+    on_host: Callable[[Callable[[Host], None]], None], kind: str
 ) -> None:
     """Its mount is the first one's only as long as the same is below; the first one's stays as it was."""
 
@@ -97,10 +85,10 @@ def test_a_later_container_sees_what_is_mounted_below_a_private_source_now(
         host.tree.remove("d")
         assert os.listdir(f"{host.tree.path}/shared") == []
 
-    apart(test)
+    on_host(test)
 
 
-def test_one_source_is_one_mount(apart: Callable[[Callable[[Host], None]], None]) -> None:
+def test_one_source_is_one_mount(on_host: Callable[[Callable[[Host], None]], None]) -> None:
     """Also one that gets the host's later mounts: they come to both."""
 
     def test(host: Host) -> None:
@@ -109,10 +97,10 @@ def test_one_source_is_one_mount(apart: Callable[[Callable[[Host], None]], None]
         assert host.add("b") == first
         assert mounts.table(f"{host.tree.path}/{first}/sub")
 
-    apart(test)
+    on_host(test)
 
 
-def test_the_flags_of_mounts_below_are_told(apart: Callable[[Callable[[Host], None]], None]) -> None:
+def test_the_flags_of_mounts_below_are_told(on_host: Callable[[Callable[[Host], None]], None]) -> None:
     """Those of the host's mounts, not those that the served ones have besides."""
 
     def test(host: Host) -> None:
@@ -127,10 +115,10 @@ def test_the_flags_of_mounts_below_are_told(apart: Callable[[Callable[[Host], No
             f"{place}/plain": [],
         }
 
-    apart(test)
+    on_host(test)
 
 
-def test_what_the_host_mounts_onto_a_source_goes_with_it(apart: Callable[[Callable[[Host], None]], None]) -> None:
+def test_what_the_host_mounts_onto_a_source_goes_with_it(on_host: Callable[[Callable[[Host], None]], None]) -> None:
     """However often; and where something stays, removing goes on."""
 
     def test(host: Host) -> None:
@@ -145,4 +133,4 @@ def test_what_the_host_mounts_onto_a_source_goes_with_it(apart: Callable[[Callab
         host.tree.remove("b")
         assert os.listdir(f"{host.tree.path}/containers") == []
 
-    apart(test)
+    on_host(test)
