@@ -30,7 +30,7 @@ from runvm.errors import NOT_RUNNING
 from runvm.linux import files, handles, seccomp_filter, syscalls
 from runvm.linux.loop import Loop
 from runvm.linux.netns import in_namespace
-from runvm.linux.process import namespace_name
+from runvm.linux.process import ends_waiting, namespace_name
 from runvm.protocol.messages import (
     AddSocket,
     ConnectServer,
@@ -144,6 +144,7 @@ class Runtime:
         try:
             _limit(container)
             os.write(fd, b"\0")
+            container.started = True
             os.unlink(fifo)
         finally:
             os.close(fd)
@@ -189,9 +190,16 @@ class Runtime:
             cgroups.signal_all(container.cgroup, request.number)
             return {}
         process = container.processes.get(request.channel)
-        if process is None or process.status is not None or not process.pid:
+        if process is None or not process.pid:
             raise AgentError(NOT_RUNNING)  # its end may be on its way to the host
-        cgroups.kill(process.pid, request.number)
+        if process.status is not None:
+            if request.number != signal.SIGKILL or not self.processes.drop_output(process):
+                raise AgentError(NOT_RUNNING)
+        elif process is container.init and not container.started and ends_waiting(request.number):
+            process.killed_by = request.number  # crun, which waits there as process 1, would never get it
+            cgroups.kill(process.pid, signal.SIGKILL)
+        else:
+            cgroups.kill(process.pid, request.number)
         return {}
 
     def freeze(self, name: str, frozen: bool) -> Json:

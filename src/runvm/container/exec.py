@@ -79,6 +79,7 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
                     last=False,
                     passed=handed,
                     oom_score=described.get("oomScoreAdj"),
+                    waits=not options.detach,
                 )
             except OSError:
                 if process.alive(record.shim):

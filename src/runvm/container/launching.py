@@ -50,6 +50,7 @@ class Launch:
         last: bool,
         passed: Passed,
         oom_score: int | None,
+        waits: bool = False,
     ) -> StartedShim:
         """Fork the shim, which waits at its gate: see shim.ShimPlan. Raises OSError."""
         started = shim.start(
@@ -63,6 +64,7 @@ class Launch:
                 last=last,
                 passed=passed,
                 oom_score=oom_score,
+                waits=waits,
             )
         )
         self._connection.close()  # the shim has it: should it end, the supervisor has to notice
