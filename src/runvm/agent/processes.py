@@ -22,6 +22,7 @@ from runvm.linux.loop import Loop
 from runvm.linux.terminal import keep_newlines, set_size
 from runvm.protocol import frames, names
 from runvm.protocol.frames import Frame
+from runvm.protocol.gate import Gate
 from runvm.protocol.messages import Exited, Json
 from runvm.protocol.streams import Sink, StreamSource
 
@@ -113,6 +114,7 @@ class Processes:
         send: Callable[[int, int, bytes], None],
         event: Callable[[Any], None],
         ending: Callable[[GuestProcess], None],
+        gate: Gate,
     ) -> None:
         self._loop = loop
         self._children = children
@@ -120,6 +122,7 @@ class Processes:
         self._send = send
         self._event = event
         self._ending = ending
+        self._gate = gate
         self._channels: dict[int, GuestProcess] = {}
 
     def launch(
@@ -325,6 +328,7 @@ class Processes:
             self._send,
             lambda: self._stream_ended(process, kind),
             process.filter if kind == errors else None,
+            gate=self._gate,
         )
 
     def _stream_ended(self, process: GuestProcess, kind: int) -> None:
@@ -383,6 +387,8 @@ class Processes:
         for source in list(process.sources.values()):
             source.drain()
         if any(source.blocked for source in process.sources.values()):
+            if self._gate.closed:
+                self._gate.wait(lambda: self._finish(process))
             return  # the reader is slow: credit brings us back here
         if process.sources and self._ends_all(process):
             self._loop.call_later(_STOP_WAIT, lambda: self._give_up(process))

@@ -310,7 +310,9 @@ class Shim:
 
     def _read(self, kind: int, fd: int) -> None:
         assert self._connection is not None
-        self._sources[kind] = StreamSource(self._loop, fd, kind, 0, self._connection.send, lambda: None)
+        self._sources[kind] = StreamSource(
+            self._loop, fd, kind, 0, self._connection.send, lambda: None, gate=self._connection.gate
+        )
 
     def _take_terminal(self) -> None:
         """The pty's slave becomes the controlling terminal, so that its size changes arrive, and raw: the guest's

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from runvm.linux import syscalls
 from runvm.linux.loop import HANGUP, IN, OUT, Loop
 from runvm.protocol import frames
+from runvm.protocol.gate import Gate
 
 _SMALL = 4096
 """Bytes of a payload that waits together with others."""
@@ -35,7 +36,7 @@ class StreamSource:
 
     What is read goes through *change* first, until that says that nothing more shall: it gets data, or nothing at the
     end, and gives what is to be sent. *whole*: what is read is a record, of which the part that doesn't fit would be
-    lost. *read* reads instead of read(2).
+    lost. *read* reads instead of read(2). Nothing is read while *gate* is closed.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class StreamSource:
         *,
         whole: bool = False,
         read: Callable[[int, int], bytes] = os.read,
+        gate: Gate | None = None,
     ) -> None:
         self._loop, self._fd, self._kind, self._channel = loop, fd, kind, channel
         self._send, self._on_end, self._change = send, on_end, change
@@ -57,6 +59,7 @@ class StreamSource:
         self._least = frames.CHUNK if whole else 1
         self._paused = False
         self._take = read
+        self._gate = gate
         self.due = sys.maxsize
         """How many bytes drain() has still to read."""
         self.open = True
@@ -64,8 +67,8 @@ class StreamSource:
 
     @property
     def blocked(self) -> bool:
-        """Whether the other end has to give credit before drain() can read more."""
-        return self.open and not self._window and self.due > 0
+        """Whether the other end has to give credit, or to read what is queued, before drain() can read more."""
+        return self.open and self.due > 0 and (not self._window or self._must_wait)
 
     @property
     def waiting(self) -> int:
@@ -107,7 +110,7 @@ class StreamSource:
 
     def drain(self) -> None:
         """Read what is there now, *due* bytes at most, for a writer that has ended: nothing is waited for."""
-        while self.open and self._window and self.due and self._read():
+        while self.open and self.due and not self.blocked and self._read():
             pass
 
     def let_go(self) -> None:
@@ -116,8 +119,19 @@ class StreamSource:
             self._window -= len(left)
             self._send(self._kind, self._channel, left)
 
+    @property
+    def _must_wait(self) -> bool:
+        return self._gate is not None and self._gate.closed
+
     def _ready(self, events: int) -> None:
-        self._read()
+        if self._gate is not None and self._gate.closed:
+            self._loop.forget(self._fd)
+            self._gate.wait(self._go_on)
+        else:
+            self._read()
+
+    def _go_on(self) -> None:
+        self.credit(0)
 
     def _changed(self, data: bytes) -> bytes:
         assert self._change is not None

@@ -152,6 +152,8 @@ class Containers:
         if frame.kind != MESSAGE:
             if frame.kind != STDIN or not task.ended:
                 self.life.vm.agent.send(frame.kind, task.channel, frame.payload)
+                if task.shim is not None:
+                    task.shim.wait_at(self.life.vm.agent.gate)
             return
         _, request = messages.decode(frame.payload)
         if isinstance(request, messages.Resize):
