@@ -53,6 +53,20 @@ def test_a_reader_that_is_slow_to_begin_gets_all(running: Container) -> None:
     assert command.wait(20 * FACTOR) == 0
 
 
+def test_a_reader_gets_all_of_a_container_though_its_machine_has_ended(box: Box) -> None:
+    """The virtual machine doesn't wait for it; the container's state does."""
+    reader, writer = os.pipe()
+    container = box("sh", "-c", f"head -c {COUNT} /dev/zero; exit 5")
+    container.create(stdout=writer)
+    os.close(writer)
+    container.start()
+    time.sleep(13)
+    assert container.status == "running"
+    assert len(read_all(reader)) == COUNT
+    assert container.wait(10) == 5
+    container.delete()
+
+
 def test_a_kill_ends_what_waits_for_a_reader(box: Box) -> None:
     """A process that hung in write(2) would end at once; so does one that has written all into buffers of runvm's."""
     reader, writer = os.pipe()
