@@ -400,6 +400,7 @@ class Processes:
             for source in list(process.sources.values()):
                 source.drain()
                 if source.blocked:
+                    self._finish(process)
                     return
                 source.close()
             self._report(process)
