@@ -29,7 +29,7 @@ class _Caught:
     def take(self, number: int, frame: FrameType | None) -> None:
         """A signal's handler."""
         if self.pid:
-            _send(self.pid, number)
+            send(self.pid, number)
             return
         self.noted.append(number)
         if self.raises:
@@ -78,10 +78,11 @@ def forward(pid: int) -> None:
     """What has come and what comes is for the process *pid*, our child, from now on."""
     _caught.pid = pid
     for number in _caught.noted:
-        _send(pid, number)
+        send(pid, number)
 
 
-def _send(pid: int, number: int) -> None:
+def send(pid: int, number: int) -> None:
+    """A signal to our child *pid*, which may have ended."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:

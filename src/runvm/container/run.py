@@ -82,12 +82,5 @@ def wait_foreground(pid: int, master: int) -> int:
 
         return process.exit_code(terminal.relay(master, pid, passed_on))
     for number in passed_on:
-        signal.signal(number, lambda number, frame: _forward(pid, number))
+        signal.signal(number, lambda number, frame: interrupts.send(pid, number))
     return process.exit_code(os.waitpid(pid, 0)[1])
-
-
-def _forward(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
