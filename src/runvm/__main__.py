@@ -27,7 +27,7 @@ import sys
 from runvm.cli.commands import command_module
 from runvm.cli.globals import GLOBAL, configure_log, context
 from runvm.cli.grammar import HELP, parse
-from runvm.errors import RunvmError, reason
+from runvm.errors import Interrupted, RunvmError, reason
 from runvm.log import log
 
 TYPE_CHECKING = False
@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except Interrupted as error:
+        return _end_by(error.number)
     except BrokenPipeError as error:
         if _stdout_is_gone():
             return _BROKEN_PIPE
@@ -131,6 +133,17 @@ def _stdout_is_gone() -> bool:
     null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     os.dup2(null, 1)  # the interpreter flushes sys.stdout once more at its end
     return True
+
+
+def _end_by(number: int) -> int:
+    """As if signal *number* had ended it at once; ctrl-C gives an exit code, as with runc."""
+    import signal
+
+    if number == signal.SIGINT:
+        return _INTERRUPTED
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    return 128 + number
 
 
 def _words(error: OSError) -> str:

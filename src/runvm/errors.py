@@ -18,6 +18,14 @@ def reason(error: OSError) -> str:
     return said[:1].lower() + said[1:]
 
 
+class Interrupted(BaseException):
+    """Signal *number* has ended the command, which has undone what it had half made."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class RunvmError(Exception):
     """Something that the user is told in one line.
 

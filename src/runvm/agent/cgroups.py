@@ -73,6 +73,12 @@ def freeze(cgroup: str, frozen: bool) -> None:
     files.write(f"{cgroup}/cgroup.freeze", "1" if frozen else "0")
 
 
+def is_frozen(cgroup: str) -> bool:
+    """Whether all of its processes stand still; one that is in the middle of a system call may take a moment. Raises
+    OSError."""
+    return "frozen 1" in files.read(f"{cgroup}/cgroup.events")
+
+
 def hold_back(resources: Json) -> dict[str, int]:
     """Take quota and period out of an OCI resources object: what makes a container shall not be held up by what the
     container may use."""

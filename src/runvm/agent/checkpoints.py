@@ -73,7 +73,7 @@ class GuestCheckpoints:
         self._was_frozen = files.read(f"{container.cgroup}/cgroup.freeze").strip() == "1"
         cgroups.freeze(container.cgroup, True)
         deadline = time.monotonic() + _FREEZE_SECONDS
-        while "frozen 1" not in files.read(f"{container.cgroup}/cgroup.events") and time.monotonic() < deadline:
+        while not cgroups.is_frozen(container.cgroup) and time.monotonic() < deadline:
             time.sleep(0.002)
         self._container = container
         self._loop.narrow(self._port)

@@ -14,6 +14,7 @@ from runvm.linux.loop import OUT, Loop
 from runvm.linux.netns import in_namespace
 from runvm.protocol import frames
 from runvm.protocol.frames import Frame
+from runvm.protocol.gate import Gate
 from runvm.protocol.messages import Connect, Json
 from runvm.protocol.relay import Relay
 from runvm.protocol.streams import Send
@@ -25,9 +26,9 @@ _LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 class Connections:
     """All of them, by channel. *send* queues a frame to the host."""
 
-    def __init__(self, loop: Loop, send: Send) -> None:
+    def __init__(self, loop: Loop, send: Send, gate: Gate) -> None:
         self._loop = loop
-        self._relay = Relay(loop, send, says=frames.STDOUT, told=frames.STDIN)
+        self._relay = Relay(loop, send, says=frames.STDOUT, told=frames.STDIN, gate=gate)
 
     def open(self, request: Connect, done: Callable[[Json | AgentError], None]) -> None:
         """Connect; *done* gets {} or the error. Raises OSError."""

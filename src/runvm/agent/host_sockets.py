@@ -20,6 +20,7 @@ from runvm.linux import files, sockets
 from runvm.linux.loop import IN, Loop
 from runvm.protocol import frames
 from runvm.protocol.frames import Frame
+from runvm.protocol.gate import Gate
 from runvm.protocol.messages import AddSocket, Dial, Dialled, Json
 from runvm.protocol.names import host_socket
 from runvm.protocol.relay import Relay
@@ -33,10 +34,10 @@ _PAUSE_SECONDS = 0.1
 class HostSocketRelays:
     """Of all containers. *send* queues a frame to the host, *event* a message."""
 
-    def __init__(self, loop: Loop, send: Send, event: Callable[[Any], None]) -> None:
+    def __init__(self, loop: Loop, send: Send, event: Callable[[Any], None], gate: Gate) -> None:
         self._loop = loop
         self._event = event
-        self._relay = Relay(loop, send, says=frames.STDOUT, told=frames.STDIN)
+        self._relay = Relay(loop, send, says=frames.STDOUT, told=frames.STDIN, gate=gate)
         self._listeners: dict[str, dict[int, socket.socket]] = {}
         self._dialling: dict[int, tuple[socket.socket, str, int, socket.socket]] = {}
         self._places: dict[tuple[str, int], SocketPlace] = {}

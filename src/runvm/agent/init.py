@@ -105,9 +105,9 @@ class Agent:
         self.loop = Loop(on_error=_report)
         self.connection = Connection(self.loop, port, on_frame=self._frame, on_close=self._closed)
         self.networks = GuestNetworks(self.loop, self.connection.send, _say)
-        self.runtime = Runtime(self.loop, self.connection.send, self._event)
+        self.runtime = Runtime(self.loop, self.connection.send, self._event, self.connection.gate)
         self.memory = Memory(self.loop, self._event)
-        self.connections = Connections(self.loop, self.connection.send)
+        self.connections = Connections(self.loop, self.connection.send, self.connection.gate)
         self.watches = Watches(self.loop, self._event)
         self.replay = Replay(self.watches)
         self.own_servers = GuestServers(self.loop, self.runtime.children, self.connections.adopt)
@@ -200,7 +200,7 @@ class Agent:
             Start: lambda request, done: runtime.start(request.container, done),
             Exec: runtime.exec,
             Signal: at_once(runtime.signal),
-            Freeze: at_once(lambda request: runtime.freeze(request.container, request.frozen)),
+            Freeze: runtime.freeze,
             Update: lambda request, done: runtime.update(request.container, request.resources, done),
             UseMemory: at_once(self.memory.use),
             UseCpus: lambda request, done: processors.use(self.loop, request.vcpus, done),

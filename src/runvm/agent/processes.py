@@ -22,11 +22,13 @@ from runvm.linux.loop import Loop
 from runvm.linux.terminal import keep_newlines, set_size
 from runvm.protocol import frames, names
 from runvm.protocol.frames import Frame
+from runvm.protocol.gate import Gate
 from runvm.protocol.messages import Exited, Json
 from runvm.protocol.streams import Sink, StreamSource
 
 _STOP_WAIT = 0.2
-"""Seconds that output which others still hold open is waited for once a process has ended."""
+"""Seconds that the end of a container's output, or a terminal's, is waited for once its process has ended: by then
+nobody can write there any more."""
 
 
 class Container:
@@ -38,6 +40,7 @@ class Container:
         self.bundle = bundle
         self.network = network
         self.init: GuestProcess | None = None
+        self.started = False
         self.processes: dict[int, GuestProcess] = {}
         self.cgroup = cgroups.path(name)
         self.cpu: dict[str, int] = {}
@@ -60,6 +63,8 @@ class GuestProcess:
         self.channel = channel
         self.pid = 0
         self.status: int | None = None
+        self.killed_by = 0
+        """The signal that it was to get when it was killed in its place."""
         self.sinks: dict[int, Sink] = {}
         self.sources: dict[int, StreamSource] = {}
         self.terminal = -1
@@ -109,6 +114,7 @@ class Processes:
         send: Callable[[int, int, bytes], None],
         event: Callable[[Any], None],
         ending: Callable[[GuestProcess], None],
+        gate: Gate,
     ) -> None:
         self._loop = loop
         self._children = children
@@ -116,6 +122,7 @@ class Processes:
         self._send = send
         self._event = event
         self._ending = ending
+        self._gate = gate
         self._channels: dict[int, GuestProcess] = {}
 
     def launch(
@@ -243,6 +250,8 @@ class Processes:
 
     def attach_again(self) -> None:
         """The VM was restored: at the other end of each stream is a new shim, which has to hear what has ended."""
+        for process in [process for process in self._channels.values() if process.reported]:
+            self._leave_alone(process)
         for process in self._channels.values():
             for kind, sink in process.sinks.items():
                 sink.change_sender()
@@ -257,6 +266,14 @@ class Processes:
             else:
                 for kind in {frames.STDOUT, frames.STDERR} - process.sources.keys():
                     self._send(kind, process.channel, b"")
+
+    def _leave_alone(self, process: GuestProcess) -> None:
+        """What others write that one has left its streams to goes nowhere from now on."""
+        self._channels.pop(process.channel)
+        process.container.processes.pop(process.channel, None)
+        process.channel = 0
+        for source in process.sources.values():
+            source.discard()
 
     def close(self, process: GuestProcess) -> None:
         """Forget a process and its streams."""
@@ -311,6 +328,7 @@ class Processes:
             self._send,
             lambda: self._stream_ended(process, kind),
             process.filter if kind == errors else None,
+            gate=self._gate,
         )
 
     def _stream_ended(self, process: GuestProcess, kind: int) -> None:
@@ -346,18 +364,33 @@ class Processes:
 
     def _ended(self, process: GuestProcess, status: int) -> None:
         process.status = status
+        if not self._ends_all(process):
+            for source in process.sources.values():
+                source.due = source.waiting
+            process.sinks[frames.STDIN].close()
+        self._ending(process)
         self._finish(process)
 
+    def _ends_all(self, process: GuestProcess) -> bool:
+        """Whether nobody can write to its streams any more after its end: a container's others are killed then, and a
+        terminal is hung up. Those that exec's process has left its pipes to go on."""
+        return process is process.container.init or process.terminal >= 0
+
     def _finish(self, process: GuestProcess) -> None:
-        """Report the end of a process once its output is sent; what others still hold open is waited for a moment
-        only."""
-        if process.reported or process.status is None:
+        """Report the end of a process once all that it has written is sent."""
+        if process.status is None:
+            return
+        if process.reported:
+            if not process.sources:
+                self.close(process)
             return
         for source in list(process.sources.values()):
             source.drain()
-        if process.sources:
-            if any(source.blocked for source in process.sources.values()):
-                return  # the reader is slow: credit brings us back here
+        if any(source.blocked for source in process.sources.values()):
+            if self._gate.closed:
+                self._gate.wait(lambda: self._finish(process))
+            return  # the reader is slow: credit brings us back here
+        if process.sources and self._ends_all(process):
             self._loop.call_later(_STOP_WAIT, lambda: self._give_up(process))
             return
         self._report(process)
@@ -367,16 +400,28 @@ class Processes:
             for source in list(process.sources.values()):
                 source.drain()
                 if source.blocked:
+                    self._finish(process)
                     return
                 source.close()
             self._report(process)
+
+    def drop_output(self, process: GuestProcess) -> bool:
+        """SIGKILL for one that has ended, but whose reader is slow: it would have hung in write(2) before its end.
+        False where that has been told."""
+        if process.reported or process.status is None:
+            return False
+        process.status = int(signal.SIGKILL)
+        for source in list(process.sources.values()):
+            source.close()
+        self._report(process)
+        return True
 
     def _report(self, process: GuestProcess) -> None:
         if process.reported or process.status is None:
             return
         process.reported = True
-        self._ending(process)
         status = process.status
-        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        number = (process.killed_by or os.WTERMSIG(status)) if os.WIFSIGNALED(status) else 0
         self._event(Exited(process.channel, 128 + number if number else os.WEXITSTATUS(status), number))
-        self.close(process)
+        if not process.sources:
+            self.close(process)

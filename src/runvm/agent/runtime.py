@@ -12,6 +12,7 @@ import resource
 import select
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -30,13 +31,15 @@ from runvm.errors import NOT_RUNNING
 from runvm.linux import files, handles, seccomp_filter, syscalls
 from runvm.linux.loop import Loop
 from runvm.linux.netns import in_namespace
-from runvm.linux.process import namespace_name
+from runvm.linux.process import ends_waiting, namespace_name
+from runvm.protocol.gate import Gate
 from runvm.protocol.messages import (
     AddSocket,
     ConnectServer,
     Create,
     Exec,
     FindServer,
+    Freeze,
     Json,
     Notified,
     OutOfMemory,
@@ -45,18 +48,23 @@ from runvm.protocol.messages import (
 from runvm.protocol.names import SHARE
 
 _BUNDLES = "/run/runvm/bundles"
+_FREEZE_SECONDS = 10.0
+"""How long a process in the middle of a system call may hold up a pause."""
+_LOOK_SECONDS = 0.005
 
 
 class Runtime:
-    """All containers of this VM. *send* queues a frame to the host, *event* a message."""
+    """All containers of this VM. *send* queues a frame to the host, *event* a message; streams wait at *gate*."""
 
-    def __init__(self, loop: Loop, send: Callable[[int, int, bytes], None], event: Callable[[Any], None]) -> None:
+    def __init__(
+        self, loop: Loop, send: Callable[[int, int, bytes], None], event: Callable[[Any], None], gate: Gate
+    ) -> None:
         self._loop = loop
         self._event = event
         self.children = Children(loop)
         self._crun = Crun(self.children)
-        self.processes = Processes(loop, self.children, self._crun, send, event, self._ending)
-        self.host_sockets = HostSocketRelays(loop, send, event)
+        self.processes = Processes(loop, self.children, self._crun, send, event, self._ending, gate)
+        self.host_sockets = HostSocketRelays(loop, send, event, gate)
         self.containers: dict[str, Container] = {}
         self._prepared: Prepared | None = None
 
@@ -144,6 +152,7 @@ class Runtime:
         try:
             _limit(container)
             os.write(fd, b"\0")
+            container.started = True
             os.unlink(fifo)
         finally:
             os.close(fd)
@@ -189,15 +198,37 @@ class Runtime:
             cgroups.signal_all(container.cgroup, request.number)
             return {}
         process = container.processes.get(request.channel)
-        if process is None or process.status is not None or not process.pid:
+        if process is None or not process.pid:
             raise AgentError(NOT_RUNNING)  # its end may be on its way to the host
-        cgroups.kill(process.pid, request.number)
+        if process.status is not None:
+            if request.number != signal.SIGKILL or not self.processes.drop_output(process):
+                raise AgentError(NOT_RUNNING)
+        elif process is container.init and not container.started and ends_waiting(request.number):
+            process.killed_by = request.number  # crun, which waits there as process 1, would never get it
+            cgroups.kill(process.pid, signal.SIGKILL)
+        else:
+            cgroups.kill(process.pid, request.number)
         return {}
 
-    def freeze(self, name: str, frozen: bool) -> Json:
-        """Pause or resume."""
-        cgroups.freeze(self._container(name).cgroup, frozen)
-        return {}
+    def freeze(self, request: Freeze, done: Callable[[Json | AgentError], None]) -> None:
+        """Pause or resume; *done* is called once all processes stand still, or go on."""
+        cgroup = self._container(request.container).cgroup
+        cgroups.freeze(cgroup, request.frozen)
+        deadline = time.monotonic() + _FREEZE_SECONDS
+
+        def look() -> None:
+            try:
+                if not request.frozen or cgroups.is_frozen(cgroup):
+                    done({})
+                elif time.monotonic() < deadline:
+                    self._loop.call_later(_LOOK_SECONDS, look)
+                else:
+                    cgroups.freeze(cgroup, False)
+                    done(AgentError("unable to freeze: a process didn't stop in time"))
+            except OSError as error:
+                done(AgentError(f"unable to freeze: {error}"))
+
+        look()
 
     def update(self, name: str, resources: Json, done: Callable[[Json | AgentError], None]) -> None:
         """`crun update`."""

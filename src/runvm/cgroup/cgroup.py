@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from runvm.cgroup import hierarchy
-from runvm.cgroup.limits import DEFAULT_SHARES, DEFAULT_WEIGHT, UNLIMITED, Limits, host_limits
+from runvm.cgroup.limits import DEFAULT_SHARES, DEFAULT_WEIGHT, NONE, UNLIMITED, Limits, host_limits
 from runvm.errors import HostError, reason
 
 _PASSES = 100
@@ -38,7 +38,8 @@ class Cgroup:
         limits = host_limits(resources, overhead_mib=overhead_mib)
         v2 = self._unified
         if limits.memory:
-            self._write("memory", "memory.max" if v2 else "memory.limit_in_bytes", str(limits.memory))
+            text = "max" if v2 and limits.memory == NONE else str(limits.memory)  # version 1 has -1 for it
+            self._write("memory", "memory.max" if v2 else "memory.limit_in_bytes", text)
         for key in ("cpus", "mems"):
             if value := resources.get("cpu", {}).get(key):
                 self._write("cpuset", f"cpuset.{key}", str(value), required=True)
@@ -51,7 +52,7 @@ class Cgroup:
     def limit_cpu(self, cpu: dict[str, Any]) -> None:
         """Quota and weight of *cpu* (of an OCI resources object) hold from now on."""
         limits = host_limits({"cpu": cpu}, overhead_mib=0)
-        if "quota" in cpu:
+        if limits.quota:
             self._write_quota(limits.quota, limits.period)
         if limits.shares:
             self._write_shares(limits)
@@ -63,17 +64,17 @@ class Cgroup:
         limits = host_limits({"cpu": cpu}, overhead_mib=0)
         if cpu.get("idle"):
             self._write("cpu", "cpu.idle", "0")
-        if limits.quota:
-            self._write_quota(0, limits.period)
+        if limits.quota > 0:
+            self._write_quota(NONE, limits.period)
         if 0 < limits.shares < DEFAULT_SHARES:
             self._write_shares(limits._replace(shares=0))
 
     def _write_quota(self, quota: int, period: int) -> None:
         if self._unified:
-            self._write("cpu", "cpu.max", f"{quota or 'max'} {period}")
+            self._write("cpu", "cpu.max", f"{'max' if quota == NONE else quota} {period}")
         else:
             self._write("cpu", "cpu.cfs_period_us", str(period))
-            self._write("cpu", "cpu.cfs_quota_us", str(quota or -1))
+            self._write("cpu", "cpu.cfs_quota_us", str(quota))
 
     def _write_shares(self, limits: Limits) -> None:
         """0 is what a cgroup has that nobody gave any."""

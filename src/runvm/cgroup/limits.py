@@ -8,6 +8,8 @@ from runvm.records import NamedTuple
 
 UNLIMITED = 1 << 50
 """Memory limits beyond this many bytes mean none (engines write the largest page-aligned number)."""
+NONE = -1
+"""A limit of memory or CPU time that is given as none: one that there was before goes."""
 DEFAULT_SHARES = 1024
 """cpu.shares of a cgroup that nobody gave any (kernel's sched-design-CFS.rst)."""
 DEFAULT_WEIGHT = 100
@@ -23,7 +25,7 @@ hold the container to a fraction of its quota."""
 
 
 class Limits(NamedTuple):
-    """What a container's VM may take on the host, bytes and microseconds; 0 = no limit, or none that is given."""
+    """What a container's VM may take on the host, bytes and microseconds; 0 = not given, NONE = no limit."""
 
     memory: int
     quota: int
@@ -49,11 +51,13 @@ def host_limits(resources: dict[str, Any], *, overhead_mib: int) -> Limits:
     """By the container's own limits, with what the VM itself takes on top: of memory *overhead_mib* (the guest's) and
     _VMM_MIB, of processor time _VMM_CPU_SHARE."""
     memory = resources.get("memory", {}).get("limit") or 0
+    if memory:
+        memory = memory + ((overhead_mib + _VMM_MIB) << 20) if 0 < memory < UNLIMITED else NONE
     cpu = resources.get("cpu", {})
-    quota, period = max(0, cpu.get("quota") or 0), cpu.get("period") or 100_000
+    quota, period = max(NONE, cpu.get("quota") or 0), cpu.get("period") or 100_000
     return Limits(
-        memory=memory + ((overhead_mib + _VMM_MIB) << 20) if 0 < memory < UNLIMITED else 0,
-        quota=quota + (quota + period) // _VMM_CPU_SHARE if quota else 0,
+        memory=memory,
+        quota=quota + (quota + period) // _VMM_CPU_SHARE if quota > 0 else quota,
         period=period,
         shares=cpu.get("shares") or 0,
     )

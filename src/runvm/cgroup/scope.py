@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from runvm.cgroup import hierarchy, unit_properties
+from runvm.cgroup.limits import NONE
 from runvm.errors import DeadlineError, HostError, SpecError, UnsupportedError
 from runvm.linux import process, userns
 
@@ -23,6 +24,8 @@ _RUNNING = "/run/systemd/system"
 """Where systemd is process 1 (sd_booted(3))."""
 _SYSTEM_BUS = "/run/dbus/system_bus_socket"
 _SECONDS = 30.0
+_INFINITY = str((1 << 64) - 1)
+"""No limit, to systemd."""
 _MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 
 
@@ -45,8 +48,11 @@ def limit_properties(limits: Limits, *, unified: bool) -> list[Property]:
     daemon-reload (systemd.resource-control(5))."""
     found: list[Property] = []
     if limits.memory:
-        found.append(("MemoryMax" if unified else "MemoryLimit", "t", str(limits.memory)))
-    if limits.quota:
+        memory = _INFINITY if limits.memory == NONE else str(limits.memory)
+        found.append(("MemoryMax" if unified else "MemoryLimit", "t", memory))
+    if limits.quota == NONE:
+        found.append(("CPUQuotaPerSecUSec", "t", _INFINITY))
+    elif limits.quota:
         # in whole hundredths of a processor: others are refused
         each = -(-limits.quota * 1_000_000 // limits.period // 10_000) * 10_000
         found.append(("CPUQuotaPerSecUSec", "t", str(each)))

@@ -29,7 +29,9 @@ COMMAND = Command(
 
 def run(ctx: Context, args: Args) -> int:
     """Call the verb."""
+    from runvm.container.interrupts import caught
     from runvm.container.verbs import create
 
-    create(ctx, container_id(args), create_options(args))
+    with caught():
+        create(ctx, container_id(args), create_options(args))
     return 0

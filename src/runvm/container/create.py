@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from runvm.cgroup import cgroup as cgroups
-from runvm.container import environment, shim, state
+from runvm.container import environment, interrupts, shim, state
 from runvm.container.host_view import Made
 from runvm.container.launching import Launch
 from runvm.container.state import ContainerRecord
@@ -55,8 +55,7 @@ def create(
 
     Raises: RunvmError; nothing half-made is left then.
     """
-    with state.claim(ctx, cid), ExitStack() as failed, ExitStack() as held:
-        failed.callback(clear, ctx, cid)
+    with making(ctx, cid) as (failed, held):
         creation = Creation(ctx, cid, plan, failed, held)
         creation.make_cgroup()
         creation.keep_warm(*warm)
@@ -70,8 +69,18 @@ def create(
             creation.await_vm(place)
             creation.create_in_guest(place)
         creation.release(options, terminal_master)
-        failed.pop_all()
     log.debug("create: done")
+
+
+@contextmanager
+def making(ctx: Context, cid: str) -> Iterator[tuple[ExitStack, ExitStack]]:
+    """A new container's directory, locked, while it is made: see Creation for the two. Where that fails, or a signal
+    ends it, nothing is left of it. Raises ContainerExistsError."""
+    with state.claim(ctx, cid), ExitStack() as failed, ExitStack() as held:
+        failed.callback(clear, ctx, cid)
+        with interrupts.raising():
+            yield failed, held
+        failed.pop_all()
 
 
 class Creation:

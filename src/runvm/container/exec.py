@@ -7,9 +7,9 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from runvm.container import environment, guest_spec, passed, shim, state, terminal
+from runvm.container import environment, guest_spec, interrupts, passed, shim, state, terminal
 from runvm.container.launching import Launch
-from runvm.errors import RunvmError, StateError
+from runvm.errors import StateError
 from runvm.linux import process, syscalls
 from runvm.log import log
 from runvm.oci import rules
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from runvm.container.context import Context
     from runvm.container.options import ExecOptions
+    from runvm.container.shim import StartedShim
     from runvm.container.state import ContainerRecord
 
 
@@ -39,6 +40,32 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
 
     Raises: StateError unless the container runs, GuestError.
     """
+    with interrupts.caught():
+        pid, master = _launch(ctx, cid, options, outside=outside)
+        if options.detach:
+            return 0
+        from runvm.container.run import wait_foreground
+
+        log.debug("exec: shim released")
+        interrupts.forward(pid)
+        return wait_foreground(pid, master)
+
+
+def _launch(ctx: Context, cid: str, options: ExecOptions, *, outside: bool) -> tuple[int, int]:
+    """Pid of the shim, and the master of the terminal, or -1. See exec_process."""
+    with ExitStack() as held:
+        with interrupts.raising():
+            launch, started = _begin(ctx, cid, options, held, outside=outside)
+        master = launch.release(
+            started, console_socket=options.console_socket, pid_file=options.pid_file, pidfd_socket=options.pidfd_socket
+        )
+    return started.pid, master
+
+
+def _begin(
+    ctx: Context, cid: str, options: ExecOptions, held: ExitStack, *, outside: bool
+) -> tuple[Launch, StartedShim]:
+    """The process in the guest, and its shim at its gate."""
     record = _ready(ctx, cid, paused=outside, wait=options.ignore_paused)
     for warning in rules.capability_warnings(options.process):
         log.warning(warning)
@@ -60,46 +87,38 @@ def exec_process(ctx: Context, cid: str, options: ExecOptions, *, outside: bool 
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
     key = os.urandom(8).hex()
-    with ExitStack() as held:
-        namespaces = shim.Namespaces(0, (), -1 if outside else _pid_namespace(record, held), False)
-        console_size = (rows, columns) if wants_terminal else None
-        held.enter_context(cpu_limits.lifted(sandbox))
-        if not outside:
-            cpu_limits.begin(sandbox, cid)  # in a container that hasn't been started yet, too
-        launch = Launch(sandbox, cid, key, held, console_size=console_size)
-        request = messages.ExecProcess(cid, key, described, options.cgroup, rows, columns, list(handed.ways), outside)
-        # the guest begins while the shim is made; should that fail, the supervisor ends what the guest has made
-        with registry.begin(sandbox, request) as asked:
-            try:
-                started = launch.start(
-                    title=[str(word) for word in described.get("args", [])],
-                    namespaces=namespaces,
-                    cgroup_procs=tuple(f"{directory}/cgroup.procs" for directory in record.cgroups),
-                    view=None,
-                    last=False,
-                    passed=handed,
-                    oom_score=described.get("oomScoreAdj"),
-                )
-            except OSError:
-                if process.alive(record.shim):
-                    raise
-                raise StateError("cannot exec in a stopped container") from None
-            log.debug("exec: shim started")
-            try:
-                registry.finish(asked, request)
-            except RunvmError:
-                os.close(started.gate)
+    namespaces = shim.Namespaces(0, (), -1 if outside else _pid_namespace(record, held), False)
+    console_size = (rows, columns) if wants_terminal else None
+    held.enter_context(cpu_limits.lifted(sandbox))
+    if not outside:
+        cpu_limits.begin(sandbox, cid)  # in a container that hasn't been started yet, too
+    launch = Launch(sandbox, cid, key, held, console_size=console_size)
+    request = messages.ExecProcess(cid, key, described, options.cgroup, rows, columns, list(handed.ways), outside)
+    # the guest begins while the shim is made; should that fail, the supervisor ends what the guest has made
+    with registry.begin(sandbox, request) as asked:
+        try:
+            started = launch.start(
+                title=[str(word) for word in described.get("args", [])],
+                namespaces=namespaces,
+                cgroup_procs=tuple(f"{directory}/cgroup.procs" for directory in record.cgroups),
+                view=None,
+                last=False,
+                passed=handed,
+                oom_score=described.get("oomScoreAdj"),
+                waits=not options.detach,
+            )
+        except OSError:
+            if process.alive(record.shim):
                 raise
-        log.debug("exec: process started in the guest")
-        master = launch.release(
-            started, console_socket=options.console_socket, pid_file=options.pid_file, pidfd_socket=options.pidfd_socket
-        )
-    if options.detach:
-        return 0
-    from runvm.container.run import wait_foreground
-
-    log.debug("exec: shim released")
-    return wait_foreground(started.pid, master)
+            raise StateError("cannot exec in a stopped container") from None
+        log.debug("exec: shim started")
+        try:
+            registry.finish(asked, request)
+        except BaseException:
+            os.close(started.gate)
+            raise
+    log.debug("exec: process started in the guest")
+    return launch, started
 
 
 def _ready(ctx: Context, cid: str, *, paused: bool, wait: bool) -> ContainerRecord:

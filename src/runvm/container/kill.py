@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from signal import SIGKILL
 from typing import TYPE_CHECKING
 
 from runvm.container import state
@@ -29,5 +30,7 @@ def kill(ctx: Context, cid: str, signal: int, *, all: bool) -> None:
     except VersionError:
         process.kill(record.shim, signal)  # the process that stands for it on the host passes signals on
     except (NotRunningError, GuestError) as error:
+        if isinstance(error, NotRunningError) and signal == SIGKILL and process.kill(record.shim, signal):
+            return  # its virtual machine has ended, and it waits for somebody to take the last of its output
         if not all or error.message.partition(":")[0] != NOT_RUNNING:
             raise

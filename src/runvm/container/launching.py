@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ class Launch:
         last: bool,
         passed: Passed,
         oom_score: int | None,
+        waits: bool = False,
     ) -> StartedShim:
         """Fork the shim, which waits at its gate: see shim.ShimPlan. Raises OSError."""
         started = shim.start(
@@ -63,6 +65,7 @@ class Launch:
                 last=last,
                 passed=passed,
                 oom_score=oom_score,
+                waits=waits,
             )
         )
         self._connection.close()  # the shim has it: should it end, the supervisor has to notice
@@ -70,8 +73,17 @@ class Launch:
 
     def release(self, started: StartedShim, *, console_socket: str, pid_file: str, pidfd_socket: str = "") -> int:
         """Let the shim go on, and tell the caller; the terminal's master where no *console_socket* takes it, the
-        caller's to close, or -1. Raises OSError, HostError."""
-        shim.release(started)
+        caller's to close, or -1. Raises OSError, HostError; the process has been killed then."""
+        try:
+            shim.release(started)
+            self._tell(started.pid, console_socket, pid_file, pidfd_socket)
+        except BaseException:
+            _kill(started.pid)
+            raise
+        master, self._master = self._master, -1
+        return master
+
+    def _tell(self, pid: int, console_socket: str, pid_file: str, pidfd_socket: str) -> None:
         if self._slave >= 0:
             os.close(self._slave)
             self._slave = -1
@@ -80,16 +92,22 @@ class Launch:
             os.close(self._master)
             self._master = -1
         if pidfd_socket:
-            send_pidfd(pidfd_socket, started.pid)
+            send_pidfd(pidfd_socket, pid)
         if pid_file:
-            write_pid_file(pid_file, started.pid)
-        master, self._master = self._master, -1
-        return master
+            write_pid_file(pid_file, pid)
 
     def _close_terminal(self) -> None:
         for fd in (self._master, self._slave):
             if fd >= 0:
                 os.close(fd)
+
+
+def _kill(pid: int) -> None:
+    """A shim that nobody is going to hear of, and with it what it stands for."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):  # the engine reaps it, or init
+        os.waitpid(pid, 0)
 
 
 def send_pidfd(path: str, pid: int) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from runvm import __version__
 from runvm.checkpoint import image, support
-from runvm.container import create, plans, shape, state
+from runvm.container import create, plans, shape
 from runvm.container.checkpoint import cpu_of
 from runvm.errors import CheckpointError, UnsupportedError
 from runvm.hypervisor import drivers
@@ -64,8 +63,7 @@ def restore(
     plan = plan._replace(config=_with_hypervisor(plan.config)._replace(arch=saved.machine.architecture))
     _check_versions(saved, plan.config, _check_host(plan.config))
     check_bundle(saved, plan)
-    with state.claim(ctx, cid), ExitStack() as failed, ExitStack() as held:
-        failed.callback(create.clear, ctx, cid)
+    with create.making(ctx, cid) as (failed, held):
         restoration = Restoration(ctx, cid, plan, failed, held)
         place = restoration.prepare()
         restoration.make_view()
@@ -74,7 +72,6 @@ def restore(
             restoration.await_vm(place)
             restoration.take_up(place, saved)
         restoration.release(options, terminal_master, started=True)
-        failed.pop_all()
     log.debug("restore: done")
 
 

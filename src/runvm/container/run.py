@@ -6,6 +6,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+from runvm.container import interrupts
 from runvm.container.delete import delete
 from runvm.container.verbs import create, start
 from runvm.errors import RunvmError
@@ -24,15 +25,17 @@ def run(ctx: Context, cid: str, options: CreateOptions, *, detach: bool, keep: b
         # the container's process becomes our child by that, and nobody else could tell its exit code
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     master: list[int] = []
-    create(ctx, cid, options, terminal_master=None if detach else master)
-    if no_subreaper:
-        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
-    try:
-        start(ctx, cid)
-    except RunvmError:
-        delete(ctx, cid, force=True)
-        raise
-    return 0 if detach else await_end(ctx, cid, master, keep=keep)
+    with interrupts.caught():
+        create(ctx, cid, options, terminal_master=None if detach else master)
+        if no_subreaper:
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
+        try:
+            with interrupts.raising():
+                start(ctx, cid)
+        except BaseException:
+            delete(ctx, cid, force=True)
+            raise
+        return 0 if detach else await_end(ctx, cid, master, keep=keep)
 
 
 def run_restored(
@@ -44,10 +47,11 @@ def run_restored(
     if not detach:
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     master: list[int] = []
-    restore(ctx, cid, options, image_path, terminal_master=None if detach else master)
-    if no_subreaper:
-        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
-    return 0 if detach else await_end(ctx, cid, master, keep=False)
+    with interrupts.caught():
+        restore(ctx, cid, options, image_path, terminal_master=None if detach else master)
+        if no_subreaper:
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
+        return 0 if detach else await_end(ctx, cid, master, keep=False)
 
 
 def await_end(ctx: Context, cid: str, master: list[int], *, keep: bool) -> int:
@@ -56,6 +60,7 @@ def await_end(ctx: Context, cid: str, master: list[int], *, keep: bool) -> int:
     from runvm.container import state
 
     pid = state.load(ctx, cid).shim.pid
+    interrupts.forward(pid)
     code = wait_foreground(pid, master[0] if master else -1)
     log.debug("run: shim ended")
     if not keep:
@@ -77,12 +82,5 @@ def wait_foreground(pid: int, master: int) -> int:
 
         return process.exit_code(terminal.relay(master, pid, passed_on))
     for number in passed_on:
-        signal.signal(number, lambda number, frame: _forward(pid, number))
+        signal.signal(number, lambda number, frame: interrupts.send(pid, number))
     return process.exit_code(os.waitpid(pid, 0)[1])
-
-
-def _forward(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass

@@ -11,7 +11,6 @@ import gc
 import json
 import os
 import signal
-import stat
 import termios
 import time
 import tty
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from runvm.container import host_view
 from runvm.container.passed import Passed
 from runvm.errors import HostError, RunvmError
-from runvm.linux import process, syscalls
+from runvm.linux import files, process, syscalls
 from runvm.linux.loop import IN, Loop
 from runvm.linux.terminal import get_size
 from runvm.protocol import frames, messages
@@ -39,8 +38,10 @@ if TYPE_CHECKING:
 _VIEW, _VIEW_FOR_HOOKS, _HOOKS_DONE, _DONE = b"m", b"v", b"h", b"m"
 LOST = 137
 """The exit code where the virtual machine went away under the process: as if killed by SIGKILL."""
-_FLUSH_SECONDS = 10.0
-"""How long output that nobody takes may hold up the end."""
+_STALL_SECONDS = 3.0
+"""How long output of which nobody takes anything may hold up the end of a process that was told to end: it would have
+hung in write(2) before, and been gone at once."""
+_TOLD_TO_END = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGTERM})
 _EXECS_SECONDS = 5.0
 """How long execs that don't end may hold up a container's end."""
 _NOT_FORWARDED = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, signal.SIGSEGV, signal.SIGBUS,  # noqa: E501
@@ -60,7 +61,8 @@ class Namespaces(NamedTuple):
 class ShimPlan(NamedTuple):
     """What a shim is to be. *terminal* is a pty slave or -1; *view* what its root shall show (None = the host's).
     *last*: it is process 1 of its PID namespace, and ends after those of the container's execs. *passed* are the
-    descriptors beyond stdio that the process gets, *oom_score* is its oom_score_adj (None = the caller's)."""
+    descriptors beyond stdio that the process gets, *oom_score* is its oom_score_adj (None = the caller's). *waits*: it
+    ends after those, too, that the process has left its output to."""
 
     title: str
     namespaces: Namespaces
@@ -71,6 +73,7 @@ class ShimPlan(NamedTuple):
     last: bool
     passed: Passed = Passed()
     oom_score: int | None = None
+    waits: bool = False
 
 
 class StartedShim(NamedTuple):
@@ -165,7 +168,7 @@ def _main(plan: ShimPlan, gate: object) -> None:
         code = shim.run()
     except Exception:
         os._exit(LOST)  # not a word of it: 2 is the container's standard error
-    if plan.last:
+    if plan.last and not shim.stays_behind:
         _await_others()
     os._exit(code)
 
@@ -261,6 +264,9 @@ class Shim:
     def __init__(self, plan: ShimPlan) -> None:
         self._loop = Loop()
         self._code: int | None = None
+        self._waits = plan.waits
+        self.stays_behind = False
+        """The process has ended, and so has its shim: this is its child, which passes on what others write."""
         self._terminal = plan.terminal
         self._sinks: dict[int, Sink] = {}
         self._sources: dict[int, StreamSource] = {}
@@ -271,10 +277,10 @@ class Shim:
         if plan.terminal >= 0:
             self._take_terminal()
         else:
-            self._stdio = [_reopen(fd, os.O_RDONLY if fd == 0 else os.O_WRONLY) for fd in range(3)]
+            self._stdio = [files.reopen(fd, os.O_RDONLY if fd == 0 else os.O_WRONLY) for fd in range(3)]
         self._ways = plan.passed.ways
         self._passed = [
-            _reopen(fd, os.O_RDONLY if way == frames.IN else os.O_WRONLY)
+            files.reopen(fd, os.O_RDONLY if way == frames.IN else os.O_WRONLY)
             for fd, way in zip(plan.passed.fds, plan.passed.ways, strict=True)
         ]
 
@@ -325,13 +331,17 @@ class Shim:
             if self._ways[index] != frames.IN:
                 kind = frames.toward_host(index)
                 self._sinks[kind] = Sink(self._loop, fd, kind, 0, send, careful=careful, half=both)
+        for sink in self._sinks.values():
+            sink.on_settled = self._settle
         self._loop.watch(self._signals[0], IN, self._signal)
         self._loop.run()
         return LOST if self._code is None else self._code
 
     def _read(self, kind: int, fd: int) -> None:
         assert self._connection is not None
-        self._sources[kind] = StreamSource(self._loop, fd, kind, 0, self._connection.send, lambda: None)
+        self._sources[kind] = StreamSource(
+            self._loop, fd, kind, 0, self._connection.send, lambda: None, gate=self._connection.gate
+        )
 
     def _take_terminal(self) -> None:
         """The pty's slave becomes the controlling terminal, so that its size changes arrive, and raw: the guest's
@@ -355,8 +365,7 @@ class Shim:
     def _message(self, payload: bytes) -> None:
         number, message = messages.decode(payload, frozenset({"Exited", "Quiesce", "Unquiesce"}))
         if isinstance(message, messages.Exited):
-            self._code = message.code & 0xFF
-            self._finish()
+            self._ended(message.code & 0xFF, soon=message.signal in _TOLD_TO_END)
             return
         for source in self._sources.values():
             if isinstance(message, messages.Quiesce):
@@ -365,22 +374,47 @@ class Shim:
                 source.resume()
         self._send(messages.Done({}), number)
 
-    def _finish(self) -> None:
-        """End now if all output is out, else look again soon, until a deadline."""
-        deadline = time.monotonic() + _FLUSH_SECONDS
+    def _ended(self, code: int, *, soon: bool) -> None:
+        """The process has ended with *code*: so does this one once its output is out, however slow the reader is; with
+        *soon*, while that takes anything."""
+        self._code = code
+        if frames.STDIN in self._sources:
+            self._sources[frames.STDIN].pause()
+        if soon:
+            self._loop.call_later(_STALL_SECONDS, lambda: self._look_for_stall(self._pending))
+        self._settle()
 
-        def look() -> None:
-            if not any(sink.pending for sink in self._sinks.values()) or time.monotonic() > deadline:
-                self._loop.stop()
-            else:
-                self._loop.call_later(0.002, look)
+    @property
+    def _pending(self) -> int:
+        return sum(sink.pending for sink in self._sinks.values())
 
-        look()
+    def _look_for_stall(self, before: int) -> None:
+        left = self._pending
+        if left and left == before:
+            self._loop.stop()
+        else:
+            self._loop.call_later(_STALL_SECONDS, lambda: self._look_for_stall(left))
+
+    def _settle(self) -> None:
+        """End if the process has ended and all is written. What others may still write a child passes on: who waits
+        for the process waits for this pid."""
+        if self._code is None or self._pending:
+            return
+        more = {kind for kind, sink in self._sinks.items() if not sink.over}
+        if self._waits and more & {frames.STDOUT, frames.STDERR}:
+            return
+        if more and (self.stays_behind or os.fork() == 0):
+            self.stays_behind = True
+            return
+        self._loop.stop()
 
     def _lost(self) -> None:
-        if self._code is None:
-            self._code = LOST
-            self._finish()
+        """Nothing more comes."""
+        code = self._code
+        self._code = None
+        for sink in self._sinks.values():
+            sink.write(b"")
+        self._ended(LOST if code is None else code, soon=code is None or self.stays_behind)
 
     def _signal(self, events: int) -> None:
         for number in os.read(self._signals[0], 256):
@@ -409,24 +443,6 @@ def _catch_signals() -> tuple[int, int]:
         if number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, 32, 33):
             continue
         signal.signal(number, signal.SIG_IGN if number in (signal.SIGPIPE, signal.SIGTTOU, signal.SIGTTIN) else nothing)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as process 1 it gets the children that execs' shims leave behind
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     return reader, writer
-
-
-def _reopen(fd: int, flags: int) -> tuple[int, bool]:
-    """A description of our own for an inherited descriptor, so that not blocking doesn't change the caller's;
-    (descriptor, may block).
-
-    What can't be opened anew (a socket) is used as it is, carefully. A closed one is as good as /dev/null.
-    """
-    try:
-        mode = os.fstat(fd).st_mode
-    except OSError:
-        return os.open(os.devnull, flags | os.O_CLOEXEC), False
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        # opened anew it would have an offset of its own
-        return os.dup(fd), False
-    try:
-        return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), False
-    except OSError:
-        return os.dup(fd), True

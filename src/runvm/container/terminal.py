@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import fcntl
-import gc
 import os
 import termios
 
 from runvm.errors import HostError, UnsupportedError, reason
-from runvm.linux import sockets
+from runvm.linux import files, sockets
+from runvm.linux.loop import IN, Loop
 from runvm.linux.terminal import get_size, make_raw, set_size
+from runvm.protocol import frames
+from runvm.protocol.streams import Sink, StreamSource
+
+_LAST_SECONDS = 0.2
+"""How long the last output of a process that has ended may take to come."""
 
 
 def check(wanted: bool, console_socket: str, *, own: bool) -> None:
@@ -71,44 +76,66 @@ class _Relay:
     """Bytes and signals between the caller's terminal *tty_fd* (-1: none) and the process *pid* behind *master*."""
 
     def __init__(self, master: int, pid: int, tty_fd: int, passed_on: frozenset[int]) -> None:
-        import select
         import signal
 
+        self._loop = Loop()
         self._master = master
         self._pid = pid
         self._tty = tty_fd
+        self._ended = False
         self._gone = os.pidfd_open(pid)
         self._signals, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in {*passed_on, signal.SIGWINCH, signal.SIGCHLD}:
             signal.signal(number, lambda number, frame: None)
-        self._poll = select.poll()
-        for fd in (0, master, self._signals, self._gone):
-            self._poll.register(fd, select.POLLIN)
+        os.set_blocking(master, False)
+        shown, careful = files.reopen(1, os.O_WRONLY)
+        self._out = Sink(self._loop, shown, frames.STDOUT, 0, self._credit, careful=careful)
+        typed = Sink(self._loop, os.dup(master), frames.STDIN, 0, self._credit)
+        self._sources = {
+            frames.STDOUT: self._source(frames.STDOUT, os.dup(master), self._out),
+            frames.STDIN: self._source(frames.STDIN, files.reopen(0, os.O_RDONLY)[0], typed),
+        }
+        self._out.on_settled = self._settle
+        self._loop.watch(self._signals, IN, lambda events: self._pass_on())
+        self._loop.watch(self._gone, IN, lambda events: self._process_ended())
         if tty_fd >= 0:
             make_raw(tty_fd)
         self._resize()
 
     def run(self) -> int:
         """Until the process has ended and its last output is out; its wait status."""
-        gc.enable()
-        ended = False
-        while True:
-            ready = dict(self._poll.poll(200 if ended else None))
-            if self._master in ready and not _copy(self._master, 1):
-                self._poll.unregister(self._master)
-                if ended:
-                    break
-            if 0 in ready and not _copy(0, self._master):
-                self._poll.unregister(0)
-            if self._signals in ready:
-                self._pass_on()
-            if self._gone in ready and not ended:
-                ended = True
-                self._poll.unregister(self._gone)
-            elif ended and self._master not in ready:
-                break
+        self._loop.run()
         return os.waitpid(self._pid, 0)[1]
+
+    def _source(self, kind: int, fd: int, sink: Sink) -> StreamSource:
+        pass_on = lambda kind, channel, payload: sink.write(payload)  # noqa: E731
+        return StreamSource(self._loop, fd, kind, 0, pass_on, self._settle)
+
+    def _credit(self, kind: int, channel: int, payload: bytes) -> None:
+        """A sink takes more. One that nobody reads from any more takes all: what is at the terminal isn't held up."""
+        if kind == frames.CREDIT_KIND:
+            stream, count = frames.CREDIT.unpack(payload)
+            self._sources[stream].credit(count)
+
+    def _settle(self) -> None:
+        if self._ended and not self._sources[frames.STDOUT].open and not self._out.pending:
+            self._loop.stop()
+
+    def _process_ended(self) -> None:
+        self._loop.forget(self._gone)
+        self._ended = True
+        self._loop.call_later(_LAST_SECONDS, self._close)
+        self._settle()
+
+    def _close(self) -> None:
+        """Somebody else has the terminal's other side open."""
+        source = self._sources[frames.STDOUT]
+        source.drain()
+        if source.blocked:
+            self._loop.call_later(_LAST_SECONDS, self._close)
+        else:
+            source.close()
 
     def _pass_on(self) -> None:
         import signal
@@ -122,16 +149,3 @@ class _Relay:
     def _resize(self) -> None:
         if self._tty >= 0:
             fcntl.ioctl(self._master, termios.TIOCSWINSZ, fcntl.ioctl(self._tty, termios.TIOCGWINSZ, bytes(8)))
-
-
-def _copy(source: int, target: int) -> bool:
-    try:
-        data = os.read(source, 65536)
-        while data:
-            written = os.write(target, data)
-            if written == len(data):
-                return True
-            data = data[written:]
-    except OSError:
-        pass  # EIO: the other side of the pty is closed
-    return False

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from runvm import __version__
 from runvm.checkpoint import image, layer, overlay, support, warmed
 from runvm.config import ANNOTATION_PREFIX, WARM, WARM_VOLUMES
 from runvm.container import create as creating
-from runvm.container import restore, state, wishes
+from runvm.container import restore, wishes
 from runvm.container.checkpoint import cpu_of
 from runvm.errors import CheckpointError, HostError, UnsupportedError, reason
 from runvm.hypervisor import drivers
@@ -138,8 +137,7 @@ def create(ctx: Context, cid: str, options: CreateOptions, chance: Chance, termi
     come up. Raises: RunvmError; nothing half-made is left then."""
     saved, plan = chance.saved, chance.plan
     assert saved is not None  # else there is nothing to go on from
-    with state.claim(ctx, cid), ExitStack() as failed, ExitStack() as held:
-        failed.callback(creating.clear, ctx, cid)
+    with creating.making(ctx, cid) as (failed, held):
         restoration = restore.Restoration(ctx, cid, plan, failed, held)
         place = restoration.prepare()
         changes = layer.Changes()
@@ -158,7 +156,6 @@ def create(ctx: Context, cid: str, options: CreateOptions, chance: Chance, termi
                 restoration.take_up(place, saved, at_start=True)
         warmed.note_use(saved.directory)
         restoration.release(options, terminal_master)
-        failed.pop_all()
     log.debug("create: done, warm")
 
 

@@ -100,3 +100,22 @@ def data(fd: int) -> Iterator[tuple[int, int]]:
         if end > offset:  # else they have gone meanwhile
             yield offset, end
         offset = end
+
+
+def reopen(fd: int, flags: int) -> tuple[int, bool]:
+    """A description of our own for an inherited descriptor, so that not blocking doesn't change the caller's;
+    (descriptor, may block).
+
+    What can't be opened anew (a socket) is used as it is, carefully. A closed one is as good as /dev/null.
+    """
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return os.open(os.devnull, flags | os.O_CLOEXEC), False
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        # opened anew it would have an offset of its own
+        return os.dup(fd), False
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), False
+    except OSError:
+        return os.dup(fd), True

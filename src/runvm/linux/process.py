@@ -15,6 +15,10 @@ from runvm.errors import DeadlineError
 from runvm.linux import syscalls
 from runvm.records import NamedTuple
 
+_ENDS_WAITING = frozenset(
+    getattr(signal, f"SIG{name}")
+    for name in ("HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "SEGV", "TERM", "STKFLT", "SYS")
+)
 _SIGNALS = [number for number in range(1, signal.NSIG) if number not in (signal.SIGKILL, signal.SIGSTOP)]
 
 
@@ -102,6 +106,12 @@ def kill(process: Identity, number: int) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def ends_waiting(number: int) -> bool:
+    """Whether a signal ends a container that hasn't been started yet. What waits there under runc is a Go program,
+    which these alone end (pkg.go.dev/os/signal); the others do nothing."""
+    return number in _ENDS_WAITING
 
 
 def wait_gone(process: Identity, *, deadline: float) -> bool:

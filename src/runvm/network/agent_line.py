@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from runvm.protocol.gate import Gate
     from runvm.protocol.messages import Done, Failed
 
 
@@ -15,6 +16,10 @@ class AgentLine(Protocol):
 
     def ask(self, message: Any, answered: Callable[[Done | Failed], None]) -> None:
         """A request; *answered* gets its answer, or a failure after a deadline."""
+
+    @property
+    def gate(self) -> Gate:
+        """Where those wait that send streams."""
 
     def send(self, kind: int, channel: int, payload: bytes) -> None:
         """Queue one frame."""

@@ -115,7 +115,7 @@ class Forwards:
         self._loop = loop
         self._guest = guest
         self._number = number
-        self._relay = Relay(loop, guest.send, says=frames.STDIN, told=frames.STDOUT)
+        self._relay = Relay(loop, guest.send, says=frames.STDIN, told=frames.STDOUT, gate=guest.gate)
         self._opening: set[int] = set()
 
     def open(self, netns: int, network: int) -> LoopbackProxy | None:

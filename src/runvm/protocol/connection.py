@@ -10,6 +10,7 @@ from collections.abc import Callable
 from runvm.linux.loop import HANGUP, IN, OUT, Loop
 from runvm.protocol import frames
 from runvm.protocol.frames import Decoder, Frame, FrameError
+from runvm.protocol.gate import Gate
 
 _READ = 256 << 10
 _OVERHEAD = 256
@@ -19,9 +20,9 @@ _OVERHEAD = 256
 class Connection:
     """One end of a framed byte stream on *loop*; owns *fd*.
 
-    *on_frame* is called for each frame, *on_close(reason)* once, when the peer has gone or broken the framing. What is
-    queued for sending is bounded by the streams' windows, and by *max_queue* for everything else: a peer that
-    doesn't read is cut off.
+    *on_frame* is called for each frame, *on_close(reason)* once, when the peer has gone or broken the framing. Who has
+    streams to send waits at *gate* while much is queued. What is queued all the same is bounded by *max_queue*: a peer
+    that doesn't read is cut off.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class Connection:
         self._queue: deque[memoryview] = deque()
         self._queued = 0
         self._max_queue = max_queue
+        self.gate = Gate(loop)
+        self._reading = IN
         self.open = True
         os.set_blocking(fd, False)
         loop.watch(fd, IN, self._ready)
@@ -60,6 +63,21 @@ class Connection:
             self.close("the peer doesn't read what it is sent")
             return
         self._flush()
+
+    def wait_at(self, gate: Gate) -> None:
+        """Read nothing more while *gate*, of the connection that what comes is sent on by, is closed."""
+        if gate.closed and self._reading:
+            self._reading = 0
+            gate.wait(lambda: self._read_on(gate))
+            self._watch()
+
+    def _read_on(self, gate: Gate) -> None:
+        self._reading = IN
+        self._watch()
+
+    def _watch(self) -> None:
+        if self.open:
+            self._loop.change(self.fd, self._reading | (OUT if self._queue else 0))
 
     def close(self, reason: str = "closed") -> None:
         """Close the descriptor and tell *on_close*."""
@@ -118,4 +136,5 @@ class Connection:
         except OSError as error:
             self.close(str(error))
             return
-        self._loop.change(self.fd, IN | OUT if self._queue else IN)
+        self.gate.update(self._queued)
+        self._watch()

@@ -212,7 +212,8 @@ class Hello(NamedTuple):
 
 
 class Exited(NamedTuple):
-    """An event: a process has ended and all its output is sent. *code* is 0–255, or 128 + *signal*."""
+    """An event: a process has ended and all that it has written is sent. *code* is 0–255, or 128 + *signal*. What
+    others write that it has left its streams to comes later."""
 
     channel: int
     code: int

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from runvm.linux.loop import Loop
 from runvm.protocol import frames
 from runvm.protocol.frames import Frame
+from runvm.protocol.gate import Gate
 from runvm.protocol.streams import Send, Sink, StreamSource
 
 
 class Relay:
     """All sockets of one end. What they say goes out as frames of the kind *says*, what they are told comes as *told*:
-    STDIN is toward the guest, STDOUT toward the host."""
+    STDIN is toward the guest, STDOUT toward the host. They wait at *gate*, of the connection that *send* is of."""
 
-    def __init__(self, loop: Loop, send: Send, *, says: int, told: int) -> None:
+    def __init__(self, loop: Loop, send: Send, *, says: int, told: int, gate: Gate) -> None:
         self._loop = loop
+        self._gate = gate
         self._send = send
         self._says = says
         self._told = told
@@ -39,7 +41,9 @@ class Relay:
             self._send(self._told, channel, b"")
             return
         sink = Sink(self._loop, other, self._told, channel, self._send, half=True)
-        source = StreamSource(self._loop, fd, self._says, channel, self._send, lambda: None, whole=whole, read=read)
+        source = StreamSource(
+            self._loop, fd, self._says, channel, self._send, lambda: None, whole=whole, read=read, gate=self._gate
+        )
         self._open[channel] = (source, sink)
 
     def close(self) -> None:

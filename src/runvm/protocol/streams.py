@@ -7,13 +7,18 @@ says that nobody reads any more.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
+import sys
+import termios
 from collections import deque
 from collections.abc import Callable
 
 from runvm.linux import syscalls
 from runvm.linux.loop import HANGUP, IN, OUT, Loop
 from runvm.protocol import frames
+from runvm.protocol.gate import Gate
 
 _SMALL = 4096
 """Bytes of a payload that waits together with others."""
@@ -22,12 +27,16 @@ Send = Callable[[int, int, bytes], None]
 """(kind, channel, payload): queues one frame to the other end."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class StreamSource:
     """Reads *fd* (owned) to its end into frames of *kind* on *channel*; *on_end* is called once when it is closed.
 
     What is read goes through *change* first, until that says that nothing more shall: it gets data, or nothing at the
     end, and gives what is to be sent. *whole*: what is read is a record, of which the part that doesn't fit would be
-    lost. *read* reads instead of read(2).
+    lost. *read* reads instead of read(2). Nothing is read while *gate* is closed.
     """
 
     def __init__(
@@ -42,6 +51,7 @@ class StreamSource:
         *,
         whole: bool = False,
         read: Callable[[int, int], bytes] = os.read,
+        gate: Gate | None = None,
     ) -> None:
         self._loop, self._fd, self._kind, self._channel = loop, fd, kind, channel
         self._send, self._on_end, self._change = send, on_end, change
@@ -49,19 +59,32 @@ class StreamSource:
         self._least = frames.CHUNK if whole else 1
         self._paused = False
         self._take = read
+        self._gate = gate
+        self.due = sys.maxsize
+        """How many bytes drain() has still to read."""
         self.open = True
         loop.watch(fd, IN, self._ready)
 
     @property
     def blocked(self) -> bool:
-        """Whether the other end has to give credit before more is read."""
-        return self.open and not self._window
+        """Whether the other end has to give credit, or to read what is queued, before drain() can read more."""
+        return self.open and self.due > 0 and (not self._window or self._must_wait)
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes could be read now."""
+        return struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4)))[0] if self.open else 0
 
     def credit(self, count: int) -> None:
         """The receiver can take *count* bytes more."""
         self._window = min(self._window + count, frames.WINDOW)
         if self.open and self._window >= self._least and not self._paused:
             self._loop.watch(self._fd, IN, self._ready)
+
+    def discard(self) -> None:
+        """Read on, and send nothing more."""
+        self._send = lambda kind, channel, payload: self.credit(len(payload))
+        self.credit(frames.WINDOW)
 
     def pause(self) -> None:
         """Read nothing more until resume()."""
@@ -86,8 +109,8 @@ class StreamSource:
             self._on_end()
 
     def drain(self) -> None:
-        """Read what is there now, for a writer that has ended: nothing is waited for."""
-        while self.open and self._window and self._read():
+        """Read what is there now, *due* bytes at most, for a writer that has ended: nothing is waited for."""
+        while self.open and self.due and not self.blocked and self._read():
             pass
 
     def let_go(self) -> None:
@@ -96,8 +119,19 @@ class StreamSource:
             self._window -= len(left)
             self._send(self._kind, self._channel, left)
 
+    @property
+    def _must_wait(self) -> bool:
+        return self._gate is not None and self._gate.closed
+
     def _ready(self, events: int) -> None:
-        self._read()
+        if self._gate is not None and self._gate.closed:
+            self._loop.forget(self._fd)
+            self._gate.wait(self._go_on)
+        else:
+            self._read()
+
+    def _go_on(self) -> None:
+        self.credit(0)
 
     def _changed(self, data: bytes) -> bytes:
         assert self._change is not None
@@ -116,6 +150,7 @@ class StreamSource:
         if not data:
             self.close()
             return False
+        self.due = max(0, self.due - len(data))
         self.pass_on(data)
         return True
 
@@ -163,12 +198,19 @@ class Sink:
         self._owed = 0
         self._queued = 0
         self._carried = 0
+        self.on_settled: Callable[[], None] = _nothing
+        """Called whenever nothing is pending any more, or will be."""
         self.open = True
 
     @property
-    def pending(self) -> bool:
-        """Whether something still waits to be written."""
-        return bool(self._queue)
+    def pending(self) -> int:
+        """How many bytes still wait to be written."""
+        return self._queued + self._carried
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will be written: all has been, or nobody reads."""
+        return not self.pending and (self._ended or not self.open)
 
     def write(self, payload: bytes) -> None:
         """Take one frame's payload; an empty one ends the stream. Raises FrameError for more than was credited."""
@@ -176,6 +218,7 @@ class Sink:
             self._ended = True
             if not self._queue:
                 self._finish()
+                self.on_settled()
             return
         if not self.open:
             self._credit(len(payload))
@@ -217,7 +260,7 @@ class Sink:
             self._credit(sum(map(len, self._queue)) - self._written)
             self._queue.clear()
             self._written = 0
-            self._queued = 0
+            self._queued = self._carried = 0
 
     def _ready(self, events: int) -> None:
         if events & OUT:
@@ -228,6 +271,7 @@ class Sink:
     def _gone(self) -> None:
         self.close()
         self._send(self._kind, self._channel, b"")
+        self.on_settled()
 
     def _flush(self) -> None:
         try:
@@ -256,6 +300,7 @@ class Sink:
             self._loop.forget(self._fd)
             if self._ended:
                 self._finish()
+            self.on_settled()
 
     def _finish(self) -> None:
         if not self._keep:

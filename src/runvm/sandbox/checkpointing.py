@@ -182,7 +182,7 @@ class _Checkpoint:
         for task in () if self._spare else _execs(self._member):
             if task.channel not in self._killed:
                 self._kill(task.channel)
-        return all(key == INIT for key in self._member.tasks)
+        return not _execs(self._member)
 
     def _kill(self, channel: int) -> None:
         self._killed.add(channel)
@@ -359,7 +359,7 @@ class _Checkpoint:
 
 
 def _execs(member: Member) -> list[Task]:
-    """What exec has started in the container and runs."""
+    """What exec has started in the container and runs; not what that has left its output to."""
     return [task for key, task in member.tasks.items() if key != INIT and not task.ended]
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING
 
 from runvm.errors import RunvmError
+from runvm.linux import process
 from runvm.protocol.messages import Done, Exited
 from runvm.sandbox.members import INIT
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from runvm.sandbox.clients import Client, Reply
     from runvm.sandbox.keeping import Keeper
     from runvm.sandbox.members import Task
-
-_HARMLESS = (0, signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
-"""Signals that nothing ends of (signal(7))."""
 
 
 class Checkpoints:
@@ -103,7 +100,7 @@ class Checkpoints:
         catch it. False where there is none."""
         if self._start is None:
             return False
-        if number not in _HARMLESS:
+        if process.ends_waiting(number):
             self._start = None
             self._keeper.guest_event(Exited(channel, 128 + number, number))
         reply(Done({}))

@@ -26,6 +26,8 @@ BLOCK_MIB = 128
 HOST_RESERVE_MIB = 512
 """What is left to the host, at least; else 1/_HOST_SHARE of its memory."""
 _HOST_SHARE = 20
+_STARVED_SECONDS = 5.0
+"""How often the host's memory is looked at where there was none for a VM that needed it."""
 _STEP_SECONDS = 0.05
 """The least time between two steps, whatever the guest says."""
 
@@ -66,6 +68,7 @@ class Demand:
         self._busy = False
         self._final = False
         self._next = 0.0
+        self._look = 0
 
     def resume(self, extra_mib: int, *, told: bool) -> None:
         """The guest comes from a checkpoint, where it has got *extra_mib* and may have been *told* to watch."""
@@ -73,8 +76,9 @@ class Demand:
         self.told = told
 
     def arm(self) -> None:
-        """A container may run from now on: where the VM can grow by need, the guest is told to watch; once."""
-        if not self.told and self._limit() > self._total():
+        """A container may run from now on, or has got other limits: where the VM can grow by need, the guest is told to
+        watch; once, unless it has been told since that there is no more."""
+        if (self._final or not self.told) and self._limit() > self._total():
             self.told = True
             self._tell(final=False)
 
@@ -103,10 +107,24 @@ class Demand:
             log.info(f"the virtual machine can't grow beyond {self._total()} MiB of memory")
             self._busy = False
             self._tell(final=True)
+            self._look_later()
             return
         self.extra_mib += step
         log.info(f"the virtual machine needs memory: it grows by {step} to {self._total()} MiB")
         self._resize(self._resized)
+
+    def _look_at_host(self) -> None:
+        """Where it was the host that had no memory to give, it may have some by now."""
+        if not self._final or self._limit() - self._total() < BLOCK_MIB:
+            return
+        if step_mib(self._total(), self._limit(), *_host_mib()):
+            self._tell(final=False)
+        else:
+            self._look_later()
+
+    def _look_later(self) -> None:
+        self._loop.cancel(self._look)
+        self._look = self._loop.call_later(_STARVED_SECONDS, self._look_at_host)
 
     def _resized(self, error: RunvmError | None) -> None:
         self._busy = False

@@ -10,6 +10,7 @@ from runvm.log import log, printable
 from runvm.protocol import frames, messages
 from runvm.protocol.connection import Connection
 from runvm.protocol.frames import MESSAGE, Frame
+from runvm.protocol.gate import Gate
 from runvm.protocol.messages import Done, Failed
 
 _REQUEST_SECONDS = 45.0
@@ -50,6 +51,11 @@ class GuestLink:
             self._held.append((kind, channel, payload))
         else:
             self._connection.send(kind, channel, payload)
+
+    @property
+    def gate(self) -> Gate:
+        """Where those wait that send streams."""
+        return self._connection.gate
 
     @property
     def busy(self) -> bool:

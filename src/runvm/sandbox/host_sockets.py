@@ -110,9 +110,9 @@ class HostSockets:
         self._loop = loop
         self._guest = guest
         self._number = number
-        self._relay = Relay(loop, guest.send, says=frames.STDIN, told=frames.STDOUT)
+        self._relay = Relay(loop, guest.send, says=frames.STDIN, told=frames.STDOUT, gate=guest.gate)
         self._opening = 0
-        self._adopted = Relay(loop, guest.send, says=frames.STDIN, told=frames.STDOUT)
+        self._adopted = Relay(loop, guest.send, says=frames.STDIN, told=frames.STDOUT, gate=guest.gate)
         self._expected = 0
         self.on_failure: Callable[[str, int], None] = lambda container, socket: None
         """Called where nobody could be connected to a container's socket of that number."""

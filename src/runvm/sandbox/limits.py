@@ -26,19 +26,24 @@ def enforce(vm: RunningVm, members: Collection[Member], member: Member, resource
     if resources.get("memory", {}).get("limit"):
         member.limit_mib = sizes.limit_mib(resources)
 
+    def enforced(answer: Done | Failed) -> None:
+        if isinstance(answer, Done):
+            growth.demand.arm()  # what had a limit may have none by now
+        reply(answer)
+
     def resized(error: RunvmError | None, plugged: bool) -> None:
         if error is not None:
             reply(Failed(str(error)))
         elif plugged:
             agent.ask(UseCpus(growth.vcpus), used)
         else:
-            agent.ask(request, reply)
+            agent.ask(request, enforced)
 
     def used(answer: Done | Failed) -> None:
         if isinstance(answer, Failed):
             reply(answer)
         else:
-            agent.ask(request, reply)
+            agent.ask(request, enforced)
 
     try:
         growth.fit(members, resources, resized)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from runvm.protocol import messages
+from runvm.protocol.frames import MESSAGE
+
 if TYPE_CHECKING:
     from runvm.protocol.connection import Connection
     from runvm.sandbox.host_sockets import Sockets
@@ -32,6 +35,12 @@ class Task:
         self.running, self.ended = False, True
         if self.key != INIT and not self.outside and code == 0:
             self.member.healthy = True
+
+    def tell_end(self, code: int, number: int) -> bool:
+        """Have its shim end with *code*, caused by signal *number* (0: none). False where that has gone."""
+        if self.shim is not None:
+            self.shim.send(MESSAGE, 0, messages.encode(messages.Exited(0, code, number)))
+        return self.shim is not None
 
 
 class Member:

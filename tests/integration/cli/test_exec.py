@@ -134,6 +134,17 @@ def test_exec_detached_writes_a_pid_that_the_caller_reaps(running: Container) ->
         assert stream.read() == b"begun\nended\n"
 
 
+@pytest.mark.parametrize("flag", ["--pid-file", "--pidfd-socket"])
+def test_an_exec_whose_caller_cannot_be_told_leaves_no_process(running: Container, runtime: Runtime, flag: str) -> None:
+    """It has failed: nobody knows of a process that would go on."""
+    if flag == "--pidfd-socket" and not runtime.is_vm:
+        pytest.skip("runc 1.2 and later have it")
+    for detach in ((), ("--detach",)):
+        result = running.exec("sleep", "4711", flags=(flag, "/nowhere/at/all", *detach))
+        assert result.code == 255, result.describe()
+        wait_until(lambda: "sleep 4711" not in running.sh("ps -o args"), timeout=10, what="the end of the process")
+
+
 def test_a_signal_to_the_pid_of_an_exec_reaches_its_process(running: Container) -> None:
     """containerd and conmon signal an exec by its pid: TERM is handled, KILL kills; nothing remains."""
     pid_file = f"{running.bundle.path}/signal.pid"

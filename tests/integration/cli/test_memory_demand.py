@@ -33,6 +33,18 @@ def test_a_container_without_a_limit_takes_what_it_needs(box: Box) -> None:
 
 
 @pytest.mark.capability("hotplug_memory", "its memory is fixed at its start")
+def test_a_container_whose_limit_goes_takes_what_it_needs(box: Box, runtime: Runtime) -> None:
+    """Neither the guest's limit is left nor that of the host, whose kernel would kill the virtual machine."""
+    container = box.idle()
+    container.bundle.resources.update({"memory": {"limit": 256 * MIB}, "pids": {"limit": 40}})
+    container.launch()
+    runtime.ok("update", "--memory", "-1", "--pids-limit", "-1", container.id)
+    assert container.sh("cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max").split() == ["max", "max"]
+    assert container.sh(TAKE.format(2000)) == "2"
+    assert container.status == "running"
+
+
+@pytest.mark.capability("hotplug_memory", "its memory is fixed at its start")
 def test_it_ends_at_the_setting(box: Box, runtime: Runtime) -> None:
     """max_memory_mib: what needs more is killed, and the container goes on."""
     with open(runtime.config_file, encoding="utf-8") as file:

@@ -152,3 +152,12 @@ def test_the_pid_that_inspect_tells_is_the_containers(docker: Dockerd) -> None:
     pid = docker.inspect(NAME)["State"]["Pid"]
     assert process.alive(pid)
     assert "containerd-shim" in process.command_line(process.parent(pid))
+
+
+def test_exec_returns_though_its_process_leaves_one_behind(docker: Dockerd) -> None:
+    """What that goes on writing holds up nobody, and doesn't end it."""
+    script = "(while :; do echo more; sleep 0.2; done; echo ended >/ended) & echo begun"
+    result = docker.call("exec", NAME, "sh", "-c", script, timeout=30)
+    assert result.code == 0
+    assert b"begun\n" in result.stdout
+    docker.ok("exec", NAME, "sh", "-c", "test ! -e /ended")

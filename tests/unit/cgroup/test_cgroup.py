@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from runvm.cgroup import hierarchy
 from runvm.cgroup.cgroup import Cgroup
 
 if TYPE_CHECKING:
-    import pytest
+    from pathlib import Path
 
 
 class Host:
@@ -46,3 +48,33 @@ def test_processes_that_fork_for_ever_are_given_up(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(hierarchy, "root_of", lambda directory: "/")
     Cgroup(("/old",)).hand_over(("/new",))
     assert len(host.forks) > 9_000
+
+
+@pytest.mark.parametrize(
+    ("unified", "files"),
+    [
+        (True, {"memory.max": "max", "cpu.max": "max 100000"}),
+        (False, {"memory.limit_in_bytes": "-1", "cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "-1"}),
+    ],
+)
+@pytest.mark.parametrize("none", [-1, 1 << 62])
+def test_a_limit_that_is_taken_away_is_taken_away_on_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unified: bool, files: dict[str, str], none: int
+) -> None:
+    """Else the host's kernel would kill the virtual machine at the limit that there was."""
+    monkeypatch.setattr(hierarchy, "unified", lambda: unified)
+    monkeypatch.setattr(hierarchy, "controllers", lambda directory: ("memory", "cpu"))
+    cgroup = Cgroup((str(tmp_path),))
+    cgroup.limit({"memory": {"limit": none}}, overhead_mib=100)
+    cgroup.limit_cpu({"quota": -1})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+def test_what_is_not_given_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 is not given, as with runc."""
+    monkeypatch.setattr(hierarchy, "unified", lambda: True)
+    cgroup = Cgroup((str(tmp_path),))
+    cgroup.limit({"memory": {"limit": 0}}, overhead_mib=100)
+    cgroup.limit({}, overhead_mib=100)
+    cgroup.limit_cpu({"quota": 0, "period": 50_000})
+    assert not list(tmp_path.iterdir())

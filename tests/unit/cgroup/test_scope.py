@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from runvm.cgroup import scope, unit_properties
-from runvm.cgroup.limits import Limits
+from runvm.cgroup.limits import NONE, Limits
 from runvm.errors import SpecError
 
 
@@ -42,6 +42,11 @@ def test_limits_are_properties_of_the_unit() -> None:
     assert scope.limit_properties(Limits(1 << 30, 0, 100_000, 1024), unified=False) == [
         ("MemoryLimit", "t", "1073741824"),
         ("CPUShares", "t", "1024"),
+    ]
+    infinity = str((1 << 64) - 1)
+    assert scope.limit_properties(Limits(NONE, NONE, 100_000, 0), unified=True) == [
+        ("MemoryMax", "t", infinity),
+        ("CPUQuotaPerSecUSec", "t", infinity),
     ]
 
 

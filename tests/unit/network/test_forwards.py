@@ -14,6 +14,7 @@ from runvm.agent import connections, network
 from runvm.linux.loop import Loop
 from runvm.network.loopback import Forwards
 from runvm.protocol.frames import Frame
+from runvm.protocol.gate import Gate
 from runvm.protocol.messages import Done, Failed
 from unit.network.namespaces import Namespace
 
@@ -33,8 +34,9 @@ class Link:
 
     def __init__(self, box: Namespace) -> None:
         self.loop = Loop()
+        self.gate = Gate(self.loop)
         self._end, self._ender = os.pipe()
-        self._guest = connections.Connections(self.loop, self._to_host)
+        self._guest = connections.Connections(self.loop, self._to_host, self.gate)
         self._number = 0
         self.forwards = Forwards(self.loop, self, self._next)
         self.door = self.forwards.open(box.fd, 1)

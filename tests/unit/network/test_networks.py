@@ -14,6 +14,7 @@ from runvm.errors import RunvmError, VmmError
 from runvm.linux import process
 from runvm.linux.loop import Loop
 from runvm.network.networks import HostNetworks
+from runvm.protocol.gate import Gate
 from runvm.protocol.interfaces import Network, from_json
 from runvm.protocol.messages import Done, Failed, SetNetwork
 from unit.network.namespaces import Namespace, attached, veth
@@ -28,6 +29,7 @@ class Vm:
 
     def __init__(self, directory: str, box: Namespace) -> None:
         self.loop = Loop()
+        self.gate = Gate(self.loop)
         self.told: list[Network] = []
         self.taps: list[int] = []
         self.networks = HostNetworks(directory)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
+from contextlib import suppress
 
 import pytest
 
 from runvm.linux.loop import Loop
 from runvm.protocol import frames
 from runvm.protocol.connection import Connection
-from runvm.protocol.frames import MESSAGE, Frame, FrameError
+from runvm.protocol.frames import MESSAGE, STDIN, STDOUT, Frame, FrameError
+from runvm.protocol.streams import StreamSource
 
 
 class _Ends:
@@ -59,3 +63,68 @@ def test_a_peer_that_breaks_the_protocol_is_cut_off(told: list[Exception]) -> No
     assert (received, told) == ([b"one"], [])
     assert ends.closed == ["the peer broke the protocol: bad"]
     ends.peer.close()
+
+
+def test_many_streams_wait_instead_of_filling_the_queue() -> None:
+    """Of a peer that doesn't read: each may have a window under way, a hundred together had the connection cut off."""
+    loop = Loop()
+    ours, peer = socket.socketpair()
+    closed: list[str] = []
+    sender = Connection(loop, ours.detach(), on_frame=lambda frame: None, on_close=closed.append, max_queue=16 << 20)
+    ended: list[int] = []
+    for number in range(100):
+        reader, writer = os.pipe2(os.O_NONBLOCK)
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 1 << 20)
+        os.write(writer, bytes(1 << 20))
+        os.close(writer)
+        end = lambda number=number: ended.append(number)  # noqa: E731
+        StreamSource(loop, reader, STDOUT, number, sender.send, end, gate=sender.gate)
+    for _ in range(200):
+        loop.turn(0)
+    assert sender.open, closed
+    received = 0
+    peer.setblocking(False)
+    while len(ended) < 100 or received < 100 << 20:
+        loop.turn(0.01)
+        with suppress(BlockingIOError):
+            received += len(peer.recv(1 << 20))
+        assert sender.open, closed
+    sender.close()
+    peer.close()
+
+
+def test_what_is_sent_on_waits_for_the_next_connection() -> None:
+    """A shim's input for a guest that doesn't read isn't read either."""
+    loop = Loop()
+    first, source = socket.socketpair()
+    second, target = socket.socketpair()
+    onward = Connection(loop, second.detach(), on_frame=lambda frame: None, on_close=lambda reason: None)
+
+    def receive(frame: Frame) -> None:
+        onward.send(*frame)
+        incoming.wait_at(onward.gate)
+
+    incoming = Connection(loop, first.detach(), on_frame=receive, on_close=lambda reason: None)
+    source.setblocking(False)
+    target.setblocking(False)
+    frame = memoryview(frames.encode(STDIN, 1, bytes(1 << 18)) * 80)
+    sent = received = 0
+
+    def turns(*, reading: bool) -> None:
+        nonlocal sent, received
+        for _ in range(1000):
+            with suppress(BlockingIOError):
+                sent += source.send(frame[sent:]) if sent < len(frame) else 0
+            if reading:
+                with suppress(BlockingIOError):
+                    received += len(target.recv(1 << 20))
+            loop.turn(0)
+
+    turns(reading=False)
+    assert (4 << 20) < sent < (8 << 20)
+    turns(reading=True)
+    assert received == len(frame)
+    for each in (onward, incoming):
+        each.close()
+    source.close()
+    target.close()

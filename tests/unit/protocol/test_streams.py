@@ -127,3 +127,40 @@ def test_all_that_waits_is_written_in_order_and_credited_once(careful: bool) -> 
     assert got == said
     assert len(said) - frames.WINDOW // 4 < sent.credit <= len(said)
     os.close(reader)
+
+
+def test_a_source_that_nobody_hears_reads_on() -> None:
+    """More than a window: who writes there isn't held up, nor ended by SIGPIPE."""
+    loop, sent = Loop(), Sent()
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    ended: list[bool] = []
+    source = StreamSource(loop, reader, STDOUT, 1, sent, lambda: ended.append(True))
+    source.discard()
+    left = frames.WINDOW + 1000
+    while left:
+        left -= os.write(writer, bytes(min(left, 1 << 16)))
+        loop.turn(0)
+    os.close(writer)
+    for _ in range(10):
+        loop.turn(0)
+    assert ended
+    assert not sent.data
+
+
+def test_a_drain_ends_at_what_was_there() -> None:
+    """Others may go on writing, faster than it reads."""
+    loop, sent = Loop(), Sent()
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    source = StreamSource(loop, reader, STDOUT, 1, sent, lambda: None)
+    os.write(writer, b"its own")
+    source.due = source.waiting
+    os.write(writer, b", and more")
+    source.drain()
+    assert sent.data.startswith(b"its own")
+    assert source.due == 0
+    os.write(writer, b", and yet more")
+    source.drain()
+    assert b"yet" not in sent.data
+    assert not source.blocked
+    source.close()
+    os.close(writer)

@@ -16,6 +16,7 @@ from runvm.agent import host_sockets as agent
 from runvm.linux import process
 from runvm.linux.loop import Loop
 from runvm.protocol.frames import Frame
+from runvm.protocol.gate import Gate
 from runvm.protocol.messages import Dial, Dialled, Done, Failed
 from runvm.sandbox import host_sockets
 from runvm.sandbox.host_sockets import Sockets
@@ -36,11 +37,12 @@ class Link:
 
     def __init__(self, server: Path, *, guest: bool) -> None:
         self.loop = Loop()
+        self.gate = Gate(self.loop)
         self.told: list[Dialled] = []
         self._number = 0
         self.sockets = Sockets({3: os.open(server, os.O_PATH | os.O_CLOEXEC)}, {}, [range(1 << 20)], [range(1 << 20)])
         self.host = host_sockets.HostSockets(self.loop, cast("GuestLink", self), self._next)
-        self.guest = agent.HostSocketRelays(self.loop, self._to_host, self._dial) if guest else None
+        self.guest = agent.HostSocketRelays(self.loop, self._to_host, self._dial, self.gate) if guest else None
 
     def _next(self) -> int:
         self._number += 1

@@ -18,6 +18,7 @@ from runvm.linux import fanotify, syscalls
 from runvm.linux.loop import Loop
 from runvm.protocol import frames
 from runvm.protocol.frames import Frame
+from runvm.protocol.gate import Gate
 from runvm.protocol.messages import AddSocket, ConnectServer, Done, DropSocket, Failed, FindServer
 from runvm.sandbox import host_sockets, own_servers, socket_directories
 from runvm.sandbox.creation import mounts_of
@@ -40,6 +41,7 @@ class Guest:
 
     def __init__(self, sandbox: Path) -> None:
         self.loop = Loop()
+        self.gate = Gate(self.loop)
         self.sockets: dict[int, str] = {}
         self.own: list[str] = []
         self.connects: list[ConnectServer] = []
