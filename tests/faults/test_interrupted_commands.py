@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from framework.host import Host
     from framework.runtime import Box
 
@@ -18,6 +20,17 @@ MOMENTS = [0.05, 0.15, 0.3, 0.5, 0.8, 1.2]
 ENDED_BY = {signal.SIGINT: 130, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGHUP: 128 + signal.SIGHUP}
 
 pytestmark = pytest.mark.only("runvm", "runc leaves its half-made init and cgroup behind")
+
+
+@pytest.fixture(autouse=True)
+def not_ignored() -> Iterator[None]:
+    """A job in the background, as this one may be, has some of them ignored, and so had its children."""
+    ignored = [number for number in ENDED_BY if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.mark.parametrize("number", ENDED_BY, ids=lambda number: number.name)

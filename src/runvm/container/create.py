@@ -170,24 +170,25 @@ class Creation:
         console_size = spec.process.console_size if spec.process.terminal else None
         self._launch = Launch(place.sandbox, self._cid, INIT, self._held, console_size=console_size)
         namespaces = _namespaces(spec, self._held)
-        self.started = self._launch.start(
-            title=list(spec.process.args),
-            namespaces=namespaces,
-            cgroup_procs=self._cgroup.procs,
-            view=self._view,
-            # in a namespace that it has joined it isn't process 1
-            last=namespaces.pid_new,
-            passed=self._plan.handed,
-            oom_score=spec.raw["process"].get("oomScoreAdj"),
-        )
-        if self._scope is not None:
-            self._scope.joined()
-        identity = process.identity(self.started.pid)
-        if identity is None:
-            raise HostError("the container's process on the host ended at once")
-        log.debug("create: shim started")
-        self._record = self._record._replace(shim=identity)
-        state.save(self._ctx, self._record)
+        with interrupts.postponed():
+            self.started = self._launch.start(
+                title=list(spec.process.args),
+                namespaces=namespaces,
+                cgroup_procs=self._cgroup.procs,
+                view=self._view,
+                # in a namespace that it has joined it isn't process 1
+                last=namespaces.pid_new,
+                passed=self._plan.handed,
+                oom_score=spec.raw["process"].get("oomScoreAdj"),
+            )
+            if self._scope is not None:
+                self._scope.joined()
+            identity = process.identity(self.started.pid)
+            if identity is None:
+                raise HostError("the container's process on the host ended at once")
+            log.debug("create: shim started")
+            self._record = self._record._replace(shim=identity)
+            state.save(self._ctx, self._record)
 
     def start_vm(self) -> None:
         """The supervisor of a new VM. Raises RunvmError, OSError."""
@@ -207,9 +208,10 @@ class Creation:
         (None: nobody), and returns where the supervisor reports."""
         if self._listener is None:
             return
-        self._report = start(self._listener, self._record.shim if self._plan.network else None)
-        # a supervisor that is just coming up has to be there before it can be told to go
-        self._failed.callback(self._await_quietly, self._place)
+        with interrupts.postponed():
+            self._report = start(self._listener, self._record.shim if self._plan.network else None)
+            # a supervisor that is just coming up has to be there before it can be told to go
+            self._failed.callback(self._await_quietly, self._place)
         self._listener.close()
         log.debug("create: supervisor forked")
 

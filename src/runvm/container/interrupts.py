@@ -74,6 +74,18 @@ def raising() -> Iterator[None]:
         raise Interrupted(_caught.noted[0])
 
 
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Within raising(): what comes is raised at the end of this. For the start of a process, until it is known to what
+    takes things back."""
+    raises, _caught.raises = _caught.raises, False
+    yield
+    if raises:
+        if _caught.noted:
+            raise Interrupted(_caught.noted[0])
+        _caught.raises = True
+
+
 def forward(pid: int) -> None:
     """What has come and what comes is for the process *pid*, our child, from now on."""
     _caught.pid = pid
