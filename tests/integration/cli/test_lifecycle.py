@@ -583,6 +583,7 @@ def container_title(container: Container) -> bool:
 
 
 @pytest.mark.capability("snapshot", "a template has the crun that waits")
+@pytest.mark.only("runvm", "crun is in its guest")
 def test_the_first_container_is_made_by_the_crun_that_waited_for_it(box: Box, runtime: Runtime) -> None:
     """The template holds a `crun create` that waits for its config.json; a start by it must be no other than any."""
     container = box.idle()
@@ -598,6 +599,7 @@ def test_the_first_container_is_made_by_the_crun_that_waited_for_it(box: Box, ru
     assert container.id not in runtime.ids()
 
 
+@pytest.mark.only("runvm", "crun is in its guest")
 def test_a_container_with_a_terminal_is_made_by_a_crun_of_its_own(box: Box, runtime: Runtime) -> None:
     container = box.sh("test -t 0 && echo terminal; sleep 100")
     container.bundle.config["process"]["terminal"] = True

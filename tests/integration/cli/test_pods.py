@@ -57,6 +57,7 @@ def _member(box: Box, pinned: dict[str, str], kind: str = "container") -> Contai
     return container
 
 
+@pytest.mark.only("runvm", "its guests have a loopback interface that is up")
 @pytest.mark.parametrize("first", ["sandbox", "container"])
 def test_a_pod_of_pinned_namespaces_is_one_vm(box: Box, pinned: dict[str, str], first: str) -> None:
     """With an infra container, and, as CRI-O has it where the PID namespace isn't shared, without one."""
