@@ -105,6 +105,13 @@ def _clear_cgroup(ctx: Context, record: ContainerRecord) -> None:
         else:
             cgroup.kill()
     cgroup.remove()
+    if record.scope:
+        from runvm.cgroup import scope
+
+        try:
+            scope.stop(record.scope)
+        except RunvmError as error:
+            log.warning(str(error))
 
 
 def _remove(ctx: Context, cid: str) -> None:
