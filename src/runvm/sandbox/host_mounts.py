@@ -28,11 +28,10 @@ _PASSED = ("/run", "/tmp", "/var/tmp")
 def let_go(plan: VmPlan, cgroup_procs: Iterable[str]) -> None:
     """Detach all private mounts but those that the supervisor of *plan* and its children need. What can't be is left:
     nothing depends on it."""
-    config = plan.config
-    kept = [*_KEPT, config.state_dir, config.data_dir, plan.sandbox.directory, *cgroup_procs]
+    kept = [*_KEPT, plan.sandbox.directory, *cgroup_procs]
     kept += [plan.restore.directory] if plan.restore is not None else []
     kept += [sys.prefix, sys.base_prefix, *sys.path, *os.environ.get("PATH", "").split(":")]
-    kept += [value for value in config if isinstance(value, str)]
+    kept += [value for value in plan.config if isinstance(value, str)]  # its directories, programs and kernels
     detach(kept, _PASSED)
 
 

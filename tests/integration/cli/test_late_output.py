@@ -67,14 +67,20 @@ def test_a_reader_gets_all_of_a_container_though_its_machine_has_ended(box: Box)
     container.delete()
 
 
-def test_a_kill_ends_what_waits_for_a_reader(box: Box) -> None:
-    """A process that hung in write(2) would end at once; so does one that has written all into buffers of runvm's."""
+def unread(box: Box) -> tuple[Container, int]:
+    """A container that has written all that it has to say, and the pipe from which nobody has read it."""
     reader, writer = os.pipe()
     container = box("head", "-c", str(COUNT), "/dev/zero")
     container.create(stdout=writer)
     os.close(writer)
     container.start()
     time.sleep(1)
+    return container, reader
+
+
+def test_a_kill_ends_what_waits_for_a_reader(box: Box) -> None:
+    """A process that hung in write(2) would end at once; so does one that has written all into buffers of runvm's."""
+    container, reader = unread(box)
     assert container.status == "running"
     started = time.monotonic()
     container.kill(signal.SIGKILL)
@@ -86,12 +92,7 @@ def test_a_kill_ends_what_waits_for_a_reader(box: Box) -> None:
 
 def test_delete_by_force_does_not_wait_for_a_reader(box: Box) -> None:
     """Nor does anything stay behind."""
-    reader, writer = os.pipe()
-    container = box("head", "-c", str(COUNT), "/dev/zero")
-    container.create(stdout=writer)
-    os.close(writer)
-    container.start()
-    time.sleep(1)
+    container, reader = unread(box)
     container.delete("--force")
     os.close(reader)
 

@@ -17,7 +17,7 @@ from runvm.network.networks import HostNetworks
 from runvm.protocol.gate import Gate
 from runvm.protocol.interfaces import Network, from_json
 from runvm.protocol.messages import Done, Failed, SetNetwork
-from unit.network.namespaces import Namespace, attached, veth
+from unit.network.namespaces import Namespace, veth
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")]
 
@@ -67,20 +67,6 @@ class Vm:
         self.shim.wait()
         for tap in self.taps:
             os.close(tap)
-
-
-@pytest.fixture
-def outside() -> Iterator[Namespace]:
-    namespace = Namespace()
-    yield namespace
-    namespace.close()
-
-
-@pytest.fixture
-def box(outside: Namespace) -> Iterator[Namespace]:
-    namespace = attached(outside)
-    yield namespace
-    namespace.close()
 
 
 @pytest.fixture

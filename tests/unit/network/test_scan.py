@@ -13,26 +13,12 @@ import pytest
 from runvm.network import scan, tap
 from runvm.network.scan import InterfaceMonitor
 from runvm.protocol.interfaces import Interface, Network, changes, from_json, to_json
-from unit.network.namespaces import Namespace, attached, veth
+from unit.network.namespaces import Namespace, veth
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
 ]
-
-
-@pytest.fixture
-def outside() -> Iterator[Namespace]:
-    namespace = Namespace()
-    yield namespace
-    namespace.close()
-
-
-@pytest.fixture
-def box(outside: Namespace) -> Iterator[Namespace]:
-    namespace = attached(outside)
-    yield namespace
-    namespace.close()
 
 
 def scanned(namespace: Namespace) -> Network:
