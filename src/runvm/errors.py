@@ -7,6 +7,8 @@ are constants here, each held by a test.
 
 from __future__ import annotations
 
+import os
+
 NO_SUCH_CONTAINER = "container does not exist"
 ALREADY_EXISTS = "container with given ID already exists"
 NOT_RUNNING = "container not running"
@@ -16,6 +18,12 @@ def reason(error: OSError) -> str:
     """What the system said, in Go's case: docker looks for "no such file or directory" and "permission denied"."""
     said = error.strerror or str(error) or type(error).__name__
     return said[:1].lower() + said[1:]
+
+
+def words(error: OSError) -> str:
+    """The same with the file that it was about, where there is one."""
+    said = reason(error)
+    return f"{os.fsdecode(error.filename)}: {said}" if isinstance(error.filename, str | bytes) else said
 
 
 class Interrupted(BaseException):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from runvm.container import host_view
 from runvm.container.passed import Passed
-from runvm.errors import HostError, RunvmError
+from runvm.errors import HostError, RunvmError, words
 from runvm.linux import files, process, syscalls
 from runvm.linux.loop import IN, Loop
 from runvm.linux.terminal import get_size
@@ -103,7 +103,7 @@ def start(plan: ShimPlan) -> StartedShim:
             pid = process.fork(lambda: _main(plan, theirs))
             theirs.sendall(b"p%d" % pid)
         except OSError as error:
-            theirs.sendall(f"e{error.errno} {error.strerror}".encode())
+            theirs.sendall(f"e{error.errno} {words(error)}".encode())
 
     parent = process.fork(middle)
     theirs.close()
@@ -142,7 +142,7 @@ def _main(plan: ShimPlan, gate: object) -> None:
         if plan.namespaces.new & syscalls.CLONE_NEWNS:
             syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
     except OSError as error:
-        gate.sendall(f"e{error.errno} {error.strerror}".encode())
+        gate.sendall(f"e{error.errno} {words(error)}".encode())
         os._exit(1)
     process.close_above(2, own)
     gate.sendall(b"r")

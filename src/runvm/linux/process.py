@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from runvm.errors import DeadlineError
+from runvm.errors import DeadlineError, reason
 from runvm.linux import syscalls
 from runvm.records import NamedTuple
 
@@ -271,8 +271,11 @@ def die_with_parent(parent: int) -> None:
 def join_cgroups(procs: tuple[str, ...]) -> None:
     """Move this process into the control groups whose `cgroup.procs` these are (cgroups(7)). Raises OSError."""
     for path in procs:
-        with open(path, "w") as file:
-            file.write("0")
+        try:
+            with open(path, "w") as file:
+                file.write("0")
+        except OSError as error:  # a real-time process and a cgroup without real-time share, for one
+            raise OSError(error.errno, f"unable to apply cgroup configuration: write {path}: {reason(error)}") from None
 
 
 def reset_signals() -> None:

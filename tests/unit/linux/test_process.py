@@ -56,3 +56,9 @@ def test_one_that_has_ended_and_isn_t_reaped_has_ended() -> None:
     os.waitpid(pid, 0)
     with pytest.raises(ProcessLookupError):
         process.open_namespace(found, "network")
+
+
+def test_a_cgroup_that_refuses_a_process_is_named_as_by_runc() -> None:
+    """A real-time process and a cgroup without real-time share, for one; /proc/version refuses all."""
+    with pytest.raises(OSError, match="unable to apply cgroup configuration: write /proc/version: "):
+        process.join_cgroups(("/proc/version",))
