@@ -262,6 +262,4 @@ def _sync(path: str) -> None:
 
 
 def _remove(path: str) -> None:
-    import shutil
-
-    shutil.rmtree(path, ignore_errors=True)
+    files.remove_tree(path)

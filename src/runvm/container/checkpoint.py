@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -74,7 +73,7 @@ def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
                     manifest = _manifest(ctx, cid, driver, stopped)
                     if options.leave_running:
                         held.close()  # what is left to do needs no container: others may have it
-                    shutil.rmtree(f"{writer.path}/{_EARLY}", ignore_errors=True)
+                    files.remove_tree(f"{writer.path}/{_EARLY}")
                     writer.pack_memory(compress=options.compress)
                     writer.finish(manifest)
                     if not options.leave_running:

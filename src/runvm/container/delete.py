@@ -11,7 +11,7 @@ from runvm.cgroup.cgroup import Cgroup
 from runvm.container import state
 from runvm.container.state import ContainerRecord
 from runvm.errors import ContainerNotFoundError, NotRunningError, RunvmError, StateError, VersionError
-from runvm.linux import process, syscalls
+from runvm.linux import files, process, syscalls
 from runvm.log import log
 from runvm.protocol import messages
 from runvm.sandbox import cpu_limits, placement, registry
@@ -115,9 +115,7 @@ def _clear_cgroup(ctx: Context, record: ContainerRecord) -> None:
 
 
 def _remove(ctx: Context, cid: str) -> None:
-    import shutil
-
-    shutil.rmtree(state.directory(ctx, cid), ignore_errors=True)
+    files.remove_tree(state.directory(ctx, cid))
 
 
 def _saved_ports(ctx: Context, record: ContainerRecord) -> dict[int, tuple[int, int]]:
