@@ -13,6 +13,7 @@ from runvm.hypervisor.qemu.boards import BOARDS
 from runvm.hypervisor.qemu.driver import Qemu
 from runvm.linux.architecture import KNOWN, host
 
+QEMU_PACKAGE = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}[os.uname().machine]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces and cgroups: needs root")
 
 
@@ -26,7 +27,7 @@ def test_qemu_that_is_not_there_names_its_package() -> None:
     check = checks.check_hypervisor(Config(hypervisor="qemu", qemu="/nonexistent/qemu"))
     assert not check.ok
     assert check.found == "/nonexistent/qemu: No such file or directory"
-    assert check.fix == "apt-get install qemu-system-x86"
+    assert check.fix == f"apt-get install {QEMU_PACKAGE}"
 
 
 @pytest.mark.parametrize(
