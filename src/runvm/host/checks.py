@@ -322,21 +322,14 @@ def _version_in(words: str) -> str:
 
 
 def _cgroup_directories() -> tuple[str, list[str]]:
-    """(v1, v2 or hybrid; where new cgroups have to be possible). Source: cgroups(7), proc(5) on mountinfo."""
-    v1: list[str] = []
-    v2: list[str] = []
-    with open("/proc/self/mountinfo") as file:
-        for line in file:
-            mount, _, described = line.partition(" - ")
-            directory = mount.split()[4].encode().decode("unicode_escape")
-            fstype, _, options = described.split(" ", 2)
-            if fstype == "cgroup2":
-                v2.append(directory)
-            elif fstype == "cgroup" and {"memory", "cpu", "pids"} & set(options.strip().split(",")):
-                v1.append(directory)
-    if v1:
-        return ("hybrid" if v2 else "v1"), v1
-    return "v2", v2[:1]
+    """(v1, v2 or hybrid; where new cgroups have to be possible)."""
+    from runvm.cgroup import hierarchy
+
+    roots = hierarchy.roots()
+    if hierarchy.unified():
+        return "v2", roots
+    wanted = [root for root in roots if {"memory", "cpu", "pids"} & set(hierarchy.controllers(root))]
+    return ("hybrid" if any(os.path.exists(f"{root}/cgroup.controllers") for root in roots) else "v1"), wanted
 
 
 def _existing(path: str) -> str:
