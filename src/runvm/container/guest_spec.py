@@ -253,6 +253,10 @@ def resources(given: dict[str, Any]) -> dict[str, Any]:
         for key, value in given.items()
         if key in ("devices", "memory", "cpu", "pids", "hugepageLimits", "unified")
     }
+    if rules := kept.get("devices"):
+        kept["devices"] = [
+            {**rule, "access": "".join(letter for letter in "rwm" if letter in rule["access"])} for rule in rules
+        ]
     if "limit" not in kept.get("pids", {}):
         kept.pop("pids", None)  # none is no limit to runc, and an error to crun
     for group, keys in _NOT_IN_GUEST.items():

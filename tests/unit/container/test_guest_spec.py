@@ -100,6 +100,13 @@ def test_zeros_of_an_update_are_no_limits() -> None:
     }
 
 
+def test_devices_access_has_no_letters_but_three() -> None:
+    """runc overlooks others, the guest's runtime may not."""
+    given = [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "access": "rwa"}]
+    kept = guest_spec.resources({"devices": given})["devices"]
+    assert kept == [given[0], {**given[1], "access": "rw"}]
+
+
 def test_shares_are_a_weight_in_the_guest() -> None:
     """As runc converts them, whatever the guest's crun would; a weight that is given wins, an idle group has none."""
     assert guest_spec.resources({"cpu": {"shares": 1024}}) == {"cpu": {}, "unified": {"cpu.weight": "100"}}
