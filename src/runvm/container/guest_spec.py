@@ -144,9 +144,11 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
         linux["maskedPaths"] = list(dict.fromkeys(linux["maskedPaths"]))  # the guest's runtime fails at the second
     for key in ("mountLabel", "intelRdt"):
         linux.pop(key, None)
-    if _OTHERS & {*linux.get("seccomp", {}).get("architectures", ())}:
-        archs = [name for name in linux["seccomp"]["architectures"] if name not in _OTHERS]
-        linux["seccomp"] = {**linux["seccomp"], "architectures": archs}
+    if seccomp := linux.get("seccomp"):
+        # a listener that no action needs (oci.spec.unsupported()) isn't asked for
+        linux["seccomp"] = {key: value for key, value in seccomp.items() if not key.startswith("listener")}
+        if "architectures" in seccomp:
+            linux["seccomp"]["architectures"] = [name for name in seccomp["architectures"] if name not in _OTHERS]
     linux["cgroupsPath"] = f"/{cid}"
     linux["namespaces"] = [{"type": kind} for kind in spec.namespaces if not _is_hosts(spec, kind)]
     kinds = {namespace["type"] for namespace in linux["namespaces"]}

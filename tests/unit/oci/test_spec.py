@@ -549,7 +549,7 @@ def test_no_labels(config: Config, load: Load) -> None:
     ("path", "value", "field"),
     [
         ("linux.intelRdt", {"closID": "x"}, "linux.intelRdt"),
-        ("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}, "linux.seccomp.listenerPath"),
+        ("linux.seccomp", {"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/x"}, "linux.seccomp.defaultAction"),
         (
             "linux.seccomp",
             {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["bpf"], "action": "SCMP_ACT_NOTIFY"}]},
