@@ -68,6 +68,15 @@ def alive(process: Identity) -> bool:
     return process.pid > 0 and identity(process.pid) == process
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped it (SIGSTOP, Ctrl-Z), and none has let it go on since: proc(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False
+
+
 def open_namespace(process: Identity, kind: str) -> int:
     """A descriptor of that very process's namespace of an OCI type. Raises ProcessLookupError where it has ended."""
     try:
