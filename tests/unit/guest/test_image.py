@@ -3,9 +3,11 @@
 import fcntl
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from runvm import __version__
 from runvm.config import Config
 from runvm.errors import ConfigError, HostError
-from runvm.guest import image, store
+from runvm.guest import contents, image, store
 
 
 @pytest.fixture
@@ -211,6 +213,59 @@ def test_a_second_build_waits_and_says_so(config: Config, monkeypatch: pytest.Mo
 
     with store.locked(str(base), let_go):
         assert said == ["waiting for another build to end"]
+
+
+def described(directory: Path) -> dict[str, object]:
+    """The manifest that the builder would write for the files in *directory*, written there."""
+    (directory / "modules" / "kernel").mkdir(parents=True)
+    (directory / "modules" / "modules.dep").write_text("index")
+    (directory / "modules" / "kernel" / "one.ko").write_text("module")
+    for name in ("vmlinuz", "initramfs"):
+        (directory / name).write_text(name)
+    files = contents.hashes(str(directory), ["vmlinuz", "initramfs"])
+    manifest: dict[str, object] = {
+        "hash": contents.digest(str(directory), files, "6.1", ["k"]),
+        "kernel": "6.1",
+        "packages": [{"sha256": "k", "kernel": True}, {"sha256": "u", "kernel": False}],
+        "sizes": {"modules": contents.modules_size(str(directory))},
+        "files": files,
+    }
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return manifest
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda image: (image / "vmlinuz").write_text("vmlinuX"),
+        lambda image: (image / "initramfs").unlink(),
+        lambda image: (image / "modules/modules.dep").write_text("inde"),
+        lambda image: (image / "modules/kernel/one.ko").write_text("modul"),
+        lambda image: (image / "modules/kernel/one.ko").unlink(),
+    ],
+    ids=["bits", "no file", "an index cut short", "a module cut short", "no module"],
+)
+def test_a_damaged_image_is_replaced_by_a_build(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    """One that is whole only gets the new manifest: virtual machines run from it."""
+    there, result = tmp_path / "abc", tmp_path / "work"
+    manifest = described(there)
+    assert contents.is_whole(str(there), manifest)
+    inode = there.stat().st_ino
+    for expected in (True, False):
+        described(result)
+        if not expected:
+            damage(there)
+            assert not contents.is_whole(str(there), manifest)
+        store.publish(str(tmp_path), str(result), "abc", "current")
+        assert (there.stat().st_ino == inode) is expected
+        assert contents.is_whole(str(there), manifest)
+        shutil.rmtree(result)
+
+
+@pytest.mark.parametrize("noise", [{}, {"packages": 5}, {"packages": [5], "files": {"x": 1}, "sizes": {}}])
+def test_a_manifest_of_noise_describes_no_image(tmp_path: Path, noise: dict[str, object]) -> None:
+    manifest = described(tmp_path / "abc")
+    assert not contents.is_whole(str(tmp_path / "abc"), {**manifest, "packages": None, **noise})
 
 
 def test_resolving_loads_nothing_of_the_builder(config: Config) -> None:
