@@ -49,6 +49,22 @@ def test_debug_lines_on_stderr_are_of_that_form(capfd: pytest.CaptureFixture[str
     assert capfd.readouterr().err == "runvm: warning: red ?[31m\nand\tmore\n"
 
 
+@pytest.mark.parametrize("place", ["no/such/directory/log", "."])
+def test_stderr_has_what_the_file_cant_take(tmp_path: Path, capfd: pytest.CaptureFixture[str], place: str) -> None:
+    """Errors once, and information not at all, which is for the file only."""
+    log = Log()
+    log.configure(path=str(tmp_path / place), format="text", debug=False)
+    log.warning("careful")
+    log.info("by the way")
+    log.error("failed", "details")
+    assert capfd.readouterr().err == "runvm: warning: careful\nrunvm: failed: details\n"
+    log.configure(path=str(tmp_path / "log"), format="text", debug=False)
+    log.warning("careful")
+    log.error("failed")
+    assert capfd.readouterr().err == "runvm: failed\n"
+    assert len((tmp_path / "log").read_text().splitlines()) == 2
+
+
 def test_a_file_that_stderr_is_grows_to_a_bound(tmp_path: Path) -> None:
     """Whoever writes to it; that something is missing is said once."""
 
