@@ -591,7 +591,7 @@ def test_a_stopped_checkpoint_doesnt_keep_the_container_still(
     os.kill(command.pid, signal.SIGCONT)
     done = command.wait(60)
     assert done.code == 1
-    assert "the container has gone on: the command was stopped for 10 s" in done.error
+    assert b"the container has gone on: the command was stopped for 10 s" in done.stderr
     assert container.status == "running"
     shutil.rmtree(image, ignore_errors=True)
     checkpoint(container, image)
