@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from runvm import __version__
 from runvm.config import Config
-from runvm.errors import HostError, reason
+from runvm.errors import HostError, reason, words
 from runvm.guest import assemble, contents, cpio, kernel, packages, pythonpath, store, uml_kernel
 from runvm.guest.assemble import Sources
 from runvm.guest.plan import Plan, Report, described, gather
@@ -44,7 +44,7 @@ def build(config: Config, report: Report, link: str, *, update: bool) -> str:
     except PermissionError as error:
         raise HostError(f"can't write in {data_dir}: {reason(error)}", do="run 'runvm image build' as root") from error
     except OSError as error:
-        raise HostError(f"can't build the guest image: {error}") from error
+        raise HostError(f"can't build the guest image: {words(error)}") from error
     finally:
         os.umask(umask)
 

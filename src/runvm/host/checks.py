@@ -63,7 +63,7 @@ def check_virtiofsd(config: Config) -> Check:
         program = virtiofs.program(config)
         words = ask([program, "--version"])
     except HostError as error:
-        return Check("virtiofsd", False, error.message, fix)
+        return Check("virtiofsd", False, error.message, (config.virtiofsd and error.do) or fix)
     return Check("virtiofsd", True, f"{program} {_version_in(words)}")
 
 

@@ -11,7 +11,16 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from runvm.errors import CheckpointError, DeadlineError, GuestError, HostError, RunvmError, UnsupportedError, VmmError
+from runvm.errors import (
+    CheckpointError,
+    DeadlineError,
+    GuestError,
+    HostError,
+    RunvmError,
+    UnsupportedError,
+    VmmError,
+    words,
+)
 from runvm.guest import image
 from runvm.hypervisor import boot, drivers, proof, template
 from runvm.linux import files, process, syscalls, userns
@@ -208,7 +217,7 @@ def main(
         supervisor.run()
         asked = supervisor.life.left_cause
     except Exception as error:  # the process's edge: the VM's callers and the log are told, whatever it is
-        message = str(error)
+        message = words(error) if isinstance(error, OSError) else str(error)
         details = getattr(error, "details", "") or diagnosis.last_lines(plan.sandbox.directory)
         if not isinstance(error, RunvmError | OSError | FrameError):
             import traceback

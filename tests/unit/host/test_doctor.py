@@ -15,7 +15,6 @@ from runvm.hypervisor.qemu.boards import BOARDS
 from runvm.hypervisor.qemu.driver import Qemu
 from runvm.linux.architecture import KNOWN, host
 
-QEMU_PACKAGE = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}[os.uname().machine]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces and cgroups: needs root")
 
 
@@ -25,11 +24,15 @@ def program(path: Path, script: str) -> str:
     return str(path)
 
 
-def test_qemu_that_is_not_there_names_its_package() -> None:
-    check = checks.check_hypervisor(Config(hypervisor="qemu", qemu="/nonexistent/qemu"))
-    assert not check.ok
-    assert check.found == "/nonexistent/qemu: No such file or directory"
-    assert check.fix == f"apt-get install {QEMU_PACKAGE}"
+def test_programs_that_the_settings_name_wrongly_are_told() -> None:
+    """No package would mend that."""
+    for check, key in (
+        (checks.check_hypervisor(Config(hypervisor="qemu", qemu="/nonexistent")), "qemu"),
+        (checks.check_virtiofsd(Config(virtiofsd="/nonexistent")), "virtiofsd"),
+    ):
+        assert not check.ok
+        assert check.found == f"{key}: /nonexistent is no program"
+        assert check.fix == f"set {key} in /etc/runvm/config.toml, or leave it out"
 
 
 @pytest.mark.parametrize(
