@@ -51,6 +51,5 @@ def test_a_damaged_image_is_built_anew(runtime: Runtime) -> None:
         os.truncate(f"{image}/initramfs", 1 << 20)
         os.truncate(f"{image}/manifest.json", 10)
         assert (build().text, hashes()) == (name, before)
-        assert said not in [entry["msg"] for entry in build().log]
     finally:
         shutil.rmtree(data)

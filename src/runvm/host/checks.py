@@ -275,7 +275,8 @@ def check_boot(config: Config) -> Check:
         proof.prove(config, driver, accelerator, timeout=config.boot_timeout_s)
     except RunvmError as error:
         last = f" ({error.details.strip().splitlines()[-1]})" if error.details.strip() else ""
-        return Check(name, False, f"with {accelerator}: {error.message}{last}", error.do or "runvm image build")
+        fix = error.do if isinstance(error, HostError) else ""
+        return Check(name, False, f"with {accelerator}: {error.message}{last}", fix or "runvm image build")
     return Check(name, True, f"with {accelerator}, in {time.monotonic() - begin:.1f} s")
 
 

@@ -16,6 +16,7 @@ from runvm import __version__
 from runvm.config import Config
 from runvm.errors import ConfigError, HostError
 from runvm.guest import contents, image, store
+from runvm.linux.architecture import KNOWN, host
 
 
 @pytest.fixture
@@ -25,7 +26,13 @@ def config(tmp_path: Path) -> Config:
 
 
 def add(
-    config: Config, name: str, *, created: int = 1, packages: tuple[str, ...] = (), agent: str = __version__
+    config: Config,
+    name: str,
+    *,
+    created: int = 1,
+    packages: tuple[str, ...] = (),
+    agent: str = __version__,
+    arch: str = host(),
 ) -> Path:
     """An image as the builder leaves one, with next to nothing in its files."""
     directory = Path(config.data_dir, "images", name)
@@ -37,6 +44,7 @@ def add(
         "kernel": "6.1.0-1-amd64",
         "created": created,
         "agent": agent,
+        "architecture": arch,
         "sizes": {"vmlinuz": 7, "initramfs": 9, "modules": 0},
         "packages": [{"name": "a", "sha256": package} for package in packages],
     }
@@ -89,6 +97,14 @@ def test_an_image_is_chosen_by_name_or_path(config: Config) -> None:
     add(config, "other")
     assert image.resolve(config._replace(image="chosen")).directory == str(chosen)
     assert image.resolve(config._replace(image=str(chosen))).directory == str(chosen)
+
+
+def test_an_image_for_another_architecture_is_refused(config: Config) -> None:
+    """QEMU's words about such a kernel are no help."""
+    other = next(name for name in KNOWN if name != host())
+    add(config, "other", arch=other)
+    with pytest.raises(ConfigError, match=f"image: the guest image other is for {other}, not for {host()}"):
+        image.resolve(config._replace(image="other"))
 
 
 def test_an_image_that_is_not_there_is_named(config: Config) -> None:
