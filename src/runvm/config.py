@@ -134,7 +134,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "overhead_mib": Setting("what the guest's kernel and agent get on top of the container's limit, MiB", high=65536),
     "state_dir": Setting("where containers' state lives (--root overrides it); should be a tmpfs", path=True),
-    "data_dir": Setting("where guest images and templates live", path=True),
+    "data_dir": Setting("where guest images, templates and checkpoints of warm containers live", path=True),
     "template": Setting("start from a snapshot of a booted guest; the first start makes it"),
     "host_network": Setting(
         "a container that asks for the host's network: refuse it, or give it the virtual machine's own",
