@@ -10,9 +10,6 @@ import os
 import sys
 import time
 
-_LEVELS = ("debug", "info", "warning", "error")
-
-
 _MAX_BYTES = 256 << 10
 _MAX_BYTES_DEBUG = 16 << 20
 
