@@ -1,6 +1,6 @@
 """What of a config.json must be the same in a bundle that a checkpoint is restored with: the mounts but for their
-sources, the devices, the terminal, and what confines the processes, which keep it whatever a new bundle says. The order of
-mounts and devices, and how mounts spread on the host, is the new bundle's."""
+sources, the devices, the terminal, and what confines the processes, which keep it whatever a new bundle says. The order
+of mounts and devices, and how mounts spread on the host, is the new bundle's."""
 
 from __future__ import annotations
 
