@@ -100,10 +100,13 @@ class Log:
             return  # engines remove the log's directory before the last delete: not a reason to fail
         try:
             os.write(fd, line.encode(errors="replace"))
+        except OSError as error:  # a full disk: what the command does counts, and how it ended
+            _stderr(f"runvm: warning: {path} can't be written: {error.strerror}\n")
         finally:
             os.close(fd)
 
     def _line(self, level: str, message: str) -> str:
+        message = printable(message)
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if self.format == "json":
             import json
@@ -129,7 +132,7 @@ def _quoted(text: str) -> str:
     if text and all(letter.isascii() and (letter.isalnum() or letter in "-._/@^+") for letter in text):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
-    return f'"{printable(escaped)}"'
+    return f'"{escaped}"'
 
 
 def _stderr(text: str) -> None:
