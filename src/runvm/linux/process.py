@@ -190,6 +190,7 @@ def exit_code(status: int) -> int:
 def fork(child: Callable[[], None]) -> int:
     """Fork; *child* runs in the new process, which ends with 0 after it, or with 1 and a line on stderr at an
     exception."""
+    _keep_children()
     pid = os.fork()
     if not pid:
         _run_and_exit(child)
@@ -204,6 +205,7 @@ def fork_in_pid_namespace(child: Callable[[], None]) -> int:
     """
     import ctypes
 
+    _keep_children()
     python = ctypes.pythonapi
     python.PyOS_BeforeFork()
     pid = syscalls.clone(syscalls.CLONE_NEWPID | signal.SIGCHLD)
@@ -214,6 +216,13 @@ def fork_in_pid_namespace(child: Callable[[], None]) -> int:
     if pid < 0:
         raise OSError(-pid, f"make a process in a PID namespace: {os.strerror(-pid)}")
     return pid
+
+
+def _keep_children() -> None:
+    """Have a child's end wait for whoever asks for it: where a caller has left SIGCHLD ignored to this process, the
+    kernel would forget it, and tell nobody how it ended (wait(2))."""
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _run_and_exit(child: Callable[[], None]) -> NoReturn:
