@@ -27,7 +27,7 @@ import sys
 from runvm.cli.commands import command_module
 from runvm.cli.globals import GLOBAL, configure_log, context
 from runvm.cli.grammar import HELP, parse
-from runvm.errors import Interrupted, RunvmError, reason
+from runvm.errors import Interrupted, RunvmError, words
 from runvm.log import log
 
 TYPE_CHECKING = False
@@ -58,11 +58,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError as error:
         if _stdout_is_gone():
             return _BROKEN_PIPE
-        log.error(_words(error))
+        log.error(words(error))
     except OSError as error:
         if log.debug_on:
             log.debug(_traceback())
-        log.error(_words(error))
+        log.error(words(error))
     except Exception as error:  # the process's edge: whatever it is, the caller gets a message and a code
         log.error(f"internal error: {type(error).__name__}: {error}", _traceback())
     return 1
@@ -144,11 +144,6 @@ def _end_by(number: int) -> int:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     return 128 + number
-
-
-def _words(error: OSError) -> str:
-    said = reason(error)
-    return f"{os.fsdecode(error.filename)}: {said}" if isinstance(error.filename, str | bytes) else said
 
 
 def _traceback() -> str:

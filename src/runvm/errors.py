@@ -7,6 +7,8 @@ are constants here, each held by a test.
 
 from __future__ import annotations
 
+import os
+
 NO_SUCH_CONTAINER = "container does not exist"
 ALREADY_EXISTS = "container with given ID already exists"
 NOT_RUNNING = "container not running"
@@ -16,6 +18,14 @@ def reason(error: OSError) -> str:
     """What the system said, in Go's case: docker looks for "no such file or directory" and "permission denied"."""
     said = error.strerror or str(error) or type(error).__name__
     return said[:1].lower() + said[1:]
+
+
+def words(error: Exception) -> str:
+    """The text of an error for the user; what the system said comes after the file that it is about."""
+    if not isinstance(error, OSError):
+        return str(error)
+    said = reason(error)
+    return f"{os.fsdecode(error.filename)}: {said}" if isinstance(error.filename, str | bytes) else said
 
 
 class Interrupted(BaseException):
