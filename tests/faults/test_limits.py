@@ -66,6 +66,15 @@ def test_few_descriptors(box: Box, host: Host, limit: int) -> None:
     gone(container, host)
 
 
+@pytest.mark.parametrize("limit", ["--fsize=1000000:", "--as=1500000000:", "--data=100000000:", "--cpu=1:"])
+def test_a_callers_limits_are_not_the_virtual_machines(box: Box, limit: str) -> None:
+    """A shell's `ulimit` holds for the container's process, as under runc, not for what the machine takes itself."""
+    container = box.sh("ulimit -f; echo hello")
+    result = run(container, "prlimit", limit).expect(0)
+    assert result.stdout.splitlines()[1] == b"hello"
+    assert (result.stdout.splitlines()[0] == b"unlimited") == ("fsize" not in limit)
+
+
 def test_no_processes_for_the_hypervisor(box: Box, host: Host, runtime: Runtime) -> None:
     """RLIMIT_NPROC, which holds for the VMM's user: its messages are in the error, and the template isn't blamed."""
     before = runtime.ok("template", "list", "--quiet").text
