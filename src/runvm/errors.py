@@ -121,6 +121,10 @@ class HostError(RunvmError):
     """The host lacks something: a program, a device, a permission; `do` names the command that fixes it."""
 
 
+class KilledError(HostError):
+    """A process that a virtual machine needs was killed: by somebody, or by the kernel for want of memory."""
+
+
 class VmmError(RunvmError):
     """The hypervisor didn't start, answered with an error, or died."""
 

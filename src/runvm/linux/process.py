@@ -165,6 +165,11 @@ KILLED = f"was ended by signal {signal.SIGKILL:d}"
 """how_ended() of a child that somebody, or the kernel for want of memory, has killed."""
 
 
+def was_killed(pid: int, *, timeout: float = 0.5) -> bool:
+    """Whether SIGKILL has ended a child that is just ending; it stays to be reaped."""
+    return how_ended(pid, deadline=time.monotonic() + timeout) == KILLED
+
+
 def end_child(pid: int, what: str, *, timeout: float = 10.0) -> None:
     """SIGKILL to a child, and reap it; one that has gone is no error. Raises DeadlineError naming *what* it was."""
     try:

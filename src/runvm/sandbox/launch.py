@@ -16,6 +16,7 @@ from runvm.errors import (
     DeadlineError,
     GuestError,
     HostError,
+    KilledError,
     RunvmError,
     UnsupportedError,
     VmmError,
@@ -344,7 +345,8 @@ def _start_guest(plan: VmPlan, tap: int, nics: tuple[int, ...], share: socket.so
             if isinstance(error, DeadlineError) and template.has_served(plan.template):
                 template.doubt(plan.template)
                 raise  # most likely the host is too busy, and booting takes longer
-            broken = words(error)
+            log.warning(f"the template isn't used: {words(error)}")
+            broken = "" if isinstance(error, KilledError) else words(error)  # else it is the host's fault
             with suppress(OSError):
                 syscalls.unmount(f"{directory}/jail", syscalls.MNT_DETACH)
     cold = guest is None
