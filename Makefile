@@ -125,7 +125,7 @@ test: test-deps $(BIN)/.done image image-other  ## all tests, as root, under an 
 test-kvm: test-deps $(BIN)/.done image  ## the tests that want KVM, on an emulated host where it works: 20 minutes; TESTFLAGS="-m short": 8
 	$(BIN)/pytest -v tests/kvm $(TESTFLAGS)
 
-test-arm64: test-deps $(BIN)/.done image-other  ## the unit tests and a handful of others on an emulated arm64 host; over an hour
+test-arm64: test-deps $(BIN)/.done image-other  ## the unit tests and a handful of others on an emulated arm64 host; three quarters of an hour
 	$(BIN)/pytest -v --arm64-host tests/unit tests/arm64 $(TESTFLAGS)
 
 unit: $(BIN)/.done  ## the tests that need neither root nor a VM: seconds

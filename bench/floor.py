@@ -16,11 +16,11 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from runvm.guest import cpio, image
-from runvm.hypervisor import boot, drivers, proof, ram
+from runvm.hypervisor import boot, drivers, jail, proof, ram
 from runvm.hypervisor.qemu.arguments import arguments
 from runvm.hypervisor.qemu.driver import QemuVm
 from runvm.hypervisor.qemu.qmp import Qmp
-from runvm.linux import process
+from runvm.linux import process, syscalls
 from runvm.network import tap
 from runvm.sandbox import sizes
 from runvm.shares import virtiofs
@@ -143,7 +143,17 @@ class Floor:
         )
         self._program = config.qemu or "/usr/bin/qemu-system-x86_64"
         self._tap = tap.scratch_tap()  # QEMU wants one for its NIC; the same for each VM, as nothing uses it
-        self._make()
+        self._tmpfs = f"{directory}/memory"
+        jail.prepare(self._tmpfs)
+        try:
+            self._make()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Unmount what the memory of its VMs is in."""
+        syscalls.unmount(self._tmpfs, syscalls.MNT_DETACH)
 
     def _make(self) -> None:
         memory = self._memory()
@@ -166,16 +176,21 @@ class Floor:
 
     def _memory(self) -> tuple[int, int]:
         """The files `ram` and `more` of a VM."""
-        memory = os.memfd_create("floor"), os.memfd_create("floor-more")
+        flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+        memory = os.open(self._tmpfs, flags), os.open(self._tmpfs, flags)
         for fd, mib in zip(memory, (self.machine.memory_mib, self.machine.growth_mib), strict=True):
             os.ftruncate(fd, mib << 20)
         return memory
+
+    def _copy(self, target: int) -> None:
+        source = f"{self.directory}/ram"
+        ram.copy_sparse(source, target, lambda allowed: jail.allow_huge_pages(self._tmpfs, allowed))
 
     def start(self, share: str, *, first: str, tap: int = -1) -> FloorVm:
         """A VM with the directory *share* plugged in; its shell has been sent *first*, a line whose answer is due."""
         memory = self._memory()
         try:
-            copier = process.fork(lambda: ram.copy_sparse(f"{self.directory}/ram", memory[0]))
+            copier = process.fork(lambda: self._copy(memory[0]))
             daemon = virtiofs.serve(self.config, share, log=f"{self.directory}/virtiofsd.log")
             vm = self._launch(memory, copier=copier, tap=self._tap if tap < 0 else tap)
         finally:

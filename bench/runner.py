@@ -129,6 +129,7 @@ class Bench:
         if self._floor is None:
             self.say("booting the floor's guest")
             self._floor = Floor(self.config, f"{self.scratch}/floor")
+            self._undo.callback(self._floor.close)
         return self._floor
 
     @property

@@ -65,7 +65,8 @@ class Config(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What a key means and which values it takes: a word of *choices*, a number *low* to *high* (and 0 if *zero*)."""
+    """What a key means and which values it takes: a word of *choices*, a number *low* to *high* (and 0 if *zero*), an
+    absolute *path*, or one or a plain name if *named*."""
 
     meaning: str
     choices: tuple[str, ...] = ()
@@ -73,6 +74,7 @@ class Setting(NamedTuple):
     high: int = 0
     zero: bool = False
     path: bool = False
+    named: bool = False
 
 
 _MAX_MIB = 16 * 1024 * 1024
@@ -92,7 +94,9 @@ SETTINGS: dict[str, Setting] = {
     ),
     "qemu": Setting("QEMU's program for this host's architecture; empty: found on PATH", path=True),
     "virtiofsd": Setting("the virtiofs daemon; empty: found by QEMU's own descriptions", path=True),
-    "image": Setting("the guest image, a name from 'runvm image list' or a path; empty: the newest that was built"),
+    "image": Setting(
+        "the guest image, a name from 'runvm image list' or a path; empty: the newest that was built", named=True
+    ),
     "kernel": Setting("a guest kernel of your own instead of the image's", path=True),
     "initramfs": Setting("an initramfs of your own instead of the image's", path=True),
     "modules": Setting("the directory of kernel modules that belongs to that kernel", path=True),
@@ -130,7 +134,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "overhead_mib": Setting("what the guest's kernel and agent get on top of the container's limit, MiB", high=65536),
     "state_dir": Setting("where containers' state lives (--root overrides it); should be a tmpfs", path=True),
-    "data_dir": Setting("where guest images and templates live", path=True),
+    "data_dir": Setting("where guest images, templates and checkpoints of warm containers live", path=True),
     "template": Setting("start from a snapshot of a booted guest; the first start makes it"),
     "host_network": Setting(
         "a container that asks for the host's network: refuse it, or give it the virtual machine's own",
@@ -204,6 +208,8 @@ def _defaults() -> dict[str, tuple[Value, str]]:
 def _merge(file: str, annotations: Mapping[str, str]) -> dict[str, tuple[Value, str]]:
     """Each key's value and origin; empty if everything is the default."""
     path = file_in_use(file)
+    if not path.startswith("/"):  # engines call from directories of theirs, a container's bundle say
+        raise ConfigError(f"${FILE_VARIABLE} is {path}, which is no absolute path")
     merged: dict[str, tuple[Value, str]] = {}
     for key, raw in _read(path, must_exist=path != file).items():
         merged[key] = (_checked(key, raw, path), path)
@@ -291,6 +297,8 @@ def _fits(key: str, text: str, setting: Setting) -> bool:
     if setting.path:
         # engines call from a working directory of theirs, which may be gone: a relative path would mean nothing
         return text.startswith("/") or text == "" == Config._field_defaults[key]
+    if setting.named:
+        return text.startswith("/") or "/" not in text
     return text != "" or Config._field_defaults[key] == ""
 
 
@@ -335,6 +343,8 @@ def _allowed(key: str) -> str:
         return "true or false"
     if isinstance(default, int):
         return ("0 or " if setting.zero else "") + f"a number from {setting.low} to {setting.high}"
+    if setting.named:
+        return "a name, an absolute path or an empty string"
     if setting.path:
         return "an absolute path" + (" or an empty string" if default == "" else "")
     return "a string without control characters" + ("" if default == "" else ", not empty")

@@ -10,9 +10,6 @@ import os
 import sys
 import time
 
-_LEVELS = ("debug", "info", "warning", "error")
-
-
 _MAX_BYTES = 256 << 10
 _MAX_BYTES_DEBUG = 16 << 20
 
@@ -62,20 +59,20 @@ class Log:
 
     def error(self, message: str, details: str = "") -> None:
         """The command's failure: in the log file and on stderr, as runc does it."""
-        self._write("error", f"{message}: {details}" if details else message)
-        if self.path:
+        if self._write("error", f"{message}: {details}" if details else message):
             self._stderr(printable(f"runvm: {message}\n" + (details + "\n" if details else "")))
 
-    def _write(self, level: str, message: str) -> None:
+    def _write(self, level: str, message: str) -> bool:
+        """Whether the log file has it. Else stderr does: engines remove the file's directory before the last delete."""
         if self.errors_only and level != "error":
-            return
+            return False
         line = self._line(level, message)
-        if not self.path:
-            if level != "info":
-                plain = printable(f"runvm: {'' if level == 'error' else level + ': '}{message}\n")
-                self._stderr(line if self.format == "json" or self.debug_on else plain)
-            return
-        self._append(self.path, line)
+        if self.path and self._append(self.path, line):
+            return True
+        if level != "info":
+            plain = printable(f"runvm: {'' if level == 'error' else level + ': '}{message}\n")
+            self._stderr(line if self.format == "json" or self.debug_on else plain)
+        return False
 
     def _stderr(self, text: str) -> None:
         if self.max_bytes and not self._fits(text):
@@ -93,17 +90,18 @@ class Log:
             return False
         return not self._full and size + len(text.encode(errors="replace")) <= self.max_bytes
 
-    def _append(self, path: str, line: str) -> None:
+    def _append(self, path: str, line: str) -> bool:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError:
-            return  # engines remove the log's directory before the last delete: not a reason to fail
+            return False
         try:
             os.write(fd, line.encode(errors="replace"))
-        except OSError as error:  # a full disk: what the command does counts, and how it ended
-            _stderr(f"runvm: warning: {path} can't be written: {error.strerror}\n")
+        except OSError:  # the disk is full
+            return False
         finally:
             os.close(fd)
+        return True
 
     def _line(self, level: str, message: str) -> str:
         message = printable(message)

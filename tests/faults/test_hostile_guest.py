@@ -109,7 +109,7 @@ FLOODS: dict[str, Callable[[], bytes]] = {
     "events of channels that don't exist": lambda: message(messages.encode(messages.Exited(77, 0, 0))) * 1000,
     "out of memory": lambda: message(messages.encode(messages.OutOfMemory(CONTAINER))) * 1000,
     "hellos": lambda: message(messages.encode(messages.Hello("x" * 10_000))) * 50,
-    "credit": lambda: frames.encode_credit(1, frames.STDIN, 0xFFFFFFFF) * 1000,
+    "credit": lambda: frames.encode(frames.CREDIT_KIND, 1, frames.CREDIT.pack(frames.STDIN, 0xFFFFFFFF)) * 1000,
     "ends of file": lambda: frames.encode(frames.STDOUT, 1, b"") * 1000,
     "streams that don't exist": lambda: frames.encode(frames.STDOUT, 77, b"x") * 1000,
     "names to be looked up": lambda: frames.encode(frames.DNS, 1, dns.pack(dns.Packet(1, dns.UDP, bytes(60_000)))) * 4,

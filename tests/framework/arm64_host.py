@@ -66,6 +66,8 @@ _LINKS = {
     "usr/sbin/iptables-restore": "xtables-nft-multi",
 }
 _EMPTY = ("dev", "proc", "sys", "run", "tmp", "root", "mnt", "var/tmp", "var/lib/docker")
+_FILES = ("etc/resolv.conf",)
+"""Empty ones, for tests to mount theirs over."""
 _CORE = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
 """The kernel modules by which the host finds its disk. ext4 asks for a checksum by its name alone."""
 _INITRAMFS = """#!/bin/busybox sh
@@ -88,6 +90,8 @@ def _make(root: str, made: str) -> None:
             os.symlink(target, f"{root}/{path}")
     for name in ("passwd", "group"):
         shutil.copy(f"{root}/usr/share/base-passwd/{name}.master", f"{root}/etc/{name}")
+    for name in _FILES:
+        os.close(os.open(f"{root}/{name}", os.O_CREAT | os.O_WRONLY, 0o644))
     with open(f"{root}/etc/group", "a", encoding="ascii") as file:
         file.write("docker:x:999:\nkvm:x:998:\n")
     with open(f"{image}/manifest.json", encoding="utf-8") as file:
@@ -122,7 +126,7 @@ def _make_initramfs(busybox: str, modules: str, target: str) -> None:
 
 MACHINE = Machine(
     name="arm64-host",
-    recipe=f"{_PACKAGES} {_LINKS} {_EMPTY} {_CORE} {_INITRAMFS}",
+    recipe=f"{_PACKAGES} {_LINKS} {_EMPTY} {_FILES} {_CORE} {_INITRAMFS}",
     make=_make,
     vmm=(
         "qemu-system-aarch64",

@@ -52,6 +52,8 @@ class Elsewhere:
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for data in self._result_of(item):
+            if isinstance(data["longrepr"], list):
+                data["longrepr"] = tuple(data["longrepr"])  # where and why it was skipped, which JSON has no tuples for
             report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)

@@ -48,6 +48,7 @@ mount -t proc proc /proc
 mountpoint -q /sys || mount -t sysfs sysfs /sys
 mountpoint -q /dev || mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/pts /dev/shm
+[ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
 mount -t devpts devpts /dev/pts
 for directory in /dev/shm /run /tmp; do mount -t tmpfs tmpfs $directory; done
 mount -t cgroup2 cgroup2 /sys/fs/cgroup

@@ -123,10 +123,13 @@ def test_an_upgrade_keeps_edited_settings_and_asks_nothing(
 
 
 def test_removing_keeps_settings_and_purging_leaves_nothing(host_copy: HostCopy, deb: Path) -> None:
-    """Guest images, templates and state go with the purge; bytecode written by a call in between goes, too."""
+    """Guest images, templates, what containers had in memory when they were warm, and state go with the purge; bytecode
+    written by a call in between goes, too."""
     before = host_copy.changed()
     install(host_copy, deb)
-    for made in ("images/x/vmlinuz", "templates/y/ram", "cache/z.deb", "kernels/uml/linux", "engines/docker.json"):
+    for made in (
+        "images/x/vmlinuz", "templates/y/ram", "warm/z/ram", "cache/z.deb", "kernels/uml/linux", "engines/docker.json",
+    ):  # fmt: skip
         file = host_copy.root / "var/lib/runvm" / made
         file.parent.mkdir(parents=True)
         file.write_text("")

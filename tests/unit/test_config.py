@@ -62,6 +62,7 @@ def test_a_file_overrides_defaults(file: Path) -> None:
         ("template = 1", "template = 1 is not allowed: it takes true or false"),
         ("accelerator = 'hvf'", 'accelerator = "hvf" is not allowed: it takes one of auto, kvm, tcg'),
         ("qemu = 'bin/qemu'", "it takes an absolute path or an empty string"),
+        ("image = 'images/one'", "it takes a name, an absolute path or an empty string"),
         ("state_dir = ''", "it takes an absolute path"),
         ("hypervisor = ''", "hypervisor ="),
         ('kernel_args = "a\\nb"', "it takes a string without control characters"),
@@ -99,6 +100,15 @@ def test_a_file_that_the_variable_names_must_exist(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv(config.FILE_VARIABLE, str(tmp_path / "none"))
     with pytest.raises(ConfigError, match=r"none \(named by \$RUNVM_CONFIG\) does not exist"):
         config.load()
+
+
+def test_the_variable_is_an_absolute_path(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines call runvm from a container's bundle, whose author would choose the settings."""
+    monkeypatch.chdir(file.parent)
+    file.write_text("vcpus = 2\n")
+    monkeypatch.setenv(config.FILE_VARIABLE, file.name)
+    with pytest.raises(ConfigError, match="no absolute path"):
+        config.load(file="/nowhere")
 
 
 def test_an_empty_variable_counts_as_unset(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ _NOT_FOUND = "executable file not found in $PATH"
 _NO_PROGRAM = ("executable", "is not a regular file", "cannot find `` in $PATH")
 """What crun's messages about a program that can't be run have."""
 _CHDIR = re.compile(r"chdir (?:to )?`(.*)`(?: failed)?: (.*)", re.DOTALL)
+_CGROUP = re.compile(r"opening file `(/sys/fs/cgroup/.*/cgroup\.procs)` for writing: (.*)", re.DOTALL)
 # linux/fcntl.h
 _F_ADD_SEALS = 1033
 _ALL_SEALS = 0xF
@@ -82,5 +83,7 @@ def as_runc_says(message: str, program: str) -> str:
         return f"{start}permission denied"
     if cwd := _CHDIR.match(message):
         return f'{failed}chdir to cwd ("{cwd[1]}") set in config.json failed: {cwd[2].lower()}'
+    if cgroup := _CGROUP.match(message):
+        return f"{failed}error adding pid to cgroups: openat2 {cgroup[1]}: {cgroup[2].lower()}"
     head, colon, said = message.rpartition(": ")
     return f"{head}{colon}{said[:1].lower()}{said[1:]}"

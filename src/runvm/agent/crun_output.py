@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import signal
 from typing import Any
 
 from runvm.linux import files, syscalls
@@ -75,7 +76,10 @@ class Hooks:
             how = f"hook ran past specified timeout of {timeout:.1f}s"
         else:
             stdout, stderr = (files.tail(self._outputs[name], 8192) for name in ("stdout", "stderr"))
-            how = f"error running hook: exit status {code}, stdout: {stdout}, stderr: {stderr}"
+            # crun tells of a signal as a shell does
+            ended = signal.strsignal(code - 128) if code > 128 and code - 128 in signal.valid_signals() else None
+            how = f"signal: {ended.lower()}" if ended else f"exit status {code}"
+            how = f"error running hook: {how}, stdout: {stdout}, stderr: {stderr}"
         return f"error running startContainer hook #{index}: {how}"
 
 

@@ -54,6 +54,8 @@ class Cgroup:
         limits = host_limits({"cpu": cpu}, overhead_mib=0)
         if limits.quota:
             self._write_quota(limits.quota, limits.period)
+        elif cpu.get("period"):  # for a quota that may come
+            self._write_period(limits.period)
         if limits.shares:
             self._write_shares(limits)
         if "idle" in cpu:
@@ -75,6 +77,12 @@ class Cgroup:
         else:
             self._write("cpu", "cpu.cfs_period_us", str(period))
             self._write("cpu", "cpu.cfs_quota_us", str(quota))
+
+    def _write_period(self, period: int) -> None:
+        if self._unified:
+            self._write("cpu", "cpu.max", f"max {period}")
+        else:
+            self._write("cpu", "cpu.cfs_period_us", str(period))
 
     def _write_shares(self, limits: Limits) -> None:
         """0 is what a cgroup has that nobody gave any."""
@@ -251,13 +259,15 @@ def _make(root: str, relative: str) -> None:
         if v2:
             _enable(path)
         parent, path = path, f"{path}/{part}"
-        try:
+        with suppress(FileExistsError):
             os.mkdir(path)
-        except FileExistsError:
-            continue
         if os.path.exists(f"{path}/cpuset.cpus") and not v2:
-            # a v1 cpuset takes no process before it has processors and memory (cpusets(7))
+            # a v1 cpuset takes no process before it has processors and memory (cpusets(7)); who has made the cgroups
+            # above may have left them without
             for name in ("cpuset.cpus", "cpuset.mems"):
+                with open(f"{path}/{name}") as own:
+                    if own.read().strip():
+                        continue
                 with open(f"{parent}/{name}") as source, open(f"{path}/{name}", "w") as target:
                     target.write(source.read())
 

@@ -21,7 +21,7 @@ from runvm.errors import CheckpointError, HostError, reason
 from runvm.linux import files, syscalls
 from runvm.records import NamedTuple
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "checkpoint.json"
 _MEMORY = ("ram", "more")
 _FILES = (*_MEMORY, "state")
@@ -262,6 +262,4 @@ def _sync(path: str) -> None:
 
 
 def _remove(path: str) -> None:
-    import shutil
-
-    shutil.rmtree(path, ignore_errors=True)
+    files.remove_tree(path)

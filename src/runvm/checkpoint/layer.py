@@ -39,13 +39,31 @@ _SETTLED_NS = 1_000_000_000
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Changes:
-    """What apply() has done to a root: the paths that it has *made*, and whether there are *lasting* ones, by which
-    something that was there before is gone."""
+class _Journal:
+    """What apply() does to a root, each thing written down in the new file *path* before it is done: undo() reads it,
+    also where who did it has been killed. A name's path, or an empty one before something that was there goes; each
+    ends with a NUL. Of the paths *keep* nothing is told: they stay."""
 
-    def __init__(self) -> None:
-        self.made: list[str] = []
-        self.lasting = False
+    def __init__(self, path: str, keep: Collection[str]) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._keep = keep
+
+    def make(self, path: str) -> None:
+        """That comes next. Raises OSError."""
+        if path not in self._keep:
+            self._write(os.fsencode(path) + b"\0")
+
+    def replace(self) -> None:
+        """Something goes next. Raises OSError."""
+        self._write(b"\0")
+
+    def close(self) -> None:
+        """All is done, or has failed."""
+        os.close(self._fd)
+
+    def _write(self, data: bytes) -> None:
+        if os.write(self._fd, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Early(NamedTuple):
@@ -60,11 +78,12 @@ class _Count:
     """How much has been copied, the files with several names, and what has changed. What *early* has is taken from
     there."""
 
-    def __init__(self, early: Early | None, changes: Changes | None = None) -> None:
+    def __init__(self, early: Early | None = None, journal: _Journal | None = None) -> None:
         self.early = early
+        self.journal = journal
+        """That of apply(); save() has none, and replaces nothing."""
         self.saved: dict[tuple[int, int], tuple[int, str]] = {}
         self.began_ns = time.time_ns()
-        self.changes = changes or Changes()
         self.entries = 0
         self.bytes = 0
         self.linked: dict[tuple[int, int], str] = {}
@@ -117,33 +136,41 @@ def save(upper: str, target: str, early: Early | None = None) -> Early:
     lie on the same file system, come the data of files that haven't changed since; it isn't a layer any more then.
     Raises OSError, UnsupportedError."""
     os.mkdir(target, 0o700)
-    return Early(target, _walk(upper, target, _Count(early), replace=False).saved)
+    return Early(target, _walk(upper, target, _Count(early)).saved)
 
 
-def apply(saved: str, root: str, changes: Changes) -> None:
-    """Make in *root*, a mounted overlay, the changes that save() has kept in *saved*, and note them in *changes*, also
-    where that fails half-way. Raises OSError, UnsupportedError."""
-    _walk(saved, root, _Count(None, changes), replace=True)
+def apply(saved: str, root: str, journal: str, keep: Collection[str] = ()) -> None:
+    """Make in *root*, a mounted overlay, the changes that save() has kept in *saved*; the new file *journal* is for
+    undo(), which leaves the paths *keep*. Raises OSError, UnsupportedError."""
+    written = _Journal(journal, keep)
+    try:
+        _walk(saved, root, _Count(journal=written))
+    finally:
+        written.close()
 
 
-def undo(root: str, changes: Changes, keep: Collection[str]) -> None:
-    """Take away what apply() has made in *root*, but for the paths *keep* and what others have put something into;
-    there are no *changes* then. Raises OSError, UnsupportedError where that isn't all."""
-    if changes.lasting:
+def undo(root: str, journal: str) -> None:
+    """Take away what apply() has made in *root*, all of it or as far as it came, but for what others have put something
+    into; and then *journal*. Raises OSError, UnsupportedError where that can't be."""
+    with open(journal, "rb") as file:
+        told = file.read().split(b"\0")[:-1]  # what isn't whole hasn't been done
+    if b"" in told:
         raise UnsupportedError("what had been replaced in its root file system can't be brought back")
     top = os.open(root, _DIRECTORY)
     try:
-        for path in reversed(changes.made):
-            if path not in keep:
-                _take_away(top, path)
-        changes.made.clear()
+        for path in reversed(told):
+            _take_away(top, os.fsdecode(path))
     finally:
         os.close(top)
+    os.unlink(journal)
 
 
 def _take_away(top: int, path: str) -> None:
     directory, _, name = path.lstrip("/").rpartition("/")
-    parent = syscalls.open_beneath(top, directory or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        parent = syscalls.open_beneath(top, directory or ".", os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return  # an undo() that was killed came further
     try:
         if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             os.rmdir(name, dir_fd=parent)
@@ -156,39 +183,37 @@ def _take_away(top: int, path: str) -> None:
         os.close(parent)
 
 
-def _walk(source: str, target: str, count: _Count, *, replace: bool) -> _Count:
+def _walk(source: str, target: str, count: _Count) -> _Count:
     top_source, top_target = os.open(source, _DIRECTORY), os.open(target, _DIRECTORY)
     try:
-        _copy_entries(_Place(top_source, "", 0), _Place(top_target, "", 0), count, top_target, replace=replace)
+        _copy_entries(_Place(top_source, "", 0), _Place(top_target, "", 0), count, top_target)
         return count
     finally:
         os.close(top_source)
         os.close(top_target)
 
 
-def _copy_entries(source: _Place, target: _Place, count: _Count, top: int, *, replace: bool) -> None:
+def _copy_entries(source: _Place, target: _Place, count: _Count, top: int) -> None:
     for name in sorted(os.listdir(source.fd)):
         found = os.stat(name, dir_fd=source.fd, follow_symlinks=False)
         count.add(found.st_size if stat.S_ISREG(found.st_mode) else 0)
         path = source.of(name)
         attributes = {key: os.getxattr(path, key, follow_symlinks=False) for key in _keys(path)}
-        if replace:
+        if count.journal is not None:
             mark = attributes.pop(_MARK, b"")
-            _make_room(target, name, count.changes, keep_directory=stat.S_ISDIR(found.st_mode) and mark != _OPAQUE)
+            _make_room(target, name, count.journal, keep_directory=stat.S_ISDIR(found.st_mode) and mark != _OPAQUE)
             if mark == _GONE:
                 continue
         else:
             attributes = _marked(found, attributes)
         if stat.S_ISDIR(found.st_mode):
-            _copy_directory(source, target, name, found, count, top, replace=replace)
+            _copy_directory(source, target, name, found, count, top)
         else:
             _copy_file(source, target, name, found, count, top)
         _set_metadata(target.of(name), found, attributes)
 
 
-def _copy_directory(
-    source: _Place, target: _Place, name: str, found: os.stat_result, count: _Count, top: int, *, replace: bool
-) -> None:
+def _copy_directory(source: _Place, target: _Place, name: str, found: os.stat_result, count: _Count, top: int) -> None:
     try:
         os.mkdir(name, 0o700, dir_fd=target.fd)
     except FileExistsError:
@@ -197,7 +222,7 @@ def _copy_directory(
     try:
         outer = target.enter(name)
         try:
-            _copy_entries(inner, outer, count, top, replace=replace)
+            _copy_entries(inner, outer, count, top)
         finally:
             os.close(outer.fd)
     finally:
@@ -262,16 +287,16 @@ def _copy_range(reader: int, writer: int, offset: int, length: int) -> int:
         return os.sendfile(writer, reader, offset, length)
 
 
-def _make_room(target: _Place, name: str, changes: Changes, *, keep_directory: bool) -> None:
+def _make_room(target: _Place, name: str, journal: _Journal, *, keep_directory: bool) -> None:
     """Take away what is called *name*, or only what isn't a directory there."""
     try:
         found = os.stat(name, dir_fd=target.fd, follow_symlinks=False)
     except FileNotFoundError:
-        changes.made.append(f"{target.path}/{name}")
+        journal.make(f"{target.path}/{name}")
         return
     if stat.S_ISDIR(found.st_mode) and keep_directory:
         return
-    changes.lasting = True
+    journal.replace()
     if not stat.S_ISDIR(found.st_mode):
         os.unlink(name, dir_fd=target.fd)
     else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -75,7 +74,7 @@ def trim(config: Config) -> None:
 
 def drop(path: str) -> None:
     """Remove one; a start that is reading it fails, and the next one is as the first."""
-    shutil.rmtree(path, ignore_errors=True)
+    files.remove_tree(path)
 
 
 def fail(path: str) -> None:

@@ -49,5 +49,5 @@ def command_module(name: str) -> ModuleType:
     """The module of the command *name*, imported now. Raises: UsageError if there is none."""
     if name not in COMMANDS:
         hint = f"{nearest(name, list(COMMANDS))}see 'runvm help'"
-        raise UsageError(f'unknown command "{name}"', do=hint, exit_code=_UNKNOWN_COMMAND)
+        raise UsageError(f"No help topic for '{name}'", do=hint, exit_code=_UNKNOWN_COMMAND)
     return __import__(f"runvm.cli.{name}", fromlist=["COMMAND"])

@@ -48,7 +48,7 @@ _ENVIRONMENT = (
 _FILES = (
     ("/etc/runvm/config.toml", "The configuration; 'runvm config --example' prints one with every key."),
     ("/run/runvm", "The state of containers and virtual machines (the configuration's state_dir)."),
-    ("/var/lib/runvm", "Guest images and templates (the configuration's data_dir)."),
+    ("/var/lib/runvm", "Guest images, templates and checkpoints of warm containers (the configuration's data_dir)."),
 )
 
 

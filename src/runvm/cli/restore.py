@@ -31,9 +31,9 @@ COMMAND = Command(
         Flag("lsm-mount-context", "", metavar="CONTEXT", hidden=True),
     ),
     description="Make a container that goes on where 'runvm checkpoint' has saved one, with the bundle's files, "
-    "mounts, network and limits. The bundle must have the same mounts and devices; the files that were open must be "
-    "there. One checkpoint can be restored many times, under other names and at once. Without --detach, runvm waits "
-    "as 'runvm run' does.",
+    "mounts, network and limits. The bundle must have the same mounts, devices, user, capabilities and seccomp filter; "
+    "the files that were open must be there. One checkpoint can be restored many times, under other names and at "
+    "once. Without --detach, runvm waits as 'runvm run' does.",
     examples=(("", "runvm restore --detach --image-path /var/lib/saved/web1 --bundle /srv/web web2"),),
 )
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from runvm.container.context import Context
     from runvm.hypervisor.template import Template
 
+_SHOWN = ("warm", "driver", "accelerator", "architecture", "vcpus", "memory_mib")
+
 COMMAND = Command(
     "template",
     words="<list|build|prune>",
@@ -73,9 +75,11 @@ def run(ctx: Context, args: Args) -> int:
 
 
 def rendered(templates: list[Template]) -> str:
-    """The table of `template list`."""
+    """The table of `template list`: of what each was made from, that by which people tell them apart."""
     rows = [["NAME", "CREATED", "SIZE", "MADE FROM"]]
     for each in templates:
-        made_from = " ".join(f"{key}={value}" for key, value in each.made_from.items())
+        shown = {key: each.made_from[key] for key in _SHOWN if key in each.made_from}
+        shown["image"] = each.made_from.get("image_key", "")[:12]  # `image list`'s name of it
+        made_from = " ".join(f"{key}={value}" for key, value in shown.items())
         rows.append([each.name, timestamp(each.created), size(each.size), made_from])
     return table(rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -65,7 +64,7 @@ def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
                 request = messages.Checkpoint(cid, bool(options.layer))
                 with registry.begin(sandbox, request) as connection:
                     stopped = Stopped(**registry.finish(connection, request))
-                    _catch_up(writer, stopped, options, early)
+                    _catch_up(writer, stopped, options, early, connection)
                     if options.leave_running:
                         _end(connection, keep=True)
                     else:
@@ -74,7 +73,7 @@ def checkpoint(ctx: Context, cid: str, options: CheckpointOptions) -> None:
                     manifest = _manifest(ctx, cid, driver, stopped)
                     if options.leave_running:
                         held.close()  # what is left to do needs no container: others may have it
-                    shutil.rmtree(f"{writer.path}/{_EARLY}", ignore_errors=True)
+                    files.remove_tree(f"{writer.path}/{_EARLY}")
                     writer.pack_memory(compress=options.compress)
                     writer.finish(manifest)
                     if not options.leave_running:
@@ -121,7 +120,13 @@ def _save_early(upper: str, target: str) -> layer.Early | None:
         return None
 
 
-def _catch_up(writer: image.Writer, stopped: Stopped, options: CheckpointOptions, early: layer.Early | None) -> None:
+def _catch_up(
+    writer: image.Writer,
+    stopped: Stopped,
+    options: CheckpointOptions,
+    early: layer.Early | None,
+    connection: socket.socket,
+) -> None:
     """While it stands still: what has changed in the memory and the layer, and the device state. Raises RunvmError,
     OSError."""
     if options.layer:
@@ -129,7 +134,11 @@ def _catch_up(writer: image.Writer, stopped: Stopped, options: CheckpointOptions
             raise RunvmError("input is on its way to the container")
         layer.save(options.layer, f"{writer.path}/{layer.NAME}", early)
     changed = writer.catch_up()
-    writer.add_state(f"/proc/{stopped.pid}/root{stopped.state}")
+    try:
+        writer.add_state(f"/proc/{stopped.pid}/root{stopped.state}")
+    except FileNotFoundError:
+        _end(connection, keep=True)  # it has been given up, and here is said why
+        raise
     log.debug(f"checkpoint: {changed >> 10} KiB of memory had changed")
 
 

@@ -378,7 +378,7 @@ def clear(ctx: Context, cid: str) -> None:
     """Take away what a create that failed has left."""
     from runvm.container import delete
 
-    delete.clear(ctx, cid)
+    delete.clear(ctx, cid, failed=True)
 
 
 def _now() -> str:

@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 from runvm.cgroup.cgroup import Cgroup
 from runvm.container import state
 from runvm.container.state import ContainerRecord
-from runvm.errors import ContainerNotFoundError, NotRunningError, RunvmError, StateError, VersionError
-from runvm.linux import process, syscalls
+from runvm.errors import (
+    ContainerNotFoundError,
+    NotRunningError,
+    RunvmError,
+    StateError,
+    UnsupportedError,
+    VersionError,
+)
+from runvm.linux import files, process, syscalls
 from runvm.log import log
 from runvm.protocol import messages
 from runvm.sandbox import cpu_limits, placement, registry
@@ -67,9 +74,9 @@ def _config(ctx: Context, cid: str) -> dict[str, Any]:
         return {}
 
 
-def clear(ctx: Context, cid: str) -> None:
-    """Take away everything of a container, in whatever state it is; for delete, and for a create that failed. Raises
-    DeadlineError."""
+def clear(ctx: Context, cid: str, *, failed: bool = False) -> None:
+    """Take away everything of a container, in whatever state it is; for delete, and for a create that has *failed*.
+    Raises DeadlineError."""
     try:
         record = state.load(ctx, cid)
     except RunvmError:
@@ -83,6 +90,8 @@ def clear(ctx: Context, cid: str) -> None:
         _clear_cgroup(ctx, record)
     if not orderly:
         _unwire(ctx, record, ports)
+    if failed or not record.complete:
+        _take_back(record, state.journal(ctx, cid))
     if not record.complete:
         # its create may have been killed while it booted a guest
         from runvm.hypervisor import proof, template
@@ -114,10 +123,21 @@ def _clear_cgroup(ctx: Context, record: ContainerRecord) -> None:
             log.warning(str(error))
 
 
-def _remove(ctx: Context, cid: str) -> None:
-    import shutil
+def _take_back(record: ContainerRecord, journal: str) -> None:
+    """Take what a warm start has brought out of the root again: who makes the container again finds it as it was."""
+    if not os.path.exists(journal):
+        return
+    from runvm.checkpoint import layer
+    from runvm.config import WARM
 
-    shutil.rmtree(state.directory(ctx, cid), ignore_errors=True)
+    try:
+        layer.undo(record.rootfs, journal)
+    except (OSError, UnsupportedError) as error:
+        log.warning(f"{WARM}: what the warm container had written stays in {record.rootfs}: {error}")
+
+
+def _remove(ctx: Context, cid: str) -> None:
+    files.remove_tree(state.directory(ctx, cid))
 
 
 def _saved_ports(ctx: Context, record: ContainerRecord) -> dict[int, tuple[int, int]]:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from runvm.container import host_view
-from runvm.errors import DeadlineError, HostError
+from runvm.errors import DeadlineError, HostError, words
 from runvm.linux import process
 from runvm.records import NamedTuple
 
@@ -52,7 +52,7 @@ def tell_pid(gate: socket.socket, pid: int) -> None:
 
 def tell_failure(gate: socket.socket, error: OSError) -> None:
     """It couldn't be made."""
-    gate.sendall(_FAILED + f"{error.errno} {error.strerror}".encode())
+    gate.sendall(_FAILED + f"{error.errno} {words(error)}".encode(errors="replace"))
 
 
 def answer(gate: socket.socket, found: Any) -> None:

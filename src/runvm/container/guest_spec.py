@@ -144,9 +144,11 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
         linux["maskedPaths"] = list(dict.fromkeys(linux["maskedPaths"]))  # the guest's runtime fails at the second
     for key in ("mountLabel", "intelRdt"):
         linux.pop(key, None)
-    if _OTHERS & {*linux.get("seccomp", {}).get("architectures", ())}:
-        archs = [name for name in linux["seccomp"]["architectures"] if name not in _OTHERS]
-        linux["seccomp"] = {**linux["seccomp"], "architectures": archs}
+    if seccomp := linux.get("seccomp"):
+        # a listener that no action needs (oci.spec.unsupported()) isn't asked for
+        linux["seccomp"] = {key: value for key, value in seccomp.items() if not key.startswith("listener")}
+        if "architectures" in seccomp:
+            linux["seccomp"]["architectures"] = [name for name in seccomp["architectures"] if name not in _OTHERS]
     linux["cgroupsPath"] = f"/{cid}"
     linux["namespaces"] = [{"type": kind} for kind in spec.namespaces if not _is_hosts(spec, kind)]
     kinds = {namespace["type"] for namespace in linux["namespaces"]}
@@ -253,6 +255,10 @@ def resources(given: dict[str, Any]) -> dict[str, Any]:
         for key, value in given.items()
         if key in ("devices", "memory", "cpu", "pids", "hugepageLimits", "unified")
     }
+    if rules := kept.get("devices"):
+        kept["devices"] = [
+            {**rule, "access": "".join(letter for letter in "rwm" if letter in rule["access"])} for rule in rules
+        ]
     if "limit" not in kept.get("pids", {}):
         kept.pop("pids", None)  # none is no limit to runc, and an error to crun
     for group, keys in _NOT_IN_GUEST.items():

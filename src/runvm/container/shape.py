@@ -1,8 +1,11 @@
 """What of a config.json must be the same in a bundle that a checkpoint is restored with: the mounts but for their
-sources, the devices, the terminal. Their order, and how mounts spread on the host, is the new bundle's."""
+sources, the devices, the terminal, and what confines the processes, which keep it whatever a new bundle says. The order
+of mounts and devices, and how mounts spread on the host, is the new bundle's."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import posixpath
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +31,7 @@ def of(config: dict[str, Any]) -> dict[str, Any]:
             for device in linux.get("devices") or ()
         ),
         "terminal": bool((config.get("process") or {}).get("terminal")),
+        "confinement": _confinement(config),
     }
 
 
@@ -42,6 +46,12 @@ def check(then: dict[str, Any], now: dict[str, Any]) -> None:
             )
     if then.get("terminal") != now["terminal"]:
         raise CheckpointError(f"the checkpoint's container had {'a' if then.get('terminal') else 'no'} terminal")
+    if then.get("confinement") != now["confinement"]:
+        had, has = then.get("confinement"), now["confinement"]
+        other = [name for name in has if not isinstance(had, dict) or had.get(name) != has[name]]
+        raise CheckpointError(
+            f"the bundle's config.json has another {', '.join(other)} than the checkpoint, whose processes keep theirs"
+        )
 
 
 def renamed(shares: Mapping[str, Share], then: dict[str, Any], now: dict[str, Any]) -> dict[str, Share]:
@@ -56,6 +66,24 @@ def renamed(shares: Mapping[str, Share], then: dict[str, Any], now: dict[str, An
     numbered = [f"m{number}" for number in range(len(then["mounts"]) + len(found))]
     order = [*(found.keys() - {*numbered}), *(name for name in numbered if name in found)]
     return {name: found[name] for name in order}
+
+
+def _confinement(config: dict[str, Any]) -> dict[str, Any]:
+    """By the names of the fields; of the order of words, and of what is left out or empty, nothing depends."""
+    process, linux = config.get("process") or {}, config.get("linux") or {}
+    user, capabilities = process.get("user") or {}, process.get("capabilities") or {}
+    seccomp = linux.get("seccomp")
+    return {
+        "root.readonly": bool((config.get("root") or {}).get("readonly")),
+        "process.user": [user.get("uid", 0), user.get("gid", 0), sorted(user.get("additionalGids") or ())],
+        "process.capabilities": {kind: sorted(set(names)) for kind, names in sorted(capabilities.items()) if names},
+        "process.noNewPrivileges": bool(process.get("noNewPrivileges")),
+        "linux.seccomp": seccomp and hashlib.sha256(json.dumps(seccomp, sort_keys=True).encode()).hexdigest(),
+        "linux.maskedPaths": sorted(set(linux.get("maskedPaths") or ())),
+        "linux.readonlyPaths": sorted(set(linux.get("readonlyPaths") or ())),
+        "linux.uidMappings": linux.get("uidMappings") or [],
+        "linux.gidMappings": linux.get("gidMappings") or [],
+    }
 
 
 def _mount(mount: dict[str, Any]) -> list[Any]:

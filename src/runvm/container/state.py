@@ -87,6 +87,11 @@ def directory(ctx: Context, cid: str) -> str:
     return f"{ctx.root}/{cid}"
 
 
+def journal(ctx: Context, cid: str) -> str:
+    """The file that is there while a warm start of the container changes its root (checkpoint.layer)."""
+    return f"{directory(ctx, cid)}/layer"
+
+
 def claim(ctx: Context, cid: str) -> Lock:
     """Make the directory of a new container and lock it. Raises ContainerExistsError."""
     files.make_directories(ctx.root, 0o711, exist_ok=True)

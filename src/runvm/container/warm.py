@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from runvm import __version__
 from runvm.checkpoint import image, layer, overlay, support, warmed
 from runvm.config import ANNOTATION_PREFIX, WARM, WARM_VOLUMES
 from runvm.container import create as creating
-from runvm.container import restore, wishes
+from runvm.container import restore, state, wishes
 from runvm.container.checkpoint import cpu_of
 from runvm.errors import CheckpointError, HostError, UnsupportedError, reason
 from runvm.hypervisor import drivers
@@ -137,18 +138,17 @@ def create(ctx: Context, cid: str, options: CreateOptions, chance: Chance, termi
     come up. Raises: RunvmError; nothing half-made is left then."""
     saved, plan = chance.saved, chance.plan
     assert saved is not None  # else there is nothing to go on from
+    journal = state.journal(ctx, cid)
     with creating.making(ctx, cid) as (failed, held):
         restoration = restore.Restoration(ctx, cid, plan, failed, held)
         place = restoration.prepare()
-        changes = layer.Changes()
-        failed.callback(_take_back, plan, changes)
-        _show_layer(saved, plan, changes)
+        _show_layer(saved, plan, journal)
         restoration.make_view()
         restoration.restore_vm(saved, fall_back=True)
         with creating.explaining(place.sandbox):
             failure = restoration.await_vm(place)
             if failure:
-                _fall_back(plan, saved, changes, failure)
+                _fall_back(plan, saved, journal, failure)
                 if not warmed.is_hopeless(saved.directory):
                     restoration.keep_warm(chance.key, chance.upper)
                 restoration.create_in_guest(place)
@@ -156,44 +156,35 @@ def create(ctx: Context, cid: str, options: CreateOptions, chance: Chance, termi
                 restoration.take_up(place, saved, at_start=True)
         warmed.note_use(saved.directory)
         restoration.release(options, terminal_master)
+        with suppress(FileNotFoundError):  # it isn't there after a fall-back
+            os.unlink(journal)
     log.debug("create: done, warm")
 
 
-def _show_layer(saved: Saved, plan: ContainerPlan, changes: layer.Changes) -> None:
-    """Before anything is mounted in the root: what is replaced there would take a mount along."""
-    try:
-        layer.apply(f"{saved.directory}/{layer.NAME}", plan.spec.root_path, changes)
-    except OSError as error:
-        raise HostError(f"what the warm container had written can't be copied: {reason(error)}") from error
-
-
-def _fall_back(plan: ContainerPlan, saved: Saved, changes: layer.Changes, failure: str) -> None:
-    """The checkpoint is no good: have the root as it was. Raises HostError, UnsupportedError where that can't be."""
-    warmed.fail(saved.directory)
-    log.warning(f"{WARM}: no warm start, the checkpoint is dropped: {failure}")
-    try:
-        _undo(plan, changes)
-    except (OSError, UnsupportedError) as error:
-        raise HostError(f"the warm start has failed, and {error}", do="start it again", details=failure) from error
-
-
-def _take_back(plan: ContainerPlan, changes: layer.Changes) -> None:
-    """The container isn't made: who makes it again finds the root as it was."""
-    try:
-        _undo(plan, changes)
-    except (OSError, UnsupportedError) as error:
-        log.warning(f"{WARM}: what the warm container had written stays in {plan.spec.root_path}: {error}")
-
-
-def _undo(plan: ContainerPlan, changes: layer.Changes) -> None:
-    """But for what mounts lie on. Raises OSError, UnsupportedError."""
+def _show_layer(saved: Saved, plan: ContainerPlan, journal: str) -> None:
+    """Before anything is mounted in the root: what is replaced there would take a mount along. Where `create` fails, or
+    is killed, delete.clear() undoes it. Raises HostError, UnsupportedError."""
     keep = set()
     for mount in plan.spec.mounts:
         path = mount.destination
         while path != "/":
             keep.add(path)
             path = os.path.dirname(path)
-    layer.undo(plan.spec.root_path, changes, keep)
+    try:
+        layer.apply(f"{saved.directory}/{layer.NAME}", plan.spec.root_path, journal, keep)
+    except OSError as error:
+        raise HostError(f"what the warm container had written can't be copied: {reason(error)}") from error
+
+
+def _fall_back(plan: ContainerPlan, saved: Saved, journal: str, failure: str) -> None:
+    """The checkpoint is no good: have the root as it was, but for what mounts lie on. Raises HostError where that can't
+    be."""
+    warmed.fail(saved.directory)
+    log.warning(f"{WARM}: no warm start, the checkpoint is dropped: {failure}")
+    try:
+        layer.undo(plan.spec.root_path, journal)
+    except (OSError, UnsupportedError) as error:
+        raise HostError(f"the warm start has failed, and {error}", do="start it again", details=failure) from error
 
 
 def _unfit(plan: ContainerPlan, wanted: Wish, driver: Driver, identity: str | None) -> str:

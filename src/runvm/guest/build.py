@@ -5,7 +5,6 @@ Called by image.py. All happens in a directory of its own next to the images, wh
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from runvm import __version__
 from runvm.config import Config
-from runvm.errors import HostError, reason
-from runvm.guest import assemble, cpio, kernel, packages, pythonpath, store, uml_kernel
+from runvm.errors import HostError, reason, words
+from runvm.guest import assemble, contents, cpio, kernel, packages, pythonpath, store, uml_kernel
 from runvm.guest.assemble import Sources
 from runvm.guest.plan import Plan, Report, described, gather
 from runvm.guest.programs import Root
@@ -45,7 +44,7 @@ def build(config: Config, report: Report, link: str, *, update: bool) -> str:
     except PermissionError as error:
         raise HostError(f"can't write in {data_dir}: {reason(error)}", do="run 'runvm image build' as root") from error
     except OSError as error:
-        raise HostError(f"can't build the guest image: {error}") from error
+        raise HostError(f"can't build the guest image: {words(error)}") from error
     finally:
         os.umask(umask)
 
@@ -56,12 +55,21 @@ def _build(config: Config, base: str, work: str, report: Report, link: str, upda
     plan, debs = gather(config, os.path.join(config.data_dir, "cache"), before, report, update=update)
     images = store.manifests(base)
     for directory, manifest in images.items():
-        if manifest.get("inputs") == plan.inputs:
-            progress(f"nothing has changed since {os.path.basename(directory)} was built")
-            store.note(directory, {**manifest, "taken": plan.chosen.taken})
-            store.make_current(base, directory, link)
-            return directory
-    same_kernel = [path for path, manifest in images.items() if manifest.get("kernel_inputs") == plan.kernel_inputs]
+        if manifest.get("inputs") != plan.inputs:
+            continue
+        name = os.path.basename(directory)
+        if not contents.is_whole(directory, manifest):
+            report.notice(f"the guest image {name} isn't as it was built: it is built anew")
+            continue
+        progress(f"nothing has changed since {name} was built")
+        store.note(directory, {**manifest, "taken": plan.chosen.taken})
+        store.make_current(base, directory, link)
+        return directory
+    same_kernel = [
+        path
+        for path, manifest in images.items()
+        if manifest.get("kernel_inputs") == plan.kernel_inputs and contents.is_whole(path, manifest)
+    ]
     result = os.path.join(work, "image")
     os.mkdir(result)
     root = Root(os.path.join(work, "root"))
@@ -135,22 +143,11 @@ def _link_kernel(image: str, result: str) -> None:
 
 def _describe(result: str, plan: Plan, release: str, core: list[str]) -> str:
     """Write the manifest of the image in *result*; returns its hash."""
-    modules = os.path.join(result, "modules")
     names = ["vmlinuz", "initramfs"] + [uml_kernel.INITRAMFS] * (plan.architecture == uml_kernel.ARCHITECTURE)
-    contents = {name: _sha256(os.path.join(result, name)) for name in names}
-    # The modules themselves are as in the kernel's packages, whose hashes stand for them; their indexes are depmod's
-    indexes = sorted(name for name in os.listdir(modules) if os.path.isfile(os.path.join(modules, name)))
-    identity = {
-        "files": contents,
-        "kernel": release,
-        "packages": [package.sha256 for package in plan.chosen.kernel],
-        "indexes": [(name, _sha256(os.path.join(modules, name))) for name in indexes],
-    }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    sizes = {name: os.path.getsize(os.path.join(result, name)) for name in contents}
-    sizes["modules"] = sum(
-        os.lstat(os.path.join(folder, name)).st_size for folder, _, names in os.walk(modules) for name in names
-    )
+    files = contents.hashes(result, names)
+    digest = contents.digest(result, files, release, [package.sha256 for package in plan.chosen.kernel])
+    sizes = {name: os.path.getsize(os.path.join(result, name)) for name in names}
+    sizes["modules"] = contents.modules_size(result)
     manifest = {
         "hash": digest,
         "inputs": plan.inputs,
@@ -160,7 +157,7 @@ def _describe(result: str, plan: Plan, release: str, core: list[str]) -> str:
         "agent_hash": pythonpath.agent_hash(plan.agent),
         "created": int(time.time()),
         "sizes": sizes,
-        "files": contents,
+        "files": files,
         "core_modules": core,
         "suite": plan.suite,
         "architecture": plan.architecture,
@@ -174,8 +171,3 @@ def _describe(result: str, plan: Plan, release: str, core: list[str]) -> str:
     with open(os.path.join(result, "manifest.json"), "w") as file:
         json.dump(manifest, file, indent=2)
     return digest
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -81,7 +81,7 @@ def resolve(config: Config, kernel_format: str = "bzImage") -> Image:
     but built apart.
 
     Raises: HostError (no image has been built, or by another version of runvm), ConfigError (a file or an image that
-    *config* names isn't there).
+    *config* names isn't there, or is for another architecture).
     """
     found = _resolve(config)
     if kernel_format == "uml" and not config.kernel:
@@ -94,7 +94,12 @@ def _resolve(config: Config) -> Image:
     own = not architecture.is_foreign(config.arch)
     if own and config.kernel and config.initramfs:
         return _with_own_files(config, Image("", "", "", "", "", "", "", ""))
-    image = _read(_locate(config))
+    image, arch = _read(_locate(config))
+    if arch != architecture.chosen(config.arch):
+        raise ConfigError(
+            f"image: the guest image {image.name} is for {arch}, not for {architecture.chosen(config.arch)}",
+            do="'runvm image list' shows those that are there",
+        )
     if image.agent != __version__:
         raise HostError(
             f"the guest image {image.name} was built by runvm {image.agent}, this is {__version__}",
@@ -152,7 +157,7 @@ def build(
     from runvm.guest import build as builder
     from runvm.guest.plan import Report
 
-    return _read(builder.build(config, Report(progress, notice), link(config.arch), update=update))
+    return _read(builder.build(config, Report(progress, notice), link(config.arch), update=update))[0]
 
 
 def list_images(config: Config) -> list[Built]:
@@ -237,9 +242,10 @@ def _manifest(directory: str) -> ImageManifest:
         raise HostError(f"can't read {path}: {error}", do=_BUILD) from error
 
 
-def _read(directory: str) -> Image:
+def _read(directory: str) -> tuple[Image, str]:
+    """The image there, and its architecture. Raises HostError."""
     manifest = _manifest(directory)
-    return Image(
+    image = Image(
         name=os.path.basename(directory),
         directory=directory,
         kernel=os.path.join(directory, "vmlinuz"),
@@ -249,6 +255,7 @@ def _read(directory: str) -> Image:
         key=manifest.hash,
         agent=manifest.agent,
     )
+    return image, manifest.architecture
 
 
 def _with_own_files(config: Config, image: Image) -> Image:

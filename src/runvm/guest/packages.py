@@ -3,9 +3,12 @@ installed."""
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 
+from runvm.errors import HostError
 from runvm.guest.commands import CommandError
 from runvm.records import NamedTuple
 
@@ -69,9 +72,14 @@ def unpack(deb: str, root: str) -> None:
 
     dpkg-deb -x would replace them, and a merged /usr is what the packages are made for.
     """
-    with subprocess.Popen(("dpkg-deb", "--fsys-tarfile", deb), stdout=subprocess.PIPE) as source:
+    plain = {**os.environ, "LC_ALL": "C"}
+    with subprocess.Popen(("dpkg-deb", "--fsys-tarfile", deb), stdout=subprocess.PIPE, env=plain) as source:
         tar = ("tar", "--extract", "--directory", root, "--keep-directory-symlink", "--no-same-owner")
-        done = subprocess.run(tar, stdin=source.stdout, capture_output=True, check=False)
-    if source.returncode or done.returncode:
-        words = done.stderr.decode(errors="replace").strip()
-        raise CommandError(f"can't unpack {deb}", do="remove it and run 'runvm image build' again", details=words)
+        done = subprocess.run(tar, stdin=source.stdout, capture_output=True, check=False, env=plain)
+    if not source.returncode and not done.returncode:
+        return
+    words = done.stderr.decode(errors="replace").strip()
+    if os.strerror(errno.ENOSPC) in words:
+        raise HostError(f"can't unpack {deb}: no space left on device", do=f"make room on the file system of {root}")
+    last = "\n".join(words.splitlines()[-3:])
+    raise CommandError(f"can't unpack {deb}", do="remove it and run 'runvm image build' again", details=last)

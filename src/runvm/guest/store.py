@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from runvm.linux import locking
+from runvm.guest import contents
+from runvm.linux import locking, syscalls
 
 LOCK_TIMEOUT = 900.0
 TEMPORARY = ".build-"
@@ -49,22 +50,30 @@ def manifests(base: str) -> dict[str, dict[str, object]]:
         if name.startswith(".") or os.path.islink(directory):
             continue
         try:
-            with open(os.path.join(directory, "manifest.json"), "rb") as file:
-                found[directory] = dict(json.load(file))
-        except (OSError, ValueError):
+            found[directory] = _manifest(directory)
+        except (OSError, ValueError, TypeError):
             continue
     return found
 
 
+def _manifest(directory: str) -> dict[str, object]:
+    """Raises OSError, ValueError."""
+    with open(os.path.join(directory, "manifest.json"), "rb") as file:
+        return dict(json.load(file))
+
+
 def publish(base: str, result: str, name: str, link: str) -> str:
-    """Move the finished image *result* to *name* in *base*, on disk before it shows, and make it current."""
+    """Move the finished image *result* to *name* in *base*, on disk before it shows, and make it current. One that is
+    there and isn't whole goes to *result*."""
     directory = os.path.join(base, name)
     os.chmod(result, 0o755)
     sync(result)
-    if os.path.isdir(directory):  # the builder has changed, but not what it makes
+    if not os.path.isdir(directory):
+        os.rename(result, directory)
+    elif contents.is_whole(directory, _manifest(result)):  # the builder has changed, but not what it makes
         os.replace(os.path.join(result, "manifest.json"), os.path.join(directory, "manifest.json"))
     else:
-        os.rename(result, directory)
+        syscalls.exchange(result, directory)
     make_current(base, directory, link)
     return directory
 

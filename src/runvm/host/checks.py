@@ -63,7 +63,7 @@ def check_virtiofsd(config: Config) -> Check:
         program = virtiofs.program(config)
         words = ask([program, "--version"])
     except HostError as error:
-        return Check("virtiofsd", False, error.message, fix)
+        return Check("virtiofsd", False, error.message, (config.virtiofsd and error.do) or fix)
     return Check("virtiofsd", True, f"{program} {_version_in(words)}")
 
 
@@ -275,7 +275,8 @@ def check_boot(config: Config) -> Check:
         proof.prove(config, driver, accelerator, timeout=config.boot_timeout_s)
     except RunvmError as error:
         last = f" ({error.details.strip().splitlines()[-1]})" if error.details.strip() else ""
-        return Check(name, False, f"with {accelerator}: {error.message}{last}", error.do or "runvm image build")
+        fix = error.do if isinstance(error, HostError) else ""
+        return Check(name, False, f"with {accelerator}: {error.message}{last}", fix or "runvm image build")
     return Check(name, True, f"with {accelerator}, in {time.monotonic() - begin:.1f} s")
 
 
@@ -322,21 +323,14 @@ def _version_in(words: str) -> str:
 
 
 def _cgroup_directories() -> tuple[str, list[str]]:
-    """(v1, v2 or hybrid; where new cgroups have to be possible). Source: cgroups(7), proc(5) on mountinfo."""
-    v1: list[str] = []
-    v2: list[str] = []
-    with open("/proc/self/mountinfo") as file:
-        for line in file:
-            mount, _, described = line.partition(" - ")
-            directory = mount.split()[4].encode().decode("unicode_escape")
-            fstype, _, options = described.split(" ", 2)
-            if fstype == "cgroup2":
-                v2.append(directory)
-            elif fstype == "cgroup" and {"memory", "cpu", "pids"} & set(options.strip().split(",")):
-                v1.append(directory)
-    if v1:
-        return ("hybrid" if v2 else "v1"), v1
-    return "v2", v2[:1]
+    """(v1, v2 or hybrid; where new cgroups have to be possible)."""
+    from runvm.cgroup import hierarchy
+
+    roots = hierarchy.roots()
+    if hierarchy.unified():
+        return "v2", roots
+    wanted = [root for root in roots if {"memory", "cpu", "pids"} & set(hierarchy.controllers(root))]
+    return ("hybrid" if any(os.path.exists(f"{root}/cgroup.controllers") for root in roots) else "v1"), wanted
 
 
 def _existing(path: str) -> str:

@@ -17,6 +17,8 @@ _MARK = (
     "# runvm: the next two tables are made by 'runvm install containerd' and removed by 'runvm uninstall containerd'"
 )
 _PLUGIN = {1: "cri", 2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}  # by the file's version
+_IMAGES = "io.containerd.cri.v1.images"
+"""Without which the one of version 3 doesn't start."""
 _RUNTIME = {
     "runtime_type": "io.containerd.runc.v2",
     # a pod's annotations reach the runtime only if they match
@@ -91,6 +93,15 @@ def reload_command() -> str:
     if os.path.isdir("/run/systemd/system"):
         return "systemctl restart containerd"
     return "restart containerd the way it was started"
+
+
+def obstacle(text: str, file: str) -> str:
+    """The file that Docker's packages of containerd bring along switches the CRI plugin off."""
+    disabled = files.parse_toml(text, file).get("disabled_plugins")
+    off = [name for name in disabled if name in (*_PLUGIN.values(), _IMAGES)] if isinstance(disabled, list) else []
+    if not off:
+        return ""
+    return f"{file} switches the plugin off that has these runtimes: take {', '.join(off)} out of disabled_plugins"
 
 
 def _keys(parsed: dict[str, object], file: str) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ def add(text: str | None, *, program: str, default: bool, file: str, root: str) 
     if text is None or not text.strip():
         text = "{}\n"
     wanted = files.parse_json(text, file)
+    if "runtimeType" in files.table(wanted, "runtimes", "runvm"):  # dockerd refuses a file with both
+        raise ConfigError(f"{file}: runtimes.runvm has a runtimeType already", do="take runtimes.runvm out first")
     try:
         after = jsontext.set_member(text, ("runtimes", "runvm", "path"), program)
         if default:
@@ -52,3 +54,8 @@ def reload_command() -> str:
     if os.path.isdir("/run/systemd/system"):
         return "systemctl reload docker"
     return "kill -HUP $(cat /run/docker.pid)"
+
+
+def obstacle(text: str, file: str) -> str:
+    """Nothing that is known."""
+    return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runvm.errors import RunvmError
+from runvm.errors import RunvmError, words
 from runvm.host import architectures, checks
 from runvm.host.checks import Check
 
@@ -66,6 +66,6 @@ def _carry_out(function: Callable[[Config], Check], config: Config, show: Callab
     except RunvmError as error:
         check = Check(name, False, error.message, error.do)
     except OSError as error:
-        check = Check(name, False, str(error))
+        check = Check(name, False, words(error))
     show(check)
     return check

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from runvm.errors import HostError, UsageError
 from runvm.host import files
+from runvm.log import log
 from runvm.records import NamedTuple
 
 ENGINES = ("docker", "podman", "containerd")
@@ -34,6 +35,9 @@ class Editor(Protocol):
 
     def reload_command(self) -> str:
         """What the user runs to make the change count; '' if nothing."""
+
+    def obstacle(self, text: str, file: str) -> str:
+        """What in *text*, with runvm, keeps that from having an effect, and what to do; '' if nothing."""
 
 
 def install(
@@ -68,6 +72,7 @@ def install(
     after = editor.add(before, program=runtime_path, default=default, file=file, root=root)
     if after == before:
         print(f"{file}: runvm is there already, nothing to change")
+        _tell_obstacle(editor, after, file)
         return 0
     _show(file, before, after)
     if dry_run:
@@ -77,6 +82,7 @@ def install(
     _Record(_base(editor, file, before, _Record.load(record)), after).save(record)
     files.replace(file, after)
     _tell(editor, f"changed {file}")
+    _tell_obstacle(editor, after, file)
     return 0
 
 
@@ -169,3 +175,8 @@ def _show(file: str, before: str | None, after: str | None) -> None:
 def _tell(editor: Editor, done: str) -> None:
     reload = editor.reload_command()
     print(done + (f"; to make it count: {reload}" if reload else ""))
+
+
+def _tell_obstacle(editor: Editor, text: str, file: str) -> None:
+    if obstacle := editor.obstacle(text, file):
+        log.warning(obstacle)

@@ -45,6 +45,11 @@ def reload_command() -> str:
     return ""
 
 
+def obstacle(text: str, file: str) -> str:
+    """Nothing that is known."""
+    return ""
+
+
 def _is_default(text: str, file: str) -> bool:
     return files.table(files.parse_toml(text, file), "engine").get("runtime") == "runvm"
 

@@ -7,6 +7,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+from runvm import errors
 from runvm.linux.command import PATH
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def _attempt_and_exit(attempt: Callable[[], None], writer: int) -> None:
     try:
         attempt()
         words = ""
+    except OSError as error:
+        words = errors.words(error)
     except Exception as error:  # a process edge: whatever it is, the parent reports it
         words = str(error) or type(error).__name__
     finally:

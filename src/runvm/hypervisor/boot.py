@@ -196,7 +196,7 @@ def start(
 
             def copy() -> None:
                 if fill is None:
-                    ram.copy_sparse(f"{template}/ram", memory)
+                    ram.copy_sparse(f"{template}/ram", memory, lambda allowed: jail.allow_huge_pages(root, allowed))
                 else:
                     fill(memory, more)
 

@@ -7,7 +7,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from runvm.errors import DeadlineError, GuestError, HostError, KilledError, RunvmError, VmmError, reason
+from runvm.errors import DeadlineError, GuestError, HostError, KilledError, RunvmError, VmmError, words
 from runvm.linux import process, syscalls
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ class Child:
             except RunvmError as error:
                 report = [type(error).__name__, error.message, error.do, error.details[-_MAX_DETAILS:]]
             except OSError as error:
-                where = f"{error.filename}: " if error.filename else ""
-                report = ["HostError", where + reason(error), "", ""]
+                report = ["HostError", words(error), "", ""]
             else:
                 return
             import json

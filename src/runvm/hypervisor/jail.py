@@ -5,12 +5,14 @@ Runs in a forked child, between fork and exec. What the hypervisor uses besides 
 
 from __future__ import annotations
 
+import errno
 import os
 
 from runvm.linux import syscalls, userns
 
 _BASE_ID = 0x72760000
 """The first of the user ids that hypervisors run as: 4 Mi ids (one a pid), beyond what distributions hand out."""
+_FLAGS = syscalls.MS_NOSUID
 _RDONLY = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
 
 
@@ -31,7 +33,20 @@ def user_id(devices: list[str]) -> int:
 def prepare(directory: str) -> None:
     """Mount the empty root (a tmpfs in the caller's own mount namespace) that enter() fills."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    syscalls.mount("jail", directory, "tmpfs", syscalls.MS_NOSUID, "mode=755,size=100%")
+    syscalls.mount("jail", directory, "tmpfs", _FLAGS, "mode=755,size=100%")
+
+
+def allow_huge_pages(directory: str, allowed: bool) -> bool:
+    """Whether files in the root of prepare() get huge pages for what is written from now on (tmpfs(5)): not with a
+    kernel that has none."""
+    huge = "huge=always" if allowed else "huge=never"
+    try:
+        syscalls.mount("jail", directory, "tmpfs", _FLAGS | syscalls.MS_REMOUNT, huge)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return allowed
 
 
 def enter(directory: str, *, read_only: list[str], devices: list[str], uid: int) -> None:

@@ -282,19 +282,15 @@ class _ProofDirectory:
         return self._path
 
     def __exit__(self, *_: object) -> None:
-        import shutil
-
-        shutil.rmtree(self._path, ignore_errors=True)
+        files.remove_tree(self._path)
         os.close(self._fd)
 
 
 def _remove_unlocked(directory: str) -> None:
     """Remove a directory that nobody has locked. Raises DeadlineError where somebody has, OSError."""
-    import shutil
-
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         locking.lock(fd, deadline=0, timeout_message=f"{directory} is in use")
-        shutil.rmtree(directory, ignore_errors=True)
+        files.remove_tree(directory)
     finally:
         os.close(fd)

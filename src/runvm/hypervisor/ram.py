@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from runvm.errors import VmmError
 from runvm.linux import files
 
 _PAGE = 4096
+_HUGE_PAGE = 2 << 20
+"""Of x86-64, and of arm64 with pages of 4 KiB."""
+_NEARLY_FULL = _HUGE_PAGE * 3 // 4
 MAX_RUN = 1 << 20
 
 
@@ -40,17 +43,48 @@ def used(fd: int, data: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memory
                     start = -1
 
 
-def copy_sparse(source: str, target: int) -> None:
+def copy_sparse(source: str, target: int, allow_huge: Callable[[bool], bool]) -> None:
     """Copy the data of a sparse file, not its holes, into *target*, an empty file of the same length (lseek(2),
-    SEEK_DATA). Raises OSError, VmmError for a file that has become shorter."""
+    SEEK_DATA). Raises OSError, VmmError for a file that has become shorter.
+
+    *allow_huge* says whether the target's file system takes a huge page for what is written, and tells whether it can.
+    It does for parts of the file that are nearly full: to get, map and free them as small pages takes three times as
+    long as to copy them. The other parts would grow to whole huge pages.
+    """
     fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for offset, end in files.data(fd):
-            os.lseek(target, offset, os.SEEK_SET)
-            while offset < end:
-                sent = os.sendfile(target, fd, offset, end - offset)
-                if sent == 0:
-                    raise VmmError(f"the template {source} is shorter than it was")
-                offset += sent
+        parts = _by_huge_page(files.data(fd))
+        if allow_huge(True):
+            _send(fd, target, [piece for part in parts if _is_nearly_full(part) for piece in part])
+            allow_huge(False)
+            parts = [part for part in parts if not _is_nearly_full(part)]
+        _send(fd, target, [piece for part in parts for piece in part])
+    except EOFError:
+        raise VmmError(f"the template {source} is shorter than it was") from None
     finally:
         os.close(fd)
+
+
+def _send(source: int, target: int, pieces: list[tuple[int, int]]) -> None:
+    """Copy *pieces* to the same place (sendfile(2)). Raises OSError, EOFError."""
+    for offset, end in pieces:
+        os.lseek(target, offset, os.SEEK_SET)
+        while offset < end:
+            sent = os.sendfile(target, source, offset, end - offset)
+            if sent == 0:
+                raise EOFError
+            offset += sent
+
+
+def _by_huge_page(data: Iterable[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """The beginnings and ends of a file's *data*, those within the same huge page together."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for begin, end in data:
+        for part in range(begin // _HUGE_PAGE, -(-end // _HUGE_PAGE)):
+            piece = max(begin, part * _HUGE_PAGE), min(end, (part + 1) * _HUGE_PAGE)
+            found.setdefault(part, []).append(piece)
+    return list(found.values())
+
+
+def _is_nearly_full(part: list[tuple[int, int]]) -> bool:
+    return sum(end - begin for begin, end in part) >= _NEARLY_FULL

@@ -230,9 +230,7 @@ def read(directory: str) -> Template:
 
 
 def _remove(directory: str) -> None:
-    import shutil
-
-    shutil.rmtree(directory, ignore_errors=True)
+    files.remove_tree(directory)
 
 
 def base(config: Config) -> str:

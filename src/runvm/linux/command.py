@@ -10,6 +10,13 @@ _versions: dict[str, str] = {}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+def named(path: str, key: str) -> str:
+    """*path*, the program that the setting *key* names. Raises HostError where it is none."""
+    if not os.path.isfile(path) or not os.access(path, os.X_OK):
+        raise HostError(f"{key}: {path} is no program", do=f"set {key} in /etc/runvm/config.toml, or leave it out")
+    return path
+
+
 def version(program: str) -> str:
     """What *program* prints with --version: run once, since a checkpoint or a restore wants to know at several places.
     Raises HostError."""

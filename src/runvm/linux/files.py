@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 
 from runvm.linux import syscalls
 
@@ -135,3 +136,17 @@ def reopen(fd: int, flags: int) -> tuple[int, bool]:
         return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), False
     except OSError:
         return os.dup(fd), True
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory with all that is in it, as far as that goes; no symlink is followed. It is
+    shutil.rmtree(ignore_errors=True), whose module takes longer to import than a command's end can spare."""
+    with suppress(OSError):
+        for _, directories, names, fd in os.fwalk(path, topdown=False):
+            for name in (*directories, *names):
+                with suppress(OSError):
+                    if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                        os.rmdir(name, dir_fd=fd)
+                    else:
+                        os.unlink(name, dir_fd=fd)
+        os.rmdir(path)

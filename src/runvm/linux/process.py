@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from runvm.errors import DeadlineError
+from runvm.errors import DeadlineError, reason
 from runvm.linux import syscalls
 from runvm.records import NamedTuple
 
@@ -66,6 +66,15 @@ def identity(pid: int) -> Identity | None:
 def alive(process: Identity) -> bool:
     """Whether that very process still runs."""
     return process.pid > 0 and identity(process.pid) == process
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped it (SIGSTOP, Ctrl-Z), and none has let it go on since: proc(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False
 
 
 def open_namespace(process: Identity, kind: str) -> int:
@@ -285,8 +294,11 @@ def die_with_parent(parent: int) -> None:
 def join_cgroups(procs: tuple[str, ...]) -> None:
     """Move this process into the control groups whose `cgroup.procs` these are (cgroups(7)). Raises OSError."""
     for path in procs:
-        with open(path, "w") as file:
-            file.write("0")
+        try:
+            with open(path, "w") as file:
+                file.write("0")
+        except OSError as error:  # a real-time process and a cgroup without real-time share, for one
+            raise OSError(error.errno, f"unable to apply cgroup configuration: write {path}: {reason(error)}") from None
 
 
 def reset_signals() -> None:

@@ -61,6 +61,17 @@ def peer(sock: socket.socket) -> tuple[int, int, list[int]]:
     return uid, gid, list(struct.unpack(f"{len(raw) // 4}I", raw))
 
 
+def peer_pid(fd: int) -> int:
+    """The process that has connected the Unix socket *fd*; 0 for one that this process can't see. Raises OSError."""
+    import socket
+
+    sock = socket.socket(fileno=fd)
+    try:
+        return int(_CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0])
+    finally:
+        sock.detach()
+
+
 def server(file: int) -> int:
     """The type of socket (SOCK_STREAM, SOCK_SEQPACKET) of the server at the socket file with the descriptor *file*; 0
     where there is none, or it takes no connections. Raises OSError.

@@ -201,8 +201,6 @@ def unsupported(spec: Spec) -> None:
     if linux.get("memoryPolicy") is not None:
         raise UnsupportedError("linux.memoryPolicy: memory nodes are the host's, a virtual machine has one")
     seccomp: JsonObject = linux.get("seccomp", {})
-    if seccomp.get("listenerPath"):
-        raise UnsupportedError("linux.seccomp.listenerPath: a listener on the host can't serve system calls of a guest")
     actions = [("defaultAction", seccomp.get("defaultAction"))]
     actions += [(f"syscalls[{i}].action", call["action"]) for i, call in enumerate(seccomp.get("syscalls", ()))]
     for field, action in actions:

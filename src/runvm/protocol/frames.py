@@ -62,11 +62,6 @@ def encode(kind: int, channel: int, payload: bytes) -> bytes:
     return HEADER.pack(len(payload), kind, channel) + payload
 
 
-def encode_credit(channel: int, stream: int, count: int) -> bytes:
-    """The frame that lets the peer send *count* bytes more on *stream*."""
-    return encode(CREDIT_KIND, channel, CREDIT.pack(stream, count))
-
-
 def decode_credit(frame: Frame) -> tuple[int, int]:
     """(stream, bytes) of a credit frame. Raises FrameError."""
     if len(frame.payload) != CREDIT.size:

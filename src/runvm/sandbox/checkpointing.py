@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 from runvm.errors import RunvmError, UnsupportedError, words
+from runvm.linux import process, sockets
 from runvm.log import log
 from runvm.protocol import messages
 from runvm.protocol.frames import MESSAGE, STDIN
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _QUIET_SECONDS = 10.0
 """How long it may take until nothing is under way: execs that are killed, answers of the guest, a shim."""
 _QUIESCE_SECONDS = 20.0
+_STOPPED_SECONDS = 10.0
+"""How long a command may be stopped itself (Ctrl-Z) while it keeps a container still."""
 _STATE = "checkpoint.state"
 _SHIM_REQUEST = 1
 
@@ -83,6 +86,8 @@ class Checkpointing:
         self._keeper = keeper
         self._layout = layout
         self._under_way: _Checkpoint | None = None
+        self._given_up = ""
+        """Why the last one has failed."""
 
     def find_memory(self, request: messages.FindMemory, reply: Reply) -> None:
         """Raises UnsupportedError, RunvmError."""
@@ -101,7 +106,7 @@ class Checkpointing:
     def end(self, client: Client, request: messages.EndCheckpoint, reply: Reply) -> None:
         """The command has copied what it needs."""
         if self._under_way is None or self._under_way.client is not client:
-            raise RunvmError("no checkpoint is being taken")
+            raise RunvmError(self._given_up or "no checkpoint is being taken")
         self._under_way.end(keep=request.keep, reply=reply)
 
     def client_gone(self, client: Client) -> None:
@@ -114,8 +119,9 @@ class Checkpointing:
         if self._under_way is not None:
             self._under_way.shim_answered(task)
 
-    def _forget(self) -> None:
+    def _forget(self, reason: str) -> None:
         self._under_way = None
+        self._given_up = reason
 
     def _checked(self, name: str) -> Member:
         if self._under_way is not None:
@@ -139,7 +145,7 @@ class Checkpointing:
 
 
 class _Checkpoint:
-    """One, from the first request to the last; *ended* is called in the end."""
+    """One, from the first request to the last; *ended* is called in the end, with the reason where it has failed."""
 
     def __init__(
         self,
@@ -149,7 +155,7 @@ class _Checkpoint:
         member: Member,
         client: Client,
         reply: Reply,
-        ended: Callable[[], None],
+        ended: Callable[[str], None],
     ) -> None:
         self.client = client
         self._loop = loop
@@ -161,6 +167,7 @@ class _Checkpoint:
         self._reply: Reply | None = reply
         self._ended = ended
         self._failed = False
+        self._closed = False
         self._saving = False
         self._shim_quiet = False
         self._quiesced = False
@@ -235,10 +242,30 @@ class _Checkpoint:
                 self._go_on(Failed("the command has gone"))
             elif not self._gone_wrong(error):
                 self._answer(Done(self._describe()._asdict()))
+                self._watch_command()
 
         self._saving = True
         self._vm.daemon.listen()
         self._vm.guest.vm.save(state, saved)
+
+    def _watch_command(self) -> None:
+        """It lets the container go on, or end; but it may be stopped itself."""
+        connection = self.client.connection
+        pid = 0 if connection is None else sockets.peer_pid(connection.fd)
+        since = time.monotonic()
+
+        def look() -> None:
+            nonlocal since
+            if self._closed:
+                return
+            if not process.is_stopped(pid):
+                since = time.monotonic()
+            elif time.monotonic() - since > _STOPPED_SECONDS:
+                self.fail(f"the container has gone on: the command was stopped for {_STOPPED_SECONDS:.0f} s")
+                return
+            self._loop.call_later(1.0, look)
+
+        look()
 
     def _overtaken(self) -> RunvmError | None:
         """What has come about since the checkpoint was asked for."""
@@ -283,7 +310,8 @@ class _Checkpoint:
         if keep:
             self._go_on(Done({}))
             return
-        self._ended()
+        self._closed = True
+        self._ended("")
         self._keeper.guest_event(Exited(self._init.channel, 128 + signal.SIGKILL, signal.SIGKILL))
         self._answer(Done({}))
 
@@ -301,7 +329,8 @@ class _Checkpoint:
 
     def _go_on(self, answer: Done | Failed) -> None:
         """Undo what has been done so far, the last first; then tell *answer*."""
-        self._ended()
+        self._closed = True
+        self._ended(answer.error if isinstance(answer, Failed) else "")
         self._remove_state()
 
         def thawed(error: RunvmError | None) -> None:

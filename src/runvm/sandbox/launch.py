@@ -233,9 +233,7 @@ def main(
                 with suppress(OSError):
                     syscalls.unmount(f"{plan.sandbox.directory}/{name}", syscalls.MNT_DETACH)
             if not asked:  # else the `create` that finds the cause there removes it
-                import shutil
-
-                shutil.rmtree(plan.sandbox.directory, ignore_errors=True)
+                files.remove_tree(plan.sandbox.directory)
 
 
 def _supervisor(plan: VmPlan, listener: socket.socket, share: tree.Tree) -> tuple[Supervisor, str]:

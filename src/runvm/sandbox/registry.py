@@ -184,8 +184,6 @@ def processes(sandbox: Sandbox) -> dict[str, Identity]:
 
 def clear(sandbox: Sandbox, *, timeout: float = 10.0) -> None:
     """Kill whatever is left of a sandbox and remove its directory. Raises DeadlineError naming what doesn't end."""
-    import shutil
-
     deadline = time.monotonic() + timeout
     recorded = processes(sandbox)
     for identity in recorded.values():
@@ -195,4 +193,4 @@ def clear(sandbox: Sandbox, *, timeout: float = 10.0) -> None:
             raise DeadlineError(
                 f"timed out waiting for the end of the {role} (pid {identity.pid}) of sandbox {sandbox.name}"
             )
-    shutil.rmtree(sandbox.directory, ignore_errors=True)
+    files.remove_tree(sandbox.directory)

@@ -79,7 +79,6 @@ class Supervisor:
 
     def run(self) -> None:
         """Serve until the last container has gone."""
-        gc.collect()
         gc.freeze()
         self.loop.call_later(_FIRST_SECONDS, self.containers.end_if_empty)
         try:

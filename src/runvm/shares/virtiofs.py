@@ -32,9 +32,11 @@ _PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtio
 
 
 def program(config: Config) -> str:
-    """The daemon's path. Raises HostError where none is installed. Source: QEMU's docs/interop/vhost-user.json."""
+    """The daemon's path. Raises HostError where it isn't installed. Source: QEMU's docs/interop/vhost-user.json."""
     if config.virtiofsd:
-        return config.virtiofsd
+        from runvm.linux import command
+
+        return command.named(config.virtiofsd, "virtiofsd")
     for path in (*_described(), *_PLACES):
         if os.access(path, os.X_OK):
             return path

@@ -493,13 +493,14 @@ def test_what_cant_be_checkpointed_is_refused(box: Box, runtime: Runtime, image:
 
 
 def test_what_doesnt_fit_isnt_restored(box: Box, runtime: Runtime, image: str) -> None:
-    """Other mounts, a damaged or another version's image, a link in it, a missing file: named, and nothing is left."""
+    """Other mounts, another user, a damaged image or another version's, a missing file: named, and nothing is left."""
     first = box.sh("exec 3>>/log; while :; do sleep 1; echo x >&3; done").launch()
     wait_until(lambda: os.path.exists(f"{first.bundle.rootfs}/log"), timeout=20, what="its file")
     checkpoint(first, image)
 
-    def refused(why: str, *, image: str = image, mount: bool = False, without: str = "") -> None:
+    def refused(why: str, *, image: str = image, mount: bool = False, without: str = "", uid: int = 0) -> None:
         container = twin(box, first)
+        container.bundle.config["process"] = {**first.bundle.process, "user": {"uid": uid, "gid": 0}}
         if mount:
             container.bundle.config["mounts"] = [*first.bundle.config["mounts"]]
             container.bundle.mount("/more", "tmpfs", "tmpfs")
@@ -511,6 +512,7 @@ def test_what_doesnt_fit_isnt_restored(box: Box, runtime: Runtime, image: str) -
         assert runtime.call("state", container.id).error == "container does not exist"
 
     refused("mounts aren't those of the checkpoint: /more", mount=True)
+    refused("has another process.user than the checkpoint", uid=5)
     refused("is no checkpoint", image=runtime.scratch)
     refused("rootfs/log", without="log")
     copy = f"{image}-copy"
@@ -572,6 +574,31 @@ def test_a_killed_checkpoint_leaves_the_container_running(box: Box, runtime: Run
     process.reap_orphans()
 
 
+@pytest.mark.parametrize("flags", [("--leave-running",), ()], ids=["goes on", "ends"])
+def test_a_stopped_checkpoint_doesnt_keep_the_container_still(
+    box: Box, runtime: Runtime, image: str, flags: tuple[str, ...]
+) -> None:
+    """Ctrl-Z of the command, or SIGSTOP: after ten seconds the container goes on, and the command says so."""
+    container = box.sh(f"dd if=/dev/urandom of=/dev/shm/much bs=1M count=64 2>/dev/null; {COUNTER}").launch()
+    wait_count(container, 3)
+    command = runtime.start("checkpoint", *flags, "--image-path", image, container.id)
+    state = f"{runtime.state_dir}/sandboxes/{record(container)['sandbox']}/checkpoint.state"
+    pid = processes_of(container)["supervisor"]
+    wait_until(lambda: os.path.exists(f"/proc/{pid}/root{state}"), timeout=30, what="it to stand still", interval=0.002)
+    os.kill(command.pid, signal.SIGSTOP)
+    count = len(container.stdout().split())
+    wait_count(container, count + 5)
+    os.kill(command.pid, signal.SIGCONT)
+    done = command.wait(60)
+    assert done.code == 1
+    assert b"the container has gone on: the command was stopped for 10 s" in done.stderr
+    assert container.status == "running"
+    shutil.rmtree(image, ignore_errors=True)
+    checkpoint(container, image)
+    seen = numbers(container.stdout())
+    assert seen == list(range(1, len(seen) + 1))
+
+
 def test_a_killed_restore_leaves_nothing(box: Box, runtime: Runtime, image: str) -> None:
     """SIGKILL to the command at random moments: `delete --force` clears up, and the image is as good as before."""
     first = box.sh(COUNTER).launch()
@@ -590,12 +617,17 @@ def test_a_killed_restore_leaves_nothing(box: Box, runtime: Runtime, image: str)
     wait_count(second, 3)
 
 
+def record(container: Container) -> Any:
+    """What runvm keeps of it. Raises OSError, ValueError."""
+    with open(f"{container.runtime.root}/{container.id}/state.json", encoding="utf-8") as file:
+        return json.load(file)
+
+
 def processes_of(container: Container) -> dict[str, int]:
     """Its processes on the host by role, as far as they are there."""
     runtime = container.runtime
     try:
-        with open(f"{runtime.root}/{container.id}/state.json", encoding="utf-8") as file:
-            state = json.load(file)
+        state = record(container)
         found = {"shim": int(state["shim"][0])}
         with open(f"{runtime.state_dir}/sandboxes/{state['sandbox']}/processes.json", encoding="utf-8") as file:
             return found | {role: identity[0] for role, identity in json.load(file).items()}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
 from framework.process import wait_until
+from runvm.sandbox import registry
 
 if TYPE_CHECKING:
     from framework.runtime import Box, Container, Runtime
@@ -20,6 +23,14 @@ TAKE = "dd if=/dev/zero of=/dev/null bs={}M count=1 2>&1 | grep -c records"
 def total(container: Container) -> int:
     """The memory that the container sees, MiB."""
     return int(container.sh("awk '/MemTotal/ {print $2}' /proc/meminfo")) // 1024
+
+
+def huge_pages(pid: int) -> int:
+    """How much of its virtual machine's first memory a VMM has mapped by huge pages, bytes (proc_pid_smaps(5))."""
+    with open(f"/proc/{pid}/smaps", encoding="utf-8") as file:
+        found = re.search(r"/ram\n(?:\w+:.*\n)*?ShmemPmdMapped: +(\d+) kB", file.read())
+    assert found
+    return int(found[1]) << 10
 
 
 @pytest.mark.capability("hotplug_memory", "its memory is fixed at its start")
@@ -66,6 +77,17 @@ def test_memory_may_be_reserved_beyond_what_there_is(box: Box) -> None:
     """As on a host of that size: what is reserved and not used isn't counted."""
     container = box.sh("cat /proc/sys/vm/overcommit_memory")
     assert container.run().stdout == b"1\n"
+
+
+@pytest.mark.hypervisor("qemu", "the other has no templates")
+def test_most_of_a_restored_machine_is_in_huge_pages(box: Box, runtime: Runtime) -> None:
+    """They are got, mapped and freed in a fraction of the time; what is mostly empty doesn't get any."""
+    if not os.path.exists("/sys/kernel/mm/transparent_hugepage"):
+        pytest.skip("this host's kernel has no huge pages")
+    box.idle().launch()
+    (name,) = os.listdir(f"{runtime.state_dir}/sandboxes")
+    vmm = registry.processes(registry.locate(runtime.state_dir, name))["vmm"]
+    assert 40 * MIB < huge_pages(vmm.pid) < 200 * MIB
 
 
 @pytest.mark.capability("hotplug_memory", "its memory is fixed at its start")

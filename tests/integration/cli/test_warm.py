@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from framework import process
 from framework.process import wait_until
 from framework.runtime import HYPERVISOR
 
@@ -197,6 +199,29 @@ def test_one_that_doesnt_come_up_is_dropped(box: Box, runtime: Runtime, overlays
     assert any("failed repeatedly" in entry["msg"] for entry in done.log)
     assert warmed(runtime) == []
     os.unlink(next(iter(glob.glob(f"{base}/.*.failed"))))
+
+
+def test_a_killed_create_leaves_the_root_as_it_was(box: Box, runtime: Runtime, overlays: Overlays) -> None:
+    """SIGKILL once the root has what the first one had written: delete takes that out, and the next start is warm."""
+    wanting(box, overlays, FALLS).launch()
+    kept(runtime)
+    container = box.sh(FALLS)
+    upper = overlays.give(container)
+    container.bundle.config["hostname"] = container.id[:60]
+    container.bundle.config["annotations"] = {WARM: "/ready"}
+    before = set(os.listdir(upper))
+    for flags in ([], ["--force"]):
+        command = container.begin()
+        wait_until(lambda: os.path.exists(f"{upper}/made/file"), timeout=60, what="the layer", interval=0.001)
+        os.kill(command.pid, signal.SIGKILL)
+        command.wait(30)
+        runtime.call("delete", *flags, container.id)
+        assert set(os.listdir(upper)) <= before | {"proc", "dev", "sys"}
+        process.reap_orphans()
+    container.launch()
+    time.sleep(2)
+    assert lines(container) == []
+    assert os.path.exists(f"{upper}/made/open")
 
 
 def test_quiet_is_another_sign(box: Box, runtime: Runtime, overlays: Overlays) -> None:

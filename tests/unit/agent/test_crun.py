@@ -35,6 +35,12 @@ START = "unable to start container process: "
             "/etc/passwd",
             f'{START}exec: "/etc/passwd": permission denied',
         ),
+        (
+            "opening file `/sys/fs/cgroup/containers/c/none/cgroup.procs` for writing: No such file or directory",
+            "sh",
+            f"{START}error adding pid to cgroups: openat2 /sys/fs/cgroup/containers/c/none/cgroup.procs: no such file"
+            " or directory",
+        ),
         ("open executable: Too many levels of symbolic links", "/loop", f'{START}exec: "/loop": permission denied'),
         (
             "the path `/usr/bin/sh` exists but it is not executable: Permission denied",

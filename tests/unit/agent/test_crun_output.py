@@ -92,6 +92,7 @@ def test_hooks_are_told_by_number_and_with_their_output(tmp_path: Path) -> None:
     assert said(1, 3) == (
         f"{head} #1: error running hook: exit status 3, stdout: to stdout, stderr: to stderr\n".encode()
     )
+    assert said(1, 159).startswith(f"{head} #1: error running hook: signal: bad system call, stdout: ".encode())
     assert said(2, -1) == f"{head} #2: hook ran past specified timeout of 2.0s\n".encode()
     assert said(3, 1) == f"{head} #3: fork/exec /no/such: no such file or directory\n".encode()
     assert Filter("", hooks)(record("timeout expired for `/bin/sleep`")) == (b"", True)

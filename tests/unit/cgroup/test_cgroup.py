@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
 
 import pytest
 
-from runvm.cgroup import hierarchy
+from runvm.cgroup import cgroup, hierarchy
 from runvm.cgroup.cgroup import Cgroup
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class Host:
@@ -64,17 +62,45 @@ def test_a_limit_that_is_taken_away_is_taken_away_on_the_host(
     """Else the host's kernel would kill the virtual machine at the limit that there was."""
     monkeypatch.setattr(hierarchy, "unified", lambda: unified)
     monkeypatch.setattr(hierarchy, "controllers", lambda directory: ("memory", "cpu"))
-    cgroup = Cgroup((str(tmp_path),))
-    cgroup.limit({"memory": {"limit": none}}, overhead_mib=100)
-    cgroup.limit_cpu({"quota": -1})
+    group = Cgroup((str(tmp_path),))
+    group.limit({"memory": {"limit": none}}, overhead_mib=100)
+    group.limit_cpu({"quota": -1})
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
 
 
 def test_what_is_not_given_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """0 is not given, as with runc."""
     monkeypatch.setattr(hierarchy, "unified", lambda: True)
-    cgroup = Cgroup((str(tmp_path),))
-    cgroup.limit({"memory": {"limit": 0}}, overhead_mib=100)
-    cgroup.limit({}, overhead_mib=100)
-    cgroup.limit_cpu({"quota": 0, "period": 50_000})
+    group = Cgroup((str(tmp_path),))
+    group.limit({"memory": {"limit": 0}}, overhead_mib=100)
+    group.limit({}, overhead_mib=100)
+    group.limit_cpu({"quota": 0, "period": 0})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("unified", "file"), [(True, "cpu.max"), (False, "cpu.cfs_period_us")])
+def test_a_period_without_a_quota_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unified: bool, file: str
+) -> None:
+    """As by runc, for the quota that may come."""
+    monkeypatch.setattr(hierarchy, "unified", lambda: unified)
+    monkeypatch.setattr(hierarchy, "controllers", lambda directory: ("cpu",))
+    Cgroup((str(tmp_path),)).limit_cpu({"period": 50_000})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {file: "max 50000" if unified else "50000"}
+
+
+@pytest.mark.skipif(hierarchy.unified() or os.geteuid() != 0, reason="needs root, and cgroups of version 1")
+def test_cpusets_above_that_are_empty_are_filled() -> None:
+    """An engine or a test may have made a pod's without giving it processors; runc fills it, too."""
+    pod = f"/runvm-test-{os.getpid()}"
+    root = f"{hierarchy.ROOT}/cpuset"
+    os.mkdir(root + pod)
+    made = cgroup.make(cgroup.planned(f"{pod}/one", "one"))
+    try:
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            values = {Path(f"{root}{path}/{name}").read_text() for path in ("", pod, f"{pod}/one")}
+            assert len(values) == 1
+    finally:
+        made.remove()
+        for directory in made.directories:
+            os.rmdir(os.path.dirname(directory))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import time
 from typing import TYPE_CHECKING
@@ -11,8 +12,10 @@ import pytest
 
 from runvm.checkpoint import layer
 from runvm.errors import UnsupportedError
+from runvm.linux import process
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.root
@@ -34,7 +37,7 @@ def carried(upper: Path, root: Path) -> None:
     """From the one to the other, by a copy."""
     saved = root.parent / "saved"
     layer.save(str(upper), str(saved))
-    layer.apply(str(saved), str(root), layer.Changes())
+    layer.apply(str(saved), str(root), str(root.parent / "journal"))
 
 
 def whiteout(path: Path) -> None:
@@ -210,33 +213,54 @@ def test_what_was_made_is_taken_away_again(upper: Path, tmp_path: Path) -> None:
         (upper / name / "file").write_text("new")
     (upper / "old").mkdir()
     (upper / "old" / "file").write_text("new")
-    root, saved = tmp_path / "root", str(tmp_path / "saved")
+    root, saved, journal = tmp_path / "root", str(tmp_path / "saved"), str(tmp_path / "journal")
     (root / "old").mkdir(parents=True)
     layer.save(str(upper), saved)
-    changes = layer.Changes()
-    layer.apply(saved, str(root), changes)
+    layer.apply(saved, str(root), journal, {"/kept", "/kept/file"})
     (root / "used" / "theirs").write_text("x")
-    layer.undo(str(root), changes, {"/kept", "/kept/file"})
+    layer.undo(str(root), journal)
     found = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
     assert found == ["kept", "kept/file", "old", "used", "used/theirs"]
-    assert changes.made == []
-    layer.apply(saved, str(root), changes)
+    assert not os.path.exists(journal)
+    layer.apply(saved, str(root), journal)
     with pytest.raises(UnsupportedError):
-        layer.undo(str(root), changes, ())
+        layer.undo(str(root), journal)
 
 
 def test_what_was_made_before_it_failed_is_taken_away(upper: Path, tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (upper / name).mkdir()
         (upper / name / "file").write_text("new")
-    root, saved = tmp_path / "root", tmp_path / "saved"
+    root, saved, journal = tmp_path / "root", tmp_path / "saved", tmp_path / "journal"
     root.mkdir()
     layer.save(str(upper), str(saved))
-    changes = layer.Changes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layer, "MAX_ENTRIES", 4)
         with pytest.raises(UnsupportedError):
-            layer.apply(str(saved), str(root), changes)
+            layer.apply(str(saved), str(root), str(journal))
     assert list(root.iterdir()) != []
-    layer.undo(str(root), changes, ())
+    layer.undo(str(root), str(journal))
+    assert list(root.iterdir()) == []
+
+
+def test_what_a_killed_process_has_made_is_taken_away(upper: Path, tmp_path: Path) -> None:
+    """By another one, which reads what was written down before it was done; also where that has been killed, too."""
+    for number in range(2000):
+        (upper / f"d{number}").mkdir()
+        (upper / f"d{number}" / "file").write_text("new")
+    root, saved, journal = tmp_path / "root", tmp_path / "saved", tmp_path / "journal"
+    root.mkdir()
+    layer.save(str(upper), str(saved))
+
+    def killed_once(work: Callable[[], None], begun: Callable[[], bool]) -> None:
+        pid = process.fork(work)
+        while not begun():
+            time.sleep(0.001)
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+
+    killed_once(lambda: layer.apply(str(saved), str(root), str(journal)), lambda: (root / "d1").exists())
+    there = len(os.listdir(root))
+    killed_once(lambda: layer.undo(str(root), str(journal)), lambda: len(os.listdir(root)) < there)
+    layer.undo(str(root), str(journal))
     assert list(root.iterdir()) == []

@@ -87,6 +87,15 @@ def test_systemds_hierarchy_makes_the_guests_writable(tmp_path: Path) -> None:
     assert (seen["type"], seen["options"]) == ("cgroup", ["nosuid"])
 
 
+def test_a_seccomp_listener_that_no_action_needs_is_not_asked_for(tmp_path: Path) -> None:
+    """runc asks for one where an action notifies, the guest's runtime where there is a path."""
+    archs = ["SCMP_ARCH_X86_64", "SCMP_ARCH_LOONGARCH64"]
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "architectures": archs}
+    listener = {"listenerPath": "/run/agent.sock", "listenerMetadata": "x"}
+    seen = planned(tmp_path, linux={"seccomp": {**profile, **listener}}).spec["linux"]["seccomp"]
+    assert seen == {**profile, "architectures": archs[:1]}
+
+
 def test_zeros_of_an_update_are_no_limits() -> None:
     """`docker update --cpus 2` sends a memory limit of 0, which crun would make the limit."""
     sent = {
@@ -98,6 +107,13 @@ def test_zeros_of_an_update_are_no_limits() -> None:
         "memory": {},
         "cpu": {"quota": 200_000, "period": 100_000, "idle": 0},
     }
+
+
+def test_devices_access_has_no_letters_but_three() -> None:
+    """runc overlooks others, the guest's runtime may not."""
+    given = [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "access": "rwa"}]
+    kept = guest_spec.resources({"devices": given})["devices"]
+    assert kept == [given[0], {**given[1], "access": "rw"}]
 
 
 def test_shares_are_a_weight_in_the_guest() -> None:

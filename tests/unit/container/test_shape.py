@@ -63,11 +63,73 @@ def test_the_rest_is_named(other: dict[str, Any], named: str) -> None:
         shape.check(kept(CONFIG), shape.of(other))
 
 
+CONFINED: dict[str, Any] = {
+    "root": {"path": "rootfs", "readonly": True},
+    "process": {
+        "user": {"uid": 5, "gid": 6, "additionalGids": [7, 8]},
+        "capabilities": {"bounding": ["CAP_KILL", "CAP_CHOWN"], "effective": ["CAP_CHOWN"], "ambient": []},
+        "noNewPrivileges": True,
+        "env": ["A=b"],
+    },
+    "linux": {
+        "seccomp": {"defaultAction": "SCMP_ACT_ALLOW"},
+        "maskedPaths": ["/proc/kcore", "/proc/keys"],
+        "readonlyPaths": ["/proc/sys"],
+        "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
+        "gidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("root", "readonly", False),
+        ("process", "user", {"uid": 0, "gid": 0}),
+        ("process", "user", {"uid": 5, "gid": 6, "additionalGids": [7]}),
+        ("process", "capabilities", {**CONFINED["process"]["capabilities"], "effective": []}),
+        ("process", "noNewPrivileges", False),
+        ("linux", "seccomp", {"defaultAction": "SCMP_ACT_ERRNO"}),
+        ("linux", "seccomp", None),
+        ("linux", "maskedPaths", []),
+        ("linux", "readonlyPaths", None),
+        ("linux", "uidMappings", []),
+        ("linux", "gidMappings", [{"containerID": 0, "hostID": 0, "size": 10}]),
+    ],
+)
+def test_processes_keep_what_confines_them(part: str, field: str, value: Any) -> None:
+    """A bundle that says otherwise is refused, whether it promises more or less."""
+    other = {**CONFINED, part: {**CONFINED[part], field: value}}
+    for then, now in ((CONFINED, other), (other, CONFINED)):
+        with pytest.raises(CheckpointError, match=rf"another {part}\.{field} than"):
+            shape.check(kept(then), shape.of(now))
+
+
+def test_the_order_of_what_confines_means_nothing() -> None:
+    """Nor what the processes have changed for long: arguments, environment, working directory."""
+    process = CONFINED["process"]
+    other = {
+        **CONFINED,
+        "process": {
+            **process,
+            "user": {"uid": 5, "gid": 6, "additionalGids": [8, 7], "username": "x"},
+            "capabilities": {"effective": ["CAP_CHOWN"], "bounding": ["CAP_CHOWN", "CAP_KILL"]},
+            "args": ["other"],
+            "env": ["B=c"],
+            "cwd": "/tmp",
+        },
+        "linux": {**CONFINED["linux"], "maskedPaths": ["/proc/keys", "/proc/kcore"]},
+    }
+    shape.check(kept(CONFINED), shape.of(other))
+
+
 @pytest.mark.parametrize("noise", [None, {}, 5, [5], [[]], [{}], [[5, "x", []]], "mounts"])
 def test_noise_is_refused(noise: Any) -> None:
     for kind in ("mounts", "devices"):
         with pytest.raises(CheckpointError):
             shape.check({**kept(CONFIG), kind: noise}, shape.of(CONFIG))
+    with pytest.raises(CheckpointError, match=r"process\.user"):
+        shape.check({**kept(CONFIG), "confinement": noise}, shape.of(CONFIG))
 
 
 def test_shares_keep_the_names_that_the_guest_knows() -> None:

@@ -3,9 +3,11 @@
 import fcntl
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ import pytest
 from runvm import __version__
 from runvm.config import Config
 from runvm.errors import ConfigError, HostError
-from runvm.guest import image, store
+from runvm.guest import contents, image, store
+from runvm.linux.architecture import KNOWN, host
 
 
 @pytest.fixture
@@ -23,7 +26,13 @@ def config(tmp_path: Path) -> Config:
 
 
 def add(
-    config: Config, name: str, *, created: int = 1, packages: tuple[str, ...] = (), agent: str = __version__
+    config: Config,
+    name: str,
+    *,
+    created: int = 1,
+    packages: tuple[str, ...] = (),
+    agent: str = __version__,
+    arch: str = host(),
 ) -> Path:
     """An image as the builder leaves one, with next to nothing in its files."""
     directory = Path(config.data_dir, "images", name)
@@ -35,6 +44,7 @@ def add(
         "kernel": "6.1.0-1-amd64",
         "created": created,
         "agent": agent,
+        "architecture": arch,
         "sizes": {"vmlinuz": 7, "initramfs": 9, "modules": 0},
         "packages": [{"name": "a", "sha256": package} for package in packages],
     }
@@ -87,6 +97,14 @@ def test_an_image_is_chosen_by_name_or_path(config: Config) -> None:
     add(config, "other")
     assert image.resolve(config._replace(image="chosen")).directory == str(chosen)
     assert image.resolve(config._replace(image=str(chosen))).directory == str(chosen)
+
+
+def test_an_image_for_another_architecture_is_refused(config: Config) -> None:
+    """QEMU's words about such a kernel are no help."""
+    other = next(name for name in KNOWN if name != host())
+    add(config, "other", arch=other)
+    with pytest.raises(ConfigError, match=f"image: the guest image other is for {other}, not for {host()}"):
+        image.resolve(config._replace(image="other"))
 
 
 def test_an_image_that_is_not_there_is_named(config: Config) -> None:
@@ -211,6 +229,59 @@ def test_a_second_build_waits_and_says_so(config: Config, monkeypatch: pytest.Mo
 
     with store.locked(str(base), let_go):
         assert said == ["waiting for another build to end"]
+
+
+def described(directory: Path) -> dict[str, object]:
+    """The manifest that the builder would write for the files in *directory*, written there."""
+    (directory / "modules" / "kernel").mkdir(parents=True)
+    (directory / "modules" / "modules.dep").write_text("index")
+    (directory / "modules" / "kernel" / "one.ko").write_text("module")
+    for name in ("vmlinuz", "initramfs"):
+        (directory / name).write_text(name)
+    files = contents.hashes(str(directory), ["vmlinuz", "initramfs"])
+    manifest: dict[str, object] = {
+        "hash": contents.digest(str(directory), files, "6.1", ["k"]),
+        "kernel": "6.1",
+        "packages": [{"sha256": "k", "kernel": True}, {"sha256": "u", "kernel": False}],
+        "sizes": {"modules": contents.modules_size(str(directory))},
+        "files": files,
+    }
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return manifest
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda image: (image / "vmlinuz").write_text("vmlinuX"),
+        lambda image: (image / "initramfs").unlink(),
+        lambda image: (image / "modules/modules.dep").write_text("inde"),
+        lambda image: (image / "modules/kernel/one.ko").write_text("modul"),
+        lambda image: (image / "modules/kernel/one.ko").unlink(),
+    ],
+    ids=["bits", "no file", "an index cut short", "a module cut short", "no module"],
+)
+def test_a_damaged_image_is_replaced_by_a_build(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    """One that is whole only gets the new manifest: virtual machines run from it."""
+    there, result = tmp_path / "abc", tmp_path / "work"
+    manifest = described(there)
+    assert contents.is_whole(str(there), manifest)
+    inode = there.stat().st_ino
+    for expected in (True, False):
+        described(result)
+        if not expected:
+            damage(there)
+            assert not contents.is_whole(str(there), manifest)
+        store.publish(str(tmp_path), str(result), "abc", "current")
+        assert (there.stat().st_ino == inode) is expected
+        assert contents.is_whole(str(there), manifest)
+        shutil.rmtree(result)
+
+
+@pytest.mark.parametrize("noise", [{}, {"packages": 5}, {"packages": [5], "files": {"x": 1}, "sizes": {}}])
+def test_a_manifest_of_noise_describes_no_image(tmp_path: Path, noise: dict[str, object]) -> None:
+    manifest = described(tmp_path / "abc")
+    assert not contents.is_whole(str(tmp_path / "abc"), {**manifest, "packages": None, **noise})
 
 
 def test_resolving_loads_nothing_of_the_builder(config: Config) -> None:

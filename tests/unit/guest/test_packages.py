@@ -1,6 +1,7 @@
 """packages.py: what apt's answers mean, and unpacking. The real apt is asked by an image's build."""
 
 import io
+import os
 import shutil
 import subprocess
 import tarfile
@@ -11,6 +12,8 @@ import pytest
 from runvm.guest import packages
 from runvm.guest.commands import CommandError
 from runvm.guest.packages import Package
+from runvm.host import trial
+from runvm.linux import syscalls
 
 SHOWN = """\
 Package: crun
@@ -86,3 +89,27 @@ def test_a_broken_package_is_named(tmp_path: Path) -> None:
         tar.addfile(tarfile.TarInfo("a"), io.BytesIO())
     with pytest.raises(CommandError, match=r"can't unpack .*a\.deb"):
         packages.unpack(str(tmp_path / "a.deb"), str(tmp_path))
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system: needs root")
+def test_a_full_disk_is_not_the_packages_fault(tmp_path: Path) -> None:
+    """The advice is to make room, not to fetch the package anew; and it is a line, not one for each of its files."""
+    source, full = tmp_path / "source", tmp_path / "full"
+    (source / "DEBIAN").mkdir(parents=True)
+    control = "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: x\n"
+    (source / "DEBIAN" / "control").write_text(control)
+    for number in range(20):
+        (source / str(number)).write_bytes(os.urandom(100_000))
+    deb = str(tmp_path / "x.deb")
+    subprocess.run(["dpkg-deb", "--build", source, deb], check=True, capture_output=True)
+    full.mkdir()
+
+    def attempt() -> None:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("full", str(full), "tmpfs", 0, "size=1m")
+        packages.unpack(deb, str(full))
+
+    said = trial.in_child(attempt)
+    assert said == f"can't unpack {deb}: no space left on device: make room on the file system of {full}"

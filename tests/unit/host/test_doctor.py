@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,15 @@ def program(path: Path, script: str) -> str:
     return str(path)
 
 
-def test_qemu_that_is_not_there_names_its_package() -> None:
-    check = checks.check_hypervisor(Config(hypervisor="qemu", qemu="/nonexistent/qemu"))
-    assert not check.ok
-    assert check.found == "/nonexistent/qemu: No such file or directory"
-    assert check.fix == "apt-get install qemu-system-x86"
+def test_programs_that_the_settings_name_wrongly_are_told() -> None:
+    """No package would mend that."""
+    for check, key in (
+        (checks.check_hypervisor(Config(hypervisor="qemu", qemu="/nonexistent")), "qemu"),
+        (checks.check_virtiofsd(Config(virtiofsd="/nonexistent")), "virtiofsd"),
+    ):
+        assert not check.ok
+        assert check.found == f"{key}: /nonexistent is no program"
+        assert check.fix == f"set {key} in /etc/runvm/config.toml, or leave it out"
 
 
 @pytest.mark.parametrize(
@@ -122,6 +128,19 @@ def test_what_root_may_do_is_found_possible_and_leaves_nothing(check: object) ->
     result = check(Config())
     assert result.ok, result
     assert (Path("/proc/self/mountinfo").read_text(), sorted(os.listdir("/sys/class/net"))) == before
+
+
+@needs_root
+def test_cgroups_that_are_mounted_elsewhere_are_not_asked(tmp_path: Path) -> None:
+    """A container's, or those of another root, are as they are shown there: read-only."""
+    ask = "from runvm.host import checks; print(checks.check_cgroups(None).ok)"
+    hierarchy = "$(ls -d /sys/fs/cgroup/memory || echo /sys/fs/cgroup)"
+    command = (
+        f"mount --bind {hierarchy} {tmp_path} && mount -o remount,bind,ro {tmp_path} && {sys.executable} -c '{ask}'"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    argv = ["unshare", "--mount", "sh", "-c", command]
+    assert subprocess.run(argv, env=environment, stdout=subprocess.PIPE, check=True).stdout == b"True\n"
 
 
 def test_doctor_fails_where_something_needed_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

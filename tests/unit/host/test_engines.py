@@ -153,6 +153,7 @@ def test_docker_another_path_replaces_the_first_and_keeps_arguments(root: Path) 
         ('{\n  "debug": true,\n}\n', "daemon.json is not valid JSON: .* in line (2, column 16|3, column 1)"),
         ("[]", r"daemon\.json is not a JSON object"),
         ('{"runtimes": []}', r"daemon\.json: runtimes is not an object"),
+        ('{"runtimes": {"runvm": {"runtimeType": "x"}}}', r"daemon\.json: runtimes\.runvm has a runtimeType already"),
         ('{"a": NaN}', r"daemon\.json is not valid JSON: NaN"),
     ],
 )
@@ -266,6 +267,26 @@ def test_containerd_a_file_that_cannot_be_edited_stays(root: Path, text: str, me
     with pytest.raises(ConfigError, match=message):
         engines.install("containerd", root=str(root))
     assert file.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('disabled_plugins = ["cri"]\n', "cri"),
+        ('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri", "x"]\n', "io.containerd.grpc.v1.cri"),
+        ('version = 3\ndisabled_plugins = ["io.containerd.cri.v1.images"]\n', "io.containerd.cri.v1.images"),
+        ('version = 2\ndisabled_plugins = ["x"]\n', ""),
+    ],
+)
+def test_containerd_a_plugin_that_is_off_is_told(
+    root: Path, text: str, named: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Docker's packages of containerd bring such a file along: the change is made, and has no effect."""
+    write(root, "containerd", text)
+    for _ in range(2):
+        assert engines.install("containerd", root=str(root)) == 0
+        said = capfd.readouterr().err
+        assert said.endswith(f": take {named} out of disabled_plugins\n") if named else said == ""
 
 
 def test_runvm_must_be_there(root: Path) -> None:

@@ -34,3 +34,8 @@ def test_nothing_of_an_attempt_is_left() -> None:
     trial.in_child(lambda: None)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+def test_what_a_child_failed_for_is_told_in_words() -> None:
+    """Not in Python's."""
+    assert trial.in_child(lambda: os.close(os.open("/no/such", os.O_RDONLY))) == "/no/such: no such file or directory"

@@ -28,6 +28,7 @@ class Host:
         self.boots = 0
         self.qemu = tmp_path / "qemu"
         self.qemu.write_text("")
+        self.qemu.chmod(0o755)
         self.config = self.config._replace(qemu=str(self.qemu))
         self.verdict_known = True
         monkeypatch.setattr(proof, "verdict", lambda config, driver: self._verdict())
@@ -113,7 +114,7 @@ def test_user_mode_linux_where_there_is_no_qemu(host: Host) -> None:
     host.qemu.unlink()
     found = host.choose()
     assert found.name == "uml"
-    assert "No such file" in found.reason
+    assert "qemu is no program" in found.reason
 
 
 def test_a_kernel_of_ones_own_is_qemus(host: Host) -> None:

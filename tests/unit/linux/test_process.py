@@ -68,3 +68,9 @@ def test_a_caller_that_ignores_its_childrens_end_doesnt_spoil_ours() -> None:
 
     pid = process.fork(child)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_a_cgroup_that_refuses_a_process_is_named_as_by_runc() -> None:
+    """A real-time process and a cgroup without real-time share, for one; /proc/version refuses all."""
+    with pytest.raises(OSError, match="unable to apply cgroup configuration: write /proc/version: "):
+        process.join_cgroups(("/proc/version",))

@@ -18,6 +18,7 @@ import pytest
 from runvm.linux import links, netlink, steer, syscalls
 from runvm.network import tap
 from runvm.network.scan import InterfaceMonitor
+from runvm.protocol.interfaces import Network
 from unit.network.namespaces import Namespace, veth
 
 pytestmark = [
@@ -459,9 +460,13 @@ def test_macvlan_passes_the_guests_multicast(wired: Wired) -> None:
     wired.box.run(lambda: tap.wire("eth3", "rv"))
     assert "ALLMULTI" in wired.box.ip("link show eth3")
     monitor = wired.box.run(InterfaceMonitor)
-    wired.box.run(lambda: tap.wire("eth3", "rv"))
-    # or each look at the namespace would be the reason for the next one
-    assert not select.select([monitor], [], [], 0.2)[0]
+    for _ in range(10):
+        wired.box.run(lambda: tap.wire("eth3", "rv"))
+        if not select.select([monitor], [], [], 0.2)[0]:
+            break
+        monitor.drain(Network())  # what a slow host's kernel tells late of the first time
+    else:
+        pytest.fail("each look at the namespace would be the reason for the next one")
     monitor.close()
     with wired.box.run(netlink.Socket) as sock:
         assert links.link(sock, "eth3").kind == "macvlan"

@@ -329,7 +329,7 @@ BAD = [
     ("linux.devices", [{"path": "/dev/x", "type": "x"}], 'linux.devices[0].type: unknown device type "x" (known: b,'),
     ("linux.devices", [{"path": "/dev/x", "type": "c", "major": 1}], "linux.devices[0].minor: must be set"),
     ("linux.resources.devices.0.access", "", "linux.resources.devices[0].access: must not be empty"),
-    ("linux.resources.devices.0.access", "rq", "linux.resources.devices[0].access: must be made of r, w and m, got"),
+    ("linux.resources.devices.0.access", "q", "linux.resources.devices[0].access: must be made of r, w and m, got"),
     ("linux.resources.devices.0.type", "z", 'linux.resources.devices[0].type: unknown cgroup device type "z" (known:'),
     ("linux.resources.memory", {"limit": 2**63}, "linux.resources.memory.limit: must be from -9223372036854775808"),
     ("linux.resources.cpu", {"shares": -1}, "linux.resources.cpu.shares: must be from 0"),
@@ -549,7 +549,7 @@ def test_no_labels(config: Config, load: Load) -> None:
     ("path", "value", "field"),
     [
         ("linux.intelRdt", {"closID": "x"}, "linux.intelRdt"),
-        ("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}, "linux.seccomp.listenerPath"),
+        ("linux.seccomp", {"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/x"}, "linux.seccomp.defaultAction"),
         (
             "linux.seccomp",
             {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["bpf"], "action": "SCMP_ACT_NOTIFY"}]},

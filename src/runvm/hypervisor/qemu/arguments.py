@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 PORTS = 8
 """Empty PCIe root ports: one for the share, the others for further NICs."""
+_ALIGN = ",align=2M"  # so that a huge page of the file is mapped as one
 TRANSLATION_MIB = 64
 """Room for translated code under emulation; QEMU's own default is 1 GiB, which a long-lived VM would come to fill."""
 
@@ -33,8 +34,8 @@ def arguments(machine: Machine, fds: dict[str, int], *, program: str, restore: b
         "-cpu", "host" if machine.accelerator == "kvm" else board.processor,
         "-smp", f"{max_vcpus},sockets=1,cores={max_vcpus},threads=1",
         "-m", f"{machine.memory_mib}M,maxmem={machine.memory_mib + machine.growth_mib}M",
-        "-object", f"memory-backend-file,id=ram,size={machine.memory_mib}M,mem-path=/ram,share=on",
-        "-object", f"memory-backend-file,id=more,size={machine.growth_mib}M,mem-path=/more,share=on",
+        "-object", f"memory-backend-file,id=ram,size={machine.memory_mib}M,mem-path=/ram,share=on{_ALIGN}",
+        "-object", f"memory-backend-file,id=more,size={machine.growth_mib}M,mem-path=/more,share=on{_ALIGN}",
         "-device", "virtio-mem-pci,id=growth,memdev=more,requested-size=0,disable-legacy=on",
         "-chardev", f"socket,id=qmp,fd={fds['qmp']}", "-mon", "chardev=qmp,mode=control",
         "-chardev", f"socket,id=console,fd={fds['console']}", "-serial", "chardev:console",

@@ -32,7 +32,7 @@ def findings(find: Callable[[], str], board: Board) -> list[Finding]:
         program = find()
         said = ask([program, "--version"])
     except HostError as error:
-        return [Finding("QEMU", False, error.message, fix)]
+        return [Finding("QEMU", False, error.message, error.do or fix)]
     version = said.partition("version ")[2].split()[0] if "version " in said else "of unknown version"
     numbers = version.split(".")
     if not all(number.isdigit() for number in numbers[:2]) or tuple(map(int, numbers[:2])) < OLDEST:

@@ -73,7 +73,9 @@ class Qemu:
         """The path of QEMU for the architecture of the configuration. Raises HostError where it isn't installed."""
         arch = architecture.chosen(self._config.arch)
         if self._config.qemu and not architecture.is_foreign(arch):
-            return self._config.qemu
+            from runvm.linux import command
+
+            return command.named(self._config.qemu, "qemu")
         if arch not in BOARDS:
             raise HostError(f"runvm doesn't run on {arch}", do=f"it does on {', '.join(BOARDS)}")
         board = BOARDS[arch]
@@ -87,10 +89,7 @@ class Qemu:
     def version_key(self) -> str:
         """The program's path, size and time: a new build has another."""
         program = self.program()
-        try:
-            status = os.stat(program)
-        except OSError as error:
-            raise HostError(f"{program}: {error.strerror}", do="set 'qemu' in the configuration") from error
+        status = os.stat(program)
         return f"{program}:{status.st_size}:{status.st_mtime_ns}"
 
     def hardware(self, machine: Machine) -> str:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from runvm.config import Config
-from runvm.errors import ConfigError
+from runvm.errors import ConfigError, HostError
 from runvm.hypervisor import drivers, proof
 from runvm.hypervisor.driver import Machine
 from runvm.hypervisor.qemu.arguments import arguments, cmdline
 from runvm.hypervisor.qemu.boards import BOARDS
 from runvm.hypervisor.qemu.driver import Qemu
 from runvm.linux.architecture import KNOWN, host
+from runvm.shares import virtiofs
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FDS = {"qmp": 3, "agent": 4, "console": 5, "tap": 6}
 MACHINE = Machine("tcg", 1, 2, 512, 1024, "/k", "/i", "key", "quiet")
@@ -57,13 +63,30 @@ def test_another_architecture_is_emulated_in_any_case(accelerator: str) -> None:
     assert proof.accelerator(config, Qemu(config)) == "tcg"
 
 
-def test_the_program_of_another_architecture_isnt_the_one_that_the_settings_name() -> None:
-    assert Qemu(Config(qemu="/my/qemu", arch=host())).program() == "/my/qemu"
-    assert Qemu(Config(qemu="/my/qemu")).program() == "/my/qemu"
+def test_the_program_of_another_architecture_isnt_the_one_that_the_settings_name(tmp_path: Path) -> None:
+    own = tmp_path / "qemu"
+    own.write_text("")
+    own.chmod(0o755)
+    assert Qemu(Config(qemu=str(own), arch=host())).program() == str(own)
+    assert Qemu(Config(qemu=str(own))).program() == str(own)
     try:
-        assert Qemu(Config(qemu="/my/qemu", arch=OTHER)).program().endswith(BOARDS[OTHER].program)
+        assert Qemu(Config(qemu=str(own), arch=OTHER)).program().endswith(BOARDS[OTHER].program)
     except Exception as error:
         assert str(error).startswith(f"{BOARDS[OTHER].program} isn't installed")
+
+
+@pytest.mark.parametrize("kind", ["nothing", "a directory", "not executable"])
+def test_settings_that_name_no_program_are_an_error(tmp_path: Path, kind: str) -> None:
+    """Which says so before anything is started; it was a traceback of the child that couldn't execute it."""
+    own = tmp_path / "own"
+    if kind == "a directory":
+        own.mkdir()
+    elif kind == "not executable":
+        own.write_text("")
+    with pytest.raises(HostError, match=r"qemu: .*/own is no program: set qemu in"):
+        Qemu(Config(qemu=str(own))).program()
+    with pytest.raises(HostError, match=r"virtiofsd: .*/own is no program: set virtiofsd in"):
+        virtiofs.program(Config(virtiofsd=str(own)))
 
 
 def test_a_hypervisor_without_that_architecture_says_so() -> None:

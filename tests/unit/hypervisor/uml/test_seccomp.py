@@ -81,6 +81,7 @@ def test_no_number_stands_twice() -> None:
     assert len(numbers) == len(set(numbers))
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="User Mode Linux is of x86-64")
 def test_the_kernel_takes_it_and_a_start_ends_with_the_listener() -> None:
     ours, theirs = socket.socketpair()
 
