@@ -20,8 +20,10 @@ def reason(error: OSError) -> str:
     return said[:1].lower() + said[1:]
 
 
-def words(error: OSError) -> str:
-    """The same with the file that it was about, where there is one."""
+def words(error: Exception) -> str:
+    """The text of an error for the user; what the system said comes after the file that it is about."""
+    if not isinstance(error, OSError):
+        return str(error)
     said = reason(error)
     return f"{os.fsdecode(error.filename)}: {said}" if isinstance(error.filename, str | bytes) else said
 
@@ -117,6 +119,10 @@ class CheckpointError(RunvmError):
 
 class HostError(RunvmError):
     """The host lacks something: a program, a device, a permission; `do` names the command that fixes it."""
+
+
+class KilledError(HostError):
+    """A process that a virtual machine needs was killed: by somebody, or by the kernel for want of memory."""
 
 
 class VmmError(RunvmError):

@@ -104,6 +104,7 @@ class Log:
         return True
 
     def _line(self, level: str, message: str) -> str:
+        message = printable(message)
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if self.format == "json":
             import json
@@ -129,7 +130,7 @@ def _quoted(text: str) -> str:
     if text and all(letter.isascii() and (letter.isalnum() or letter in "-._/@^+") for letter in text):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
-    return f'"{printable(escaped)}"'
+    return f'"{escaped}"'
 
 
 def _stderr(text: str) -> None:

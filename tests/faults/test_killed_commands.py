@@ -98,6 +98,20 @@ def test_start_killed_before_it_is_written_down(box: Box) -> None:
     assert container.sh("echo works") == "works"
 
 
+def test_pause_killed_once_it_is_written_down(box: Box) -> None:
+    """The record says so, and the guest hasn't heard of it: `resume` mends that."""
+    container = box.sleeper()
+    path = f"{container.runtime.root}/{container.id}/state.json"
+    with open(path, encoding="utf-8") as file:
+        record = json.load(file) | {"paused": True}
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(record, file)
+    assert known(container) == "paused"
+    container.runtime.ok("resume", container.id)
+    assert known(container) == "running"
+    assert container.sh("echo works") == "works"
+
+
 def test_exec_killed_half_way_leaves_the_container_well(box: Box) -> None:
     """exec, killed at several moments: the container runs on, and further execs work, at once and many of them."""
     container = box.sleeper()

@@ -145,6 +145,19 @@ def test_a_process_that_hangs_doesnt_hang_delete(box: Box, role: str) -> None:
 
 
 @VM_ONLY
+@pytest.mark.parametrize("role", ["supervisor", "vmm", "virtiofsd"])
+def test_a_process_that_hangs_doesnt_outlive_sigkill(box: Box, role: str) -> None:
+    """As under runc, where nothing but the kernel is asked: the container's process ends, which engines wait for."""
+    container = box.sleeper()
+    os.kill(processes_of(container)[role], signal.SIGSTOP)
+    container.runtime.call("kill", container.id, "KILL", timeout=40).expect(0)
+    assert container.wait(20) == 128 + signal.SIGKILL
+    assert container.runtime.call("state", container.id, timeout=10).json()["status"] == "stopped"
+    container.runtime.call("delete", container.id, timeout=60).expect(0)
+    assert container.id not in container.runtime.ids()
+
+
+@VM_ONLY
 def test_a_guest_that_crashes_ends_its_container(box: Box) -> None:
     """A kernel panic in the guest, asked for by a container that may: the state is stopped, and the pid ends."""
     container = box.sh("sleep 1; echo c >/proc/sysrq-trigger; sleep 1000")

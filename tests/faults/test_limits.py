@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -66,6 +67,15 @@ def test_few_descriptors(box: Box, host: Host, limit: int) -> None:
     gone(container, host)
 
 
+@pytest.mark.parametrize("limit", ["--fsize=1000000:", "--as=1500000000:", "--data=100000000:", "--cpu=1:"])
+def test_a_callers_limits_are_not_the_virtual_machines(box: Box, limit: str) -> None:
+    """A shell's `ulimit` holds for the container's process, as under runc, not for what the machine takes itself."""
+    container = box.sh("ulimit -f; echo hello")
+    result = run(container, "prlimit", limit).expect(0)
+    assert result.stdout.splitlines()[1] == b"hello"
+    assert (result.stdout.splitlines()[0] == b"unlimited") == ("fsize" not in limit)
+
+
 def test_no_processes_for_the_hypervisor(box: Box, host: Host, runtime: Runtime) -> None:
     """RLIMIT_NPROC, which holds for the VMM's user: its messages are in the error, and the template isn't blamed."""
     before = runtime.ok("template", "list", "--quiet").text
@@ -111,22 +121,25 @@ def tiny(runtime: Runtime) -> Iterator[str]:
     os.rmdir(path)
 
 
+def fill(path: str) -> str:
+    """A file that takes all that is left in a small file system."""
+    filler = f"{path}/filler"
+    with open(filler, "wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
 def test_a_state_directory_that_is_full_or_read_only(box: Box, host: Host, runtime: Runtime, tiny: str) -> None:
     """Where sandboxes are kept: the system's words, and nothing half-made anywhere."""
     config = with_settings(runtime, "small", state_dir=tiny, **EMULATED)
-    with open(f"{tiny}/filler", "wb") as file:
-        file.write(bytes(48 << 10))
-        for _ in range(20):
-            try:
-                os.write(file.fileno(), bytes(4096))
-            except OSError:
-                break
+    filler = fill(tiny)
     container = box("true")
     host.mark()
     result = run(container, config=config)
     assert result.code == 1
     assert b"no space left on device" in result.stderr.lower(), result.describe()
-    os.unlink(f"{tiny}/filler")
+    os.unlink(filler)
     subprocess.run(["mount", "-o", "remount,ro", tiny], check=True, timeout=10)
     container = box("true")
     host.mark()
@@ -134,6 +147,36 @@ def test_a_state_directory_that_is_full_or_read_only(box: Box, host: Host, runti
     assert result.code == 1
     assert b"read-only file system" in result.stderr.lower(), result.describe()
     gone(container, host)
+
+
+def test_a_disk_that_gets_full_while_a_container_lives(box: Box, runtime: Runtime, tiny: str) -> None:
+    """What can't be written down isn't done; with space again it is, and no space is needed to end."""
+    root = runtime.root
+    runtime.root = tiny
+    try:
+        container = box.idle()
+        container.create()
+        filler = fill(tiny)
+        for command, before, after in (
+            ("start", "created", "running"),
+            ("pause", "running", "paused"),
+            ("resume", "paused", "running"),
+        ):
+            failed = runtime.call(command, container.id)
+            assert failed.code == 1
+            assert failed.error.endswith("state.json: no space left on device"), failed.describe()
+            assert container.status == before
+            if before == "running":
+                assert container.sh("echo works") == "works", "it isn't frozen"
+            os.unlink(filler)
+            runtime.ok(command, container.id)
+            assert container.status == after
+            filler = fill(tiny)
+        assert container.sh("echo works") == "works"
+        container.delete("--force")
+        assert os.listdir(tiny) == ["filler"]
+    finally:
+        runtime.root = root
 
 
 def test_a_guest_image_that_is_missing_or_broken(box: Box, host: Host, runtime: Runtime) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from framework import process
 from framework.process import wait_until
+from framework.runtime import SOURCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,19 @@ pytestmark = [
 ]
 
 _serial = itertools.count(1)
+# runvm, in which a process is killed that is about to do a certain thing (sys.addaudithook)
+_KILLED = """
+import os, signal, sys
+
+def look(event, given):
+    if {moment}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.path[0] = {source!r}
+sys.addaudithook(look)
+from runvm.__main__ import entry
+sys.exit(entry())
+"""
 BOOT_S = 240
 """A guest's boot may take so long on a host that has much else to do."""
 
@@ -109,6 +123,26 @@ def test_a_template_with_bits_changed_is_dropped_and_the_guest_boots(box: Box, w
     assert (result.code, result.stdout) == (0, b"hello\n"), result.describe()
     assert [record["msg"] for record in result.log if "broken, booting instead" in record["msg"]], result.describe()
     assert whole.names() == [], "the next start makes it anew"
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "event == 'open' and '/templates/' in str(given[0]) and given[0].endswith('/ram')",
+        "event == 'os.exec' and '-incoming' in given[1]",
+    ],
+    ids=["the copy of its memory", "QEMU"],
+)
+def test_a_process_that_is_killed_isnt_the_templates_fault(box: Box, whole: Data, moment: str) -> None:
+    """By the kernel, say, for want of memory: the guest boots, and the next start has the template all the same."""
+    name = whole.restore()
+    container = box("echo", "hello")
+    container.bundle.save()
+    script = _KILLED.format(source=SOURCE, moment=moment)
+    argv = whole.runtime.argv("run", "--bundle", container.bundle.path, container.id)
+    result = process.Process(["/usr/bin/python3", "-c", script, *argv[1:]], env=whole.environment).wait(2 * BOOT_S)
+    assert (result.code, result.stdout) == (0, b"hello\n"), result.describe()
+    assert whole.names() == [name]
 
 
 def test_two_makers_at_once_make_one_of_a_damaged_one(whole: Data) -> None:

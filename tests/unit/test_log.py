@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -34,6 +35,14 @@ def test_a_line_of_text(tmp_path: Path, message: str, wanted: str) -> None:
     log.configure(path=str(tmp_path / "log"), format="text", debug=False)
     log.warning(message)
     assert re.fullmatch(f"{STAMP}level=warning msg={re.escape(wanted)}\n", (tmp_path / "log").read_text())
+
+
+def test_a_record_in_json_has_no_control_characters(tmp_path: Path) -> None:
+    """An engine decodes it, and shows it on its user's terminal."""
+    log = Log()
+    log.configure(path=str(tmp_path / "log"), format="json", debug=False)
+    log.error("mkdir /red\x1b[31m\x9b0m", "one\r\n\ttwo")
+    assert json.loads((tmp_path / "log").read_text())["msg"] == "mkdir /red?[31m?0m: one?\n\ttwo"
 
 
 def test_debug_lines_on_stderr_are_of_that_form(capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,12 +7,11 @@ What is read is the image's: it is opened as inside of its root, only if it is a
 from __future__ import annotations
 
 import os
-import stat
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from runvm.errors import HostError, UnsupportedError, reason
-from runvm.linux import architecture, syscalls
+from runvm.linux import architecture, files, syscalls
 from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
@@ -141,22 +140,15 @@ def _of_program(directory: int, path: str) -> bytes:
 def _head(directory: int, path: str) -> bytes:
     """The first bytes of the regular file *path*; none where there is no such."""
     try:
-        # to open a device or a FIFO could do something, or wait
-        found = syscalls.open_in_root(directory, path, os.O_PATH)
+        fd = files.open_regular(directory, path)
     except (OSError, ValueError):
         return b""
     try:
-        if not stat.S_ISREG(os.fstat(found).st_mode):
-            return b""
-        fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            return os.read(fd, _HEAD)
-        finally:
-            os.close(fd)
+        return os.read(fd, _HEAD)
     except OSError:
         return b""
     finally:
-        os.close(found)
+        os.close(fd)
 
 
 def settle(config: Config, root: str, program: Program) -> Config:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from runvm.cgroup import cgroup as cgroups
-from runvm.container import environment, interrupts, shim, state
+from runvm.container import environment, gate, interrupts, shim, state
 from runvm.container.host_view import Made
 from runvm.container.launching import Launch
 from runvm.container.state import ContainerRecord
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from runvm.cgroup.cgroup import Cgroup
     from runvm.cgroup.scope import Scope
     from runvm.container.context import Context
+    from runvm.container.gate import StartedShim
     from runvm.container.options import CreateOptions
     from runvm.container.plans import ContainerPlan
-    from runvm.container.shim import StartedShim
     from runvm.oci.spec import Spec
     from runvm.sandbox.placement import Placement
     from runvm.sandbox.registry import Sandbox
@@ -232,14 +232,14 @@ class Creation:
         spec, guest = self._plan.spec, self._plan.guest
         hooks = any(spec.hooks.get(kind) for kind in _HOOKS)
         if self._view is not None:
-            guest.settle(shim.show(self.started, for_hooks=hooks))
+            guest.settle(gate.show(self.started, for_hooks=hooks))
             log.debug("create: mounts made on the host")
         else:
             guest.settle(Made({}, environment.home_of(self.started.pid, spec.process.uid)))
         if hooks:
             _run_hooks(spec, self._cid, self._record.shim)
             if self._view is not None:
-                guest.add(shim.end_hooks(self.started), self._view.at, len(spec.mounts))
+                guest.add(gate.end_hooks(self.started), self._view.at, len(spec.mounts))
 
     def make_filter(self) -> None:
         """The seccomp filter, while the virtual machine starts."""

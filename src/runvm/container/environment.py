@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import stat
 from typing import TYPE_CHECKING
 
-from runvm.linux import syscalls
+from runvm.linux import files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MAX = 1 << 20
 """Bytes of a container's /etc/passwd that are looked at."""
+_MAX_HOME = 4096
+"""Letters of a home directory: a longer one is no path (limits.h, PATH_MAX)."""
 
 
 def complete(given: Sequence[str], home: str) -> list[str]:
@@ -30,12 +31,11 @@ def complete(given: Sequence[str], home: str) -> list[str]:
 def home_in(root: int, uid: int) -> str:
     """The home directory of *uid* by /etc/passwd below the directory *root*, '/' where it has none."""
     try:
-        # no link of the image leads out of its root, nothing waits for a FIFO that is put there
-        fd = syscalls.open_in_root(root, "etc/passwd", os.O_RDONLY | os.O_NONBLOCK)
+        fd = files.open_regular(root, "etc/passwd")
     except OSError:
         return "/"
     try:
-        data = os.read(fd, _MAX) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        data = os.read(fd, _MAX)
     except OSError:
         return "/"
     finally:
@@ -43,7 +43,7 @@ def home_in(root: int, uid: int) -> str:
     for line in data.decode(errors="surrogateescape").splitlines():
         fields = line.strip().split(":")
         if len(fields) > 5 and fields[2] == str(uid):
-            return fields[5] or "/"
+            return fields[5] if 0 < len(fields[5]) <= _MAX_HOME else "/"
     return "/"
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runvm.container.context import Context
+    from runvm.container.gate import StartedShim
     from runvm.container.options import ExecOptions
-    from runvm.container.shim import StartedShim
     from runvm.container.state import ContainerRecord
 
 

@@ -7,7 +7,7 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from runvm.container import shim, terminal
+from runvm.container import gate, shim, terminal
 from runvm.errors import HostError, reason
 from runvm.linux import files, sockets
 from runvm.protocol import frames, messages
@@ -16,9 +16,10 @@ from runvm.sandbox import registry
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
+    from runvm.container.gate import StartedShim
     from runvm.container.host_view import View
     from runvm.container.passed import Passed
-    from runvm.container.shim import Namespaces, StartedShim
+    from runvm.container.shim import Namespaces
     from runvm.sandbox.registry import Sandbox
 
 
@@ -53,7 +54,7 @@ class Launch:
         oom_score: int | None,
         waits: bool = False,
     ) -> StartedShim:
-        """Fork the shim, which waits at its gate: see shim.ShimPlan. Raises OSError."""
+        """Fork the shim, which waits at its gate: see shim.ShimPlan. Raises OSError, DeadlineError."""
         started = shim.start(
             shim.ShimPlan(
                 title=" ".join(title),
@@ -75,7 +76,7 @@ class Launch:
         """Let the shim go on, and tell the caller; the terminal's master where no *console_socket* takes it, the
         caller's to close, or -1. Raises OSError, HostError; the process has been killed then."""
         try:
-            shim.release(started)
+            gate.release(started)
             self._tell(started.pid, console_socket, pid_file, pidfd_socket)
         except BaseException:
             _kill(started.pid)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import gc
-import json
 import os
 import signal
 import termios
@@ -16,11 +15,11 @@ import time
 import tty
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from runvm.container import host_view
+from runvm.container import gate, host_view
 from runvm.container.passed import Passed
-from runvm.errors import HostError, RunvmError, words
+from runvm.errors import RunvmError
 from runvm.linux import files, process, syscalls
 from runvm.linux.loop import IN, Loop
 from runvm.linux.terminal import get_size
@@ -33,9 +32,8 @@ from runvm.records import NamedTuple
 if TYPE_CHECKING:
     import socket
 
-    from runvm.container.hook_view import HookMount
+    from runvm.container.gate import StartedShim
 
-_VIEW, _VIEW_FOR_HOOKS, _HOOKS_DONE, _DONE = b"m", b"v", b"h", b"m"
 LOST = 137
 """The exit code where the virtual machine went away under the process: as if killed by SIGKILL."""
 _STALL_SECONDS = 3.0
@@ -76,17 +74,10 @@ class ShimPlan(NamedTuple):
     waits: bool = False
 
 
-class StartedShim(NamedTuple):
-    """A shim: its pid on the host, and the descriptor by which it is told to go on (or, closed, to end)."""
-
-    pid: int
-    gate: int
-
-
 def start(plan: ShimPlan) -> StartedShim:
     """Fork a shim that is an orphan (the caller's subreaper, or init, reaps it) and waits at its gate.
 
-    Returns when its namespaces are made. Raises OSError where they can't be.
+    Returns when its namespaces are made. Raises OSError where they can't be, DeadlineError.
     """
     import socket
 
@@ -100,38 +91,20 @@ def start(plan: ShimPlan) -> StartedShim:
             elif plan.namespaces.pid_new:
                 syscalls.unshare(syscalls.CLONE_NEWPID)
             ours.close()
-            pid = process.fork(lambda: _main(plan, theirs))
-            theirs.sendall(b"p%d" % pid)
+            gate.tell_pid(theirs, process.fork(lambda: _main(plan, theirs)))
         except OSError as error:
-            theirs.sendall(f"e{error.errno} {words(error)}".encode())
+            gate.tell_failure(theirs, error)
 
     parent = process.fork(middle)
     theirs.close()
-    os.waitpid(parent, 0)
-    ours.settimeout(10)
-    pid = 0
-    ready = False
-    while not (pid and ready):
-        data = ours.recv(4096)
-        if data[:1] == b"p":
-            pid = int(data[1:])
-        elif data[:1] == b"r":
-            ready = True
-        else:
-            ours.close()
-            number, _, text = data[1:].decode().partition(" ")
-            raise OSError(int(number or 5), text or "the shim ended at once")
-    return StartedShim(pid, ours.detach())
+    return gate.await_made(ours, parent)
 
 
-def _main(plan: ShimPlan, gate: object) -> None:
-    import socket
-
-    assert isinstance(gate, socket.socket)
+def _main(plan: ShimPlan, door: socket.socket) -> None:
     os.setsid()
     process.set_oom_score(plan.oom_score)
     # first of all the sandbox's listener: held here it would let commands connect to a supervisor that has gone
-    own = (plan.connection, gate.fileno(), *plan.passed.fds, *([plan.terminal] if plan.terminal >= 0 else []))
+    own = (plan.connection, door.fileno(), *plan.passed.fds, *([plan.terminal] if plan.terminal >= 0 else []))
     process.close_above(2, (*own, *plan.namespaces.join))
     try:
         process.join_cgroups(plan.cgroup_procs)
@@ -142,15 +115,15 @@ def _main(plan: ShimPlan, gate: object) -> None:
         if plan.namespaces.new & syscalls.CLONE_NEWNS:
             syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
     except OSError as error:
-        gate.sendall(f"e{error.errno} {words(error)}".encode())
+        gate.tell_failure(door, error)
         os._exit(1)
     process.close_above(2, own)
-    gate.sendall(b"r")
-    order = gate.recv(1)
-    if order in (_VIEW, _VIEW_FOR_HOOKS) and plan.view is not None:
-        _make_view(plan.view, gate, for_hooks=order == _VIEW_FOR_HOOKS)
-        order = gate.recv(1)
-    if order != b"g":
+    door.sendall(gate.READY)
+    order = door.recv(1)
+    if order in (gate.VIEW, gate.VIEW_FOR_HOOKS) and plan.view is not None:
+        _make_view(plan.view, door, for_hooks=order == gate.VIEW_FOR_HOOKS)
+        order = door.recv(1)
+    if order != gate.GO:
         os._exit(LOST)  # the command gave up or was killed
     shim = Shim(plan)
     syscalls.set_name("runvm-shim")
@@ -159,10 +132,10 @@ def _main(plan: ShimPlan, gate: object) -> None:
     if plan.view is not None:
         _show_root(plan.view.at, own_processes=plan.namespaces.pid_new or plan.namespaces.pid_join >= 0)
     # whatever stays open, an engine may wait for the end of (or, like containerd's own socket, must never find here)
-    process.close_above(2, (plan.connection, gate.fileno(), *shim.descriptors))
+    process.close_above(2, (plan.connection, door.fileno(), *shim.descriptors))
     shim.take_standard_streams()
-    gate.sendall(b"s")
-    gate.close()
+    door.sendall(gate.STREAMS_TAKEN)
+    door.close()
     gc.freeze()
     try:
         code = shim.run()
@@ -183,8 +156,8 @@ def _await_others() -> None:
             time.sleep(0.002)
 
 
-def _make_view(view: host_view.View, gate: socket.socket, *, for_hooks: bool) -> None:
-    """Make it, and answer show(); *for_hooks* show it to them until they are done, which end_hooks() says."""
+def _make_view(view: host_view.View, door: socket.socket, *, for_hooks: bool) -> None:
+    """Make it, and answer gate.show(); *for_hooks* show it to them until they are done, which gate.end_hooks() says."""
     try:
         made, descriptors = host_view.make(view)
         answer = [[*made.places.items()], made.home]
@@ -192,14 +165,14 @@ def _make_view(view: host_view.View, gate: socket.socket, *, for_hooks: bool) ->
             from runvm.container.hook_view import HookView
 
             shown = HookView(view, descriptors[0])
-            gate.sendall(_DONE + json.dumps(answer).encode())
-            if gate.recv(1) != _HOOKS_DONE:
+            gate.answer(door, answer)
+            if door.recv(1) != gate.HOOKS_DONE:
                 os._exit(LOST)
             answer = [*shown.end()]
         host_view.protect(view, descriptors)
-        gate.sendall(_DONE + json.dumps(answer).encode())
+        gate.answer(door, answer)
     except (RunvmError, OSError) as error:
-        gate.sendall(b"e" + str(error).encode()[:32768])
+        gate.refuse(door, error)
 
 
 def _show_root(root: str, *, own_processes: bool) -> None:
@@ -214,48 +187,6 @@ def _show_root(root: str, *, own_processes: bool) -> None:
             syscalls.mount("proc", "/proc", "proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
     syscalls.unmount(".", syscalls.MNT_DETACH)
     os.chdir("/")
-
-
-def show(started: StartedShim, *, for_hooks: bool = False) -> host_view.Made:
-    """Have a shim that waits at its gate make its plan's view; what host_view.make() says. *for_hooks* it is shown to
-    them until end_hooks().
-
-    Raises: HostError, OSError where it has died.
-    """
-    places, home = _ask(started, _VIEW_FOR_HOOKS if for_hooks else _VIEW)
-    return host_view.Made({number: host_view.ViewPlace(*place) for number, place in places}, home)
-
-
-def end_hooks(started: StartedShim) -> list[HookMount]:
-    """Hooks have run: what they have mounted. Raises: HostError, OSError where the shim has died."""
-    from runvm.container.hook_view import HookMount
-
-    return [HookMount(path, tuple(options)) for path, options in _ask(started, _HOOKS_DONE)]
-
-
-def _ask(started: StartedShim, order: bytes, *, timeout: float = 60.0) -> Any:
-    import socket
-
-    with socket.socket(fileno=os.dup(started.gate)) as gate:
-        gate.settimeout(timeout)
-        gate.sendall(order)
-        answer = gate.recv(1 << 18)
-    if answer[:1] == _DONE:
-        return json.loads(answer[1:])
-    if answer[:1] == b"e":
-        raise HostError(answer[1:].decode(errors="replace"))
-    raise OSError(5, "the shim ended")
-
-
-def release(started: StartedShim, *, timeout: float = 10.0) -> None:
-    """Let a shim go on from its gate; returns when it has taken its streams over. Raises OSError where it has died."""
-    import socket
-
-    with socket.socket(fileno=started.gate) as gate:
-        gate.settimeout(timeout)
-        gate.sendall(b"g")
-        if gate.recv(1) != b"s":
-            raise OSError(5, "the shim ended")
 
 
 class Shim:

@@ -31,6 +31,7 @@ def start(ctx: Context, cid: str) -> ContainerRecord:
         if record.status != "created":
             raise StateError("cannot start an already running container")
         config = state.load_config(ctx, cid)
+        written = state.prepare(ctx, record._replace(started=True))
         try:
             with cpu_limits.lifted(sandbox):
                 cpu_limits.begin(sandbox, cid)
@@ -38,7 +39,7 @@ def start(ctx: Context, cid: str) -> ContainerRecord:
         except NotRunningError as error:
             raise diagnosis.explained(error, sandbox) from None
         log.debug("start: container started in the guest")
-        state.save(ctx, record._replace(started=True))
+        written()
         if record.scope:
             _limit_scope(ctx, record)
     run_hooks(record, config, "poststart", "running")

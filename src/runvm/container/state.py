@@ -24,6 +24,8 @@ from runvm.linux.process import Identity
 from runvm.records import NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from runvm.container.context import Context
 
 LOCK_SECONDS = 120.0
@@ -137,14 +139,23 @@ def lock(ctx: Context, cid: str, *, timeout: float = LOCK_SECONDS) -> Lock:
 
 
 def save(ctx: Context, record: ContainerRecord) -> None:
-    """Write the record, whole or not at all."""
+    """Write the record, whole or not at all. Raises HostError."""
+    prepare(ctx, record)()
+
+
+def prepare(ctx: Context, record: ContainerRecord) -> Callable[[], None]:
+    """Write the record beside the one in force, for what is about to be done; the function that is returned puts it in
+    force once that has been done, and doesn't fail for want of space. Raises HostError."""
     body = record._asdict()
     for derived in ("id", "status", "pid"):
         del body[derived]
     path = f"{directory(ctx, record.id)}/{_NAME}"
-    with open(f"{path}.new", "w", opener=files.private) as file:
-        json.dump(body, file)
-    os.rename(f"{path}.new", path)
+    try:
+        with open(f"{path}.new", "w", opener=files.private) as file:
+            json.dump(body, file)
+    except OSError as error:
+        raise HostError(f"write {path}: {reason(error)}") from error
+    return lambda: os.rename(f"{path}.new", path)
 
 
 def save_config(ctx: Context, cid: str, text: bytes) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from runvm import __version__
-from runvm.errors import DeadlineError, GuestError, HostError, RunvmError, VmmError
+from runvm.errors import DeadlineError, GuestError, KilledError, RunvmError, VmmError
 from runvm.hypervisor import jail, ram
 from runvm.hypervisor.child import Child
 from runvm.hypervisor.driver import Driver, Endpoints, Machine, Vm
@@ -112,7 +112,7 @@ class Guest:
     def _ended(self) -> RunvmError:
         how = process.how_ended(self.vm.pid, deadline=time.monotonic() + _ENDING_SECONDS)
         message = "the guest ended before its agent answered" + (f": the VMM {how}" if how else "")
-        kind = HostError if how == process.KILLED else GuestError
+        kind = KilledError if how == process.KILLED else GuestError
         return kind(message, details=self.console_end())
 
     def kill(self) -> None:
@@ -224,10 +224,10 @@ def start(
 
 
 def _wait_copied(copier: Child, template: str, deadline: float) -> None:
-    """Raises VmmError, upon which a guest boots instead, and DeadlineError."""
+    """Raises VmmError, upon which a guest boots instead, DeadlineError, KilledError."""
     try:
         copier.wait(deadline=deadline)
-    except DeadlineError:
+    except (DeadlineError, KilledError):
         raise
     except RunvmError as error:
         raise VmmError(f"the memory in {template} can't be copied: {error.message}") from error

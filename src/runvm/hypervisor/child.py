@@ -4,15 +4,16 @@ waits for them, and the copy of a VM's memory."""
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
-from runvm.errors import DeadlineError, GuestError, HostError, RunvmError, VmmError, words
+from runvm.errors import DeadlineError, GuestError, HostError, KilledError, RunvmError, VmmError, words
 from runvm.linux import process, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_KINDS = {kind.__name__: kind for kind in (DeadlineError, GuestError, HostError, VmmError)}
+_KINDS = {kind.__name__: kind for kind in (DeadlineError, GuestError, HostError, KilledError, VmmError)}
 _FAILED = 3
 _MAX_DETAILS = 20_000
 
@@ -53,7 +54,7 @@ class Child:
 
     def wait(self, *, deadline: float) -> None:
         """Until *action* is done; its RunvmError is raised here. Raises DeadlineError, and the process is killed then;
-        HostError where it ended without a word."""
+        KilledError; HostError where it ended without a word."""
         status = process.wait_child(self._pid, deadline=deadline)
         if status is None:
             self.kill()
@@ -61,6 +62,8 @@ class Child:
         self._pid = -1
         data = os.read(self._reader, 65536) if status else b""  # its only writer has ended
         self._close()
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            raise KilledError(f"the process of {self._what} was killed")
         if status:
             ended = f"the process of {self._what} ended with {process.exit_code(status)}"
             kind, message, do, details = ["HostError", ended, "", ""]
@@ -87,6 +90,7 @@ def isolated(action: Callable[[], None]) -> Child:
 
     def alone() -> None:
         os.umask(0o022)  # the hypervisor, of another user, looks into its jail
+        syscalls.raise_limits()
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
         action()

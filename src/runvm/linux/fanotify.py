@@ -28,6 +28,7 @@ NAMES = CREATE | DELETE | MOVED_FROM | MOVED_TO
 """What changes a directory's list of names."""
 _CLASS_NOTIF = 0
 _CLOEXEC, _NONBLOCK = 1, 2
+_UNLIMITED_MARKS = 0x20
 _REPORT_FID, _REPORT_DIR_FID, _REPORT_NAME = 0x200, 0x400, 0x800
 _MARK_ADD, _MARK_REMOVE, _MARK_ONLYDIR = 0x1, 0x2, 0x8
 _FID, _DFID_NAME, _OLD_DFID_NAME, _NEW_DFID_NAME = 1, 2, 10, 12
@@ -63,7 +64,10 @@ class Group:
         """Raises OSError: PermissionError where this user may not, EINVAL where the kernel is before 5.9."""
         flags = _CLASS_NOTIF | _CLOEXEC | _NONBLOCK | (_REPORT_FID if files else _REPORT_DIR_FID | _REPORT_NAME)
         self._files = files
-        self.fd = _check(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC), "watch for changes")
+        # who bounds its marks itself doesn't use up those that all of root's processes have (max_user_marks)
+        self.fd = int(_libc.fanotify_init(flags | _UNLIMITED_MARKS, os.O_RDONLY | os.O_CLOEXEC))
+        if self.fd < 0:  # a user may not
+            self.fd = _check(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC), "watch for changes")
         self._cookie = 0
         self._moves = RENAME
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
+
+from runvm.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +48,19 @@ def read(path: str, limit: int = _MAX) -> str:
         return data.decode(errors="replace")
     finally:
         os.close(fd)
+
+
+def open_regular(root: int, path: str) -> int:
+    """A descriptor, to read from, of the regular file *path* as a process whose root is the directory *root* finds it.
+    Raises OSError, also where it is something else: to open a device or a FIFO could do something, or wait, and a
+    container can put one anywhere."""
+    found = syscalls.open_in_root(root, path, os.O_PATH)
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise OSError(errno.EINVAL, f"{path} is no regular file")
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(found)
 
 
 def tail(path: str, size: int = 2048) -> str:

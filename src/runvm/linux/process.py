@@ -174,6 +174,11 @@ KILLED = f"was ended by signal {signal.SIGKILL:d}"
 """how_ended() of a child that somebody, or the kernel for want of memory, has killed."""
 
 
+def was_killed(pid: int, *, timeout: float = 0.5) -> bool:
+    """Whether SIGKILL has ended a child that is just ending; it stays to be reaped."""
+    return how_ended(pid, deadline=time.monotonic() + timeout) == KILLED
+
+
 def end_child(pid: int, what: str, *, timeout: float = 10.0) -> None:
     """SIGKILL to a child, and reap it; one that has gone is no error. Raises DeadlineError naming *what* it was."""
     try:
@@ -199,6 +204,7 @@ def exit_code(status: int) -> int:
 def fork(child: Callable[[], None]) -> int:
     """Fork; *child* runs in the new process, which ends with 0 after it, or with 1 and a line on stderr at an
     exception."""
+    _keep_children()
     pid = os.fork()
     if not pid:
         _run_and_exit(child)
@@ -213,6 +219,7 @@ def fork_in_pid_namespace(child: Callable[[], None]) -> int:
     """
     import ctypes
 
+    _keep_children()
     python = ctypes.pythonapi
     python.PyOS_BeforeFork()
     pid = syscalls.clone(syscalls.CLONE_NEWPID | signal.SIGCHLD)
@@ -223,6 +230,13 @@ def fork_in_pid_namespace(child: Callable[[], None]) -> int:
     if pid < 0:
         raise OSError(-pid, f"make a process in a PID namespace: {os.strerror(-pid)}")
     return pid
+
+
+def _keep_children() -> None:
+    """Have a child's end wait for whoever asks for it: where a caller has left SIGCHLD ignored to this process, the
+    kernel would forget it, and tell nobody how it ended (wait(2))."""
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _run_and_exit(child: Callable[[], None]) -> NoReturn:

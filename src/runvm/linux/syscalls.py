@@ -33,7 +33,9 @@ MS_SHARED = 1 << 20
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
-_RLIMIT_NOFILE = 7  # asm-generic/resource.h
+# asm-generic/resource.h
+_RLIMIT_CPU, _RLIMIT_FSIZE, _RLIMIT_DATA, _RLIMIT_NOFILE, _RLIMIT_AS = 0, 1, 2, 7, 9
+_RLIM_INFINITY = (1 << 64) - 1
 
 # sys/prctl.h, prctl(2)
 PR_SET_PDEATHSIG = 1
@@ -247,13 +249,22 @@ def _openat2(directory_fd: int, path: str, flags: int, resolve: int) -> int:
     )
 
 
-def raise_descriptors() -> None:
-    """Let this process, and those that it makes, have as many descriptors as its hard limit allows (setrlimit(2)). The
-    resource module would take 2 ms to load. Raises OSError."""
+def raise_limits() -> None:
+    """Let this process, and those that it makes, have what a virtual machine needs, whatever its caller may have:
+    processor time, memory and files of any length, and as many descriptors as the hard limit allows (setrlimit(2)). A
+    container's own limits hold in the guest. The resource module would take 2 ms to load. Raises OSError."""
     limit = (ctypes.c_ulong * 2)()
-    _check(_libc.getrlimit(_RLIMIT_NOFILE, limit), "the limit of descriptors")
+    for kind in (_RLIMIT_CPU, _RLIMIT_FSIZE, _RLIMIT_DATA, _RLIMIT_AS):
+        limit[0] = limit[1] = _RLIM_INFINITY
+        if _libc.setrlimit(kind, limit):  # a user's hard limit stays
+            _raise_to_hard(kind, limit)
+    _raise_to_hard(_RLIMIT_NOFILE, limit)
+
+
+def _raise_to_hard(kind: int, limit: ctypes.Array[ctypes.c_ulong]) -> None:
+    _check(_libc.getrlimit(kind, limit), "read a limit of resources")
     limit[0] = limit[1]
-    _check(_libc.setrlimit(_RLIMIT_NOFILE, limit), "raise the limit of descriptors")
+    _check(_libc.setrlimit(kind, limit), "raise a limit of resources")
 
 
 def set_title(title: str) -> None:

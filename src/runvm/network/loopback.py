@@ -74,7 +74,10 @@ class LoopbackProxy:
     def _ready(self, events: int) -> None:
         try:
             sock, _ = self._listener.accept()
-        except OSError:  # it has gone already
+        except (BlockingIOError, InterruptedError, ConnectionError):  # it has gone already
+            return
+        except OSError:  # no descriptors are left: the connection waits
+            self._loop.rest(self._listener.fileno())
             return
         address, port = sock.getsockname()
         if self._steering < 0:

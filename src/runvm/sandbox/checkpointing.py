@@ -15,7 +15,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from runvm.errors import RunvmError, UnsupportedError
+from runvm.errors import RunvmError, UnsupportedError, words
 from runvm.linux import process, sockets
 from runvm.log import log
 from runvm.protocol import messages
@@ -324,7 +324,7 @@ class _Checkpoint:
 
     def _gone_wrong(self, error: RunvmError | None) -> bool:
         if error is not None:
-            self.fail(str(error))
+            self.fail(words(error))
         return self._failed
 
     def _go_on(self, answer: Done | Failed) -> None:

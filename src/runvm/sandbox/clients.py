@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from runvm.errors import RunvmError
+from runvm.errors import RunvmError, words
 from runvm.linux.loop import IN
 from runvm.log import log
 from runvm.protocol import messages, version
@@ -118,7 +118,7 @@ class Clients:
                 raise RunvmError(f"the supervisor doesn't serve {type(request).__name__}")
             handler(client, request, lambda answer: client.reply(number, answer))
         except (RunvmError, OSError) as error:
-            client.reply(number, Failed(str(error)))
+            client.reply(number, Failed(words(error)))
         except Exception as error:  # one client's request, whatever is wrong with it, isn't the end of the others
             import traceback
 

@@ -10,7 +10,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from runvm.cgroup.oom import Display
-from runvm.errors import ContainerExistsError, RunvmError, VmmError
+from runvm.errors import ContainerExistsError, RunvmError, VmmError, words
 from runvm.log import log
 from runvm.network import networks
 from runvm.protocol import messages
@@ -261,7 +261,7 @@ class Containers:
             try:
                 action(self.members[container].tasks[key])
             except (RunvmError, OSError) as error:
-                reply(Failed(str(error)))
+                reply(Failed(words(error)))
 
         def late() -> None:
             if self._waiting.pop((container, key), None) is not None:
@@ -313,7 +313,7 @@ class Containers:
             try:
                 make()
             except (RunvmError, OSError) as error:
-                created(Failed(str(error)))
+                created(Failed(words(error)))
 
         if not self.life.initialized:
             self.life.creations[member.name] = VmCreation(again, lambda reason: created(Failed(reason)))

@@ -16,6 +16,7 @@ from runvm.errors import (
     DeadlineError,
     GuestError,
     HostError,
+    KilledError,
     RunvmError,
     UnsupportedError,
     VmmError,
@@ -217,7 +218,7 @@ def main(
         supervisor.run()
         asked = supervisor.life.left_cause
     except Exception as error:  # the process's edge: the VM's callers and the log are told, whatever it is
-        message = words(error) if isinstance(error, OSError) else str(error)
+        message = words(error)
         details = getattr(error, "details", "") or diagnosis.last_lines(plan.sandbox.directory)
         if not isinstance(error, RunvmError | OSError | FrameError):
             import traceback
@@ -246,7 +247,7 @@ def _supervisor(plan: VmPlan, listener: socket.socket, share: tree.Tree) -> tupl
     except (RunvmError, OSError) as error:
         if plan.fallback is None or plan.restore is None:
             raise
-        note = str(error)
+        note = words(error)
     log.warning(f"the checkpoint's virtual machine doesn't come up: {note}")
     share.remove(plan.restore.place)
     with suppress(OSError):
@@ -261,7 +262,7 @@ def _settle(plan: VmPlan, cgroup_procs: tuple[str, ...], keep: tuple[int, ...]) 
     os.setsid()
     os.umask(0o022)  # the hypervisor, of another user, looks into its jail
     syscalls.set_name("runvm-sandbox")
-    syscalls.raise_descriptors()  # it has those of all its containers' connections
+    syscalls.raise_limits()  # it has the descriptors of all its containers' connections
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # an engine's stop of a whole process group isn't meant for the VM
     out = os.open(f"{plan.sandbox.directory}/supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -342,7 +343,8 @@ def _start_guest(plan: VmPlan, tap: int, nics: tuple[int, ...], share: socket.so
             if isinstance(error, DeadlineError) and template.has_served(plan.template):
                 template.doubt(plan.template)
                 raise  # most likely the host is too busy, and booting takes longer
-            broken = str(error)
+            log.warning(f"the template isn't used: {words(error)}")
+            broken = "" if isinstance(error, KilledError) else words(error)  # else it is the host's fault
             with suppress(OSError):
                 syscalls.unmount(f"{directory}/jail", syscalls.MNT_DETACH)
     cold = guest is None

@@ -6,13 +6,15 @@ import os
 import socket
 from contextlib import suppress
 
+from runvm.log import printable
+
 _PASSED = ("READY", "RELOADING", "STOPPING", "STATUS", "ERRNO", "BUSERROR", "WATCHDOG", "EXTEND_TIMEOUT_USEC")
 """Not MAINPID, which would be a number of the guest's, nor what belongs to descriptors."""
 
 
 def passed(text: str) -> str:
-    """The lines of a container's message that mean something on the host."""
-    return "\n".join(line for line in text.split("\n") if line.partition("=")[0] in _PASSED)
+    """The lines of a container's message that mean something on the host, where `systemctl status` shows them."""
+    return "\n".join(printable(line) for line in text.split("\n") if line.partition("=")[0] in _PASSED)
 
 
 class Notifier:

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from runvm.checkpoint import image
-from runvm.errors import CheckpointError, RunvmError
+from runvm.errors import CheckpointError, RunvmError, words
 from runvm.hypervisor import boot
 from runvm.log import log
 from runvm.protocol import messages
@@ -108,7 +108,7 @@ def attach(
         try:
             limits.enforce(vm, keeper.members.values(), member, request.resources, reply)
         except RunvmError as error:
-            reply(Failed(str(error)))
+            reply(Failed(words(error)))
 
     message = messages.Restored(
         restore.before,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from runvm.errors import NOT_RUNNING, RunvmError
+from runvm.errors import NOT_RUNNING, RunvmError, words
 from runvm.hypervisor import template
 from runvm.linux import process
 from runvm.log import log
@@ -183,8 +183,8 @@ class VmLife:
         except (RunvmError, OSError) as error:
             details = getattr(error, "details", "") or diagnosis.last_lines(self.plan.sandbox.directory)
             for creation in creations:
-                creation.failed("\n".join([str(error), details]).strip())
-            self._fail_for_good(str(error), details)
+                creation.failed("\n".join([words(error), details]).strip())
+            self._fail_for_good(words(error), details)
             return
         self._restarting = False
         self.notes.append(template.drop(broken, reason))

@@ -192,7 +192,7 @@ def serve(config: Config, directory: str, *, log: str) -> Daemon:
             process.close_above(3)
             os.set_inheritable(3, True)
             process.reset_signals()
-            syscalls.raise_descriptors()  # each file that the guest knows is one of the daemon's
+            syscalls.raise_limits()  # each file that the guest knows is one of the daemon's
             process.die_with_parent(parent)
             _trust_the_guests_checks()
             os.execve(binary, arguments(binary, directory, 3, rust=rust), {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})

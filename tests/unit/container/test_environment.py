@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import select
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +14,8 @@ from runvm.container import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+_IN_OPEN = 0x20  # sys/inotify.h
 
 
 @pytest.mark.parametrize(
@@ -59,3 +63,19 @@ def test_a_hostile_passwd_is_no_trouble(root: int, tmp_path: Path) -> None:
     path.unlink()
     path.mkdir()
     assert environment.home_in(root, 0) == "/"
+    path.rmdir()
+    path.write_text(f"root:x:0:0:root:/{'x' * 5000}:/bin/sh\n")
+    assert environment.home_in(root, 0) == "/", "no path is that long"
+
+
+def test_what_is_no_regular_file_isnt_even_opened(root: int, tmp_path: Path) -> None:
+    """A container may put a device there, of which the host's driver would hear: a watchdog, say, that reboots it."""
+    path = tmp_path / "etc/passwd"
+    for make, opened in ((os.mkfifo, False), (Path.touch, True)):
+        make(path)
+        watch = ctypes.CDLL(None).inotify_init1(os.O_NONBLOCK)
+        assert ctypes.CDLL(None).inotify_add_watch(watch, os.fsencode(path), _IN_OPEN) >= 0
+        environment.home_in(root, 0)
+        assert bool(select.select([watch], [], [], 0)[0]) == opened
+        os.close(watch)
+        path.unlink()

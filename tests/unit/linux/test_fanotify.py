@@ -50,6 +50,13 @@ def test_what_happens_in_a_directory_and_who_did_it(group: fanotify.Group, tmp_p
     assert group.read() == []
 
 
+def test_marks_of_root_are_left_to_others(group: fanotify.Group) -> None:
+    """A guest has thousands made, and each group bounds its own: they don't count for all of root's processes."""
+    with open(f"/proc/self/fdinfo/{group.fd}", encoding="ascii") as file:
+        flags = next(line.split()[1] for line in file if line.startswith("fanotify flags:"))
+    assert int(flags.removeprefix("flags:"), 16) & fanotify._UNLIMITED_MARKS
+
+
 def test_the_halves_of_a_move_belong_together(group: fanotify.Group, tmp_path: Path) -> None:
     """Between two directories; of one that leaves what is watched there is one half."""
     (tmp_path / "sub").mkdir()

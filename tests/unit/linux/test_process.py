@@ -58,6 +58,18 @@ def test_one_that_has_ended_and_isn_t_reaped_has_ended() -> None:
         process.open_namespace(found, "network")
 
 
+def test_a_caller_that_ignores_its_childrens_end_doesnt_spoil_ours() -> None:
+    """SIGCHLD ignored is inherited, and the kernel would reap them by itself (wait(2))."""
+
+    def child() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        inner = process.fork(lambda: os._exit(7))
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]))
+
+    pid = process.fork(child)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
 def test_a_cgroup_that_refuses_a_process_is_named_as_by_runc() -> None:
     """A real-time process and a cgroup without real-time share, for one; /proc/version refuses all."""
     with pytest.raises(OSError, match="unable to apply cgroup configuration: write /proc/version: "):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from runvm.agent import connections, network
+from runvm.linux import process
 from runvm.linux.loop import Loop
-from runvm.network.loopback import Forwards
+from runvm.network.loopback import Forwards, LoopbackProxy
 from runvm.protocol.frames import Frame
 from runvm.protocol.gate import Gate
 from runvm.protocol.messages import Done, Failed
@@ -175,3 +178,33 @@ def test_a_closed_door_refuses(box: Namespace, guest: Namespace) -> None:
     made.close()
     with pytest.raises(ConnectionRefusedError):
         _connect(box, 8080)
+
+
+def test_a_connection_waits_while_no_descriptors_are_left(box: Namespace) -> None:
+    """The listener is ready all the time, and isn't asked again and again: the supervisor has others to serve."""
+
+    def serve() -> None:
+        loop = Loop()
+        accepted: list[socket.socket] = []
+        try:
+            LoopbackProxy(loop, box.fd, lambda sock, address, port: accepted.append(sock))
+        except OSError:
+            os._exit(5)
+        client = box.socket(socket.AF_INET, socket.SOCK_STREAM)
+        client.setblocking(False)
+        client.connect_ex(("127.0.0.1", 8080))
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        deadline = time.monotonic() + 0.5
+        turns = 0
+        while time.monotonic() < deadline:
+            loop.turn(0.5)
+            turns += 1
+        os._exit(0 if turns < 5 and not accepted else 6)
+
+    pid = process.fork(serve)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code == 5:
+        pytest.skip("this kernel has no BPF sk_lookup, or doesn't let us use it")
+    assert code == 0

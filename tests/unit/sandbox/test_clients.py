@@ -122,7 +122,7 @@ def test_a_bad_message_is_answered_and_the_connection_goes_on(server: Server, pa
     ("error", "said"),
     [
         (RunvmError("it doesn't work", do="try again"), "it doesn't work: try again"),
-        (FileNotFoundError(2, "No such file or directory", "/x"), "No such file or directory"),
+        (FileNotFoundError(2, "No such file or directory", "/x"), "/x: no such file or directory"),
         (KeyError("limits"), "internal error: KeyError: 'limits'"),
         (TypeError("no"), "internal error: TypeError: no"),
         (RecursionError(), "internal error: RecursionError"),

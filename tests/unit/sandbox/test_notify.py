@@ -11,6 +11,7 @@ def test_the_guests_numbers_are_left_out() -> None:
     assert notify.passed("READY=1\nMAINPID=7\nSTATUS=up = well\nFDSTORE=1\n\nFDNAME=x") == "READY=1\nSTATUS=up = well"
     assert notify.passed("READY") == "READY"
     assert notify.passed("") == ""
+    assert notify.passed("STATUS=red \x1b[31m\r") == "STATUS=red ?[31m?", "it is shown on a terminal"
 
 
 def test_a_socket_with_a_long_name_is_reached(tmp_path: Path) -> None:

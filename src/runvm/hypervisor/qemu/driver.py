@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from runvm.errors import HostError, VmmError
+from runvm.errors import HostError, KilledError, VmmError
 from runvm.hypervisor import jail
 from runvm.hypervisor.driver import Capabilities, Endpoints, Finding, Machine
 from runvm.hypervisor.qemu.arguments import PORTS, arguments, cmdline
@@ -153,8 +153,11 @@ class Qemu:
                 for command in ("getfd", "migrate-incoming"):
                     vm.qmp.answer(command, deadline=deadline)
                 _await_migrated(vm.qmp, deadline)
-        except BaseException:
+        except BaseException as error:
+            killed = isinstance(error, VmmError) and process.was_killed(pid)
             vm.kill()
+            if killed:
+                raise KilledError(f"{error}: somebody, or the kernel for want of memory, has killed it") from error
             raise
         return vm
 
