@@ -465,6 +465,8 @@ BAD_CONFIGS: list[tuple[str, Any]] = [
     ("linux.sysctl", {"kernel.no.such.sysctl": "1"}),
     ("linux.seccomp", {"defaultAction": "SCMP_ACT_NONSENSE"}),
     ("linux.resources.memory", {"limit": "64M"}),
+    ("linux.resources.cpu", {"quota": 1}),
+    ("linux.resources.cpu", {"period": 2_000_000}),
     ("hooks", {"prestart": [{"path": 5}]}),
     ("ociVersion", 1),
 ]
