@@ -151,6 +151,14 @@ def test_delete_without_force_removes_what_a_killed_create_has_left(box: Box) ->
     assert container.sh("echo works") == "works"
 
 
+def test_start_of_what_a_killed_create_has_left_finds_no_container(box: Box) -> None:
+    """As under runc."""
+    container = box.idle()
+    os.makedirs(f"{container.runtime.root}/{container.id}")
+    result = container.runtime.call("start", container.id)
+    assert (result.code, result.error) == (1, "container does not exist")
+
+
 def test_delete_waits_for_a_create_that_runs(box: Box) -> None:
     """It isn't taken for one that was killed, not even where its directory is still empty."""
     container = box.idle()

@@ -97,7 +97,11 @@ def resources(args: Args) -> JsonObject:
         found["blockIO"] = {"weight": args.number("blkio-weight")}
     if args.number("pids-limit"):
         found["pids"] = {"limit": args.number("pids-limit")}
-    return {key: value for key, value in found.items() if value}
+    found = {key: value for key, value in found.items() if value}
+    from runvm.oci.spec import check_resources
+
+    check_resources(found)
+    return found
 
 
 def parse_size(flag: str, text: str) -> int:

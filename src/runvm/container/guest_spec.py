@@ -17,6 +17,7 @@ from runvm.container.host_view import Made, View, ViewEntry
 from runvm.errors import UnsupportedError
 from runvm.linux import limits, process, syscalls
 from runvm.log import log
+from runvm.oci.schema import CAPABILITIES, CAPABILITY_SETS
 from runvm.protocol import names
 from runvm.records import NamedTuple
 from runvm.shares.tree import ROOT, Share
@@ -41,6 +42,10 @@ _STATIC_DEVICES = {
 """Devices with the same numbers on every Linux (kernel's devices.txt), which the guest has itself: memory,
 terminals, tun, fuse, loop."""
 _LOOP = ("b", 7)
+_OTHER_SYSTEMS = frozenset(("freebsd", "solaris", "vm", "windows", "zos"))
+"""What no Linux needs of a config.json; the guest's runtime fails at some where a field is missing."""
+_PLACE_MAX = 200
+"""Letters of an id in the name of its directory in the share: the id alone may have as many as a name can."""
 _OVERLAY = {
     "lowerdir", "upperdir", "workdir", "redirect_dir", "index", "metacopy", "nfs_export", "xino", "userxattr", "volatile",  # noqa: E501
 }  # fmt: skip
@@ -121,12 +126,12 @@ class _Root(NamedTuple):
 
 def plan(spec: Spec, cid: str) -> GuestPlan:
     """Rewrite *spec* for the guest. Raises UnsupportedError, naming what a VM can't have."""
-    raw = dict(spec.raw)
+    raw = {key: value for key, value in spec.raw.items() if key not in _OTHER_SYSTEMS}
     notes: list[str] = []
     root = _root(spec)
     shares = {ROOT: Share(root.path, True, root.read_only and not _makes_devices(spec), private=root.private)}
     # a new name each time: the guest remembers for a second what the old container of this id had there
-    place = f"{cid}.{os.urandom(4).hex()}"
+    place = f"{cid[:_PLACE_MAX]}.{os.urandom(8).hex()}"
     raw["root"] = {**raw["root"], "path": f"{_SHARE}/{place}/{ROOT}", "readonly": root.read_only}
     raw["mounts"], entries = _mounts(root, place, shares)
     sockets = _sockets(cid, place, raw["mounts"], shares)
@@ -157,7 +162,9 @@ def plan(spec: Spec, cid: str) -> GuestPlan:
         linux["namespaces"].append({"type": "cgroup"})
     if "uts" not in kinds:
         linux["namespaces"].append({"type": "uts"})
-        raw["hostname"] = os.uname().nodename  # the host's name is the least that who shares its namespace expects
+    if "uts" not in kinds or spec.namespaces["uts"] == "" and not spec.hostname:
+        # that of the host's namespace: who shares it expects that at least, and a new one begins with it
+        raw["hostname"] = os.uname().nodename
     if spec.rootfs_propagation in ("", "rprivate") and any(
         option in ("shared", "rshared", "unbindable", "runbindable")
         for mount in spec.mounts
@@ -216,9 +223,15 @@ def check_propagation(spec: Spec) -> None:
 
 def without_hosts(process_object: dict[str, Any]) -> dict[str, Any]:
     """A process object without what only means something on the host: AppArmor and SELinux labels, in whose place the
-    virtual machine confines, and the processors that an `exec` is to run on."""
+    virtual machine confines, and the processors that an `exec` is to run on. Nor has it capabilities that
+    rules.capability_warnings() says are ignored: the guest's runtime takes cap_kill, too, and 5."""
     hosts = ("apparmorProfile", "selinuxLabel", "execCPUAffinity")
-    return {key: value for key, value in process_object.items() if key not in hosts}
+    kept = {key: value for key, value in process_object.items() if key not in hosts}
+    if given := kept.get("capabilities"):
+        kept["capabilities"] = {
+            kind: [name for name in given[kind] if name in CAPABILITIES] for kind in CAPABILITY_SETS if kind in given
+        }
+    return kept
 
 
 def note_affinity(process_object: dict[str, Any]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 from runvm.container import state
-from runvm.errors import NotRunningError, StateError
+from runvm.errors import ContainerNotFoundError, HookError, NotRunningError, StateError
+from runvm.linux import process
 from runvm.log import log
 from runvm.protocol import messages
 from runvm.sandbox import cpu_limits, diagnosis, registry
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def start(ctx: Context, cid: str) -> ContainerRecord:
-    """The container's record, as it was before. Raises: StateError unless the container is created,
-    ContainerNotFoundError, GuestError."""
+    """The container's record, as it was before. Raises: StateError unless the container is created, HookError for a
+    poststart hook that failed, upon which the container is killed, ContainerNotFoundError, GuestError."""
     with state.lock(ctx, cid):
         record = state.load(ctx, cid)
         sandbox = registry.locate(ctx.config.state_dir, record.sandbox)
@@ -26,6 +28,8 @@ def start(ctx: Context, cid: str) -> ContainerRecord:
             # one that has run ended by itself; its VM may not have quite ended
             reason, details = ("", "") if record.started else diagnosis.cause(sandbox)
             raise StateError("cannot start a container that has stopped", do=reason, details=details)
+        if record.status == "creating":
+            raise ContainerNotFoundError()  # who creates it holds its lock, so that one has been killed
         if record.status == "paused":
             raise StateError("cannot start a container in the paused state")
         if record.status != "created":
@@ -42,7 +46,11 @@ def start(ctx: Context, cid: str) -> ContainerRecord:
         written()
         if record.scope:
             _limit_scope(ctx, record)
-    run_hooks(record, config, "poststart", "running")
+    try:
+        run_hooks(record, config, "poststart", "running")
+    except HookError:
+        process.kill(record.shim, signal.SIGKILL)  # its supervisor kills what it stands for
+        raise
     return record
 
 
@@ -57,8 +65,8 @@ def _limit_scope(ctx: Context, record: ContainerRecord) -> None:
 
 
 def run_hooks(record: ContainerRecord, config: JsonObject, kind: str, status: str) -> None:
-    """Run the poststart or poststop hooks of *config*, the container's config.json; failures are logged only
-    (runtime.md, Lifecycle)."""
+    """Run the poststart or poststop hooks of *config*, the container's config.json. Failures of poststop are logged
+    only. Raises HookError for the first poststart hook that fails, as runc does, and runtime.md says since 1.2.1."""
     if not (config.get("hooks") or {}).get(kind):
         return
     from runvm.oci import hooks
@@ -73,5 +81,8 @@ def run_hooks(record: ContainerRecord, config: JsonObject, kind: str, status: st
         annotations=record.annotations,
         oci_version=record.oci_version,
     )
+    if kind == "poststart":
+        hooks.run(found, described, cwd=record.bundle, name=kind)
+        return
     for error in hooks.run_all(found, described, cwd=record.bundle, name=kind):
         log.warning(str(error))

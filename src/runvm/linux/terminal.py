@@ -30,7 +30,7 @@ def make_raw(fd: int) -> None:
     import tty
 
     output = termios.tcgetattr(fd)[1]
-    tty.setraw(fd)
+    tty.setraw(fd, termios.TCSANOW)  # what has been typed already is for the process
     _change_output(fd, output & (termios.OPOST | termios.ONLCR), 0)
 
 

@@ -83,7 +83,7 @@ def run_all(
 ) -> list[HookError]:
     """Run *hooks* as `run` does, but all of them, and return what went wrong, for the caller to log.
 
-    For poststart and poststop: "the remaining hooks and lifecycle continue as if the hook had succeeded" (runtime.md).
+    For poststop: "the remaining hooks and lifecycle continue as if the hook had succeeded" (runtime.md).
     """
     failures = []
     for index, hook in enumerate(hooks):

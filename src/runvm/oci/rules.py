@@ -103,6 +103,21 @@ def check_devices(linux: JsonObject) -> None:
                 raise Invalid("must be set", f".linux.devices[{index}].{number}")
 
 
+_MIN_CPU_US, _MAX_PERIOD_US, _MAX_CPU_US = 1000, 1_000_000, 2**44 - 1
+"""What a kernel takes of CPU time and its period (kernel's sched-bwc.rst, sched/core.c)."""
+
+
+def check_cpu(cpu: JsonObject, at: str) -> None:
+    """Quota, period and burst as the kernel takes them, which is asked late: at `start`, and says next to nothing. No
+    quota is one below 1, no period is 0."""
+    quota, period, burst = cpu.get("quota", 0), cpu.get("period", 0), cpu.get("burst", 0)
+    for name, value, most in (("quota", quota, _MAX_CPU_US), ("period", period, _MAX_PERIOD_US)):
+        if value > 0 and not _MIN_CPU_US <= value <= most:
+            raise Invalid(f"must be from {_MIN_CPU_US} to {most} microseconds, got {value}", f"{at}.{name}")
+    if burst > (quota if quota > 0 else _MAX_CPU_US):
+        raise Invalid(f"{burst} is above the quota", f"{at}.burst")
+
+
 def check_seccomp(seccomp: JsonObject) -> None:
     """An errno goes with ERRNO and TRACE alone (config-linux.md: "MUST print an error and fail"); runc ignores it."""
     fields = [("defaultErrnoRet", seccomp.get("defaultAction"), seccomp)]

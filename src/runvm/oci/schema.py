@@ -109,6 +109,7 @@ CAPABILITIES = (
     "CAP_CHECKPOINT_RESTORE",
 )
 _MAX_CPU = 1023  # cpu_set_t has so many bits
+_WEIGHT = integer(0, 1000)  # of block I/O: 0 is not set
 
 
 def _cpus(value: Json) -> None:
@@ -269,9 +270,9 @@ RESOURCES = table(
         "pids": table({"limit": INT64}),
         "blockIO": table(
             {
-                "weight": UINT16,
+                "weight": _WEIGHT,
                 "leafWeight": UINT16,
-                "weightDevice": _block_device(weight=UINT16, leafWeight=UINT16),
+                "weightDevice": _block_device(weight=_WEIGHT, leafWeight=UINT16),
                 "throttleReadBpsDevice": _block_device(rate=UINT64),
                 "throttleWriteBpsDevice": _block_device(rate=UINT64),
                 "throttleReadIOPSDevice": _block_device(rate=UINT64),

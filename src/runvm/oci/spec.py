@@ -169,8 +169,17 @@ def load_resources(data: bytes) -> JsonObject:
     if len(data) > MAX_BYTES:
         raise SpecError(f"resources: larger than {MAX_BYTES} bytes")
     resources = _object(data, "resources")
-    _apply(schema.RESOURCES, resources, "resources")
+    check_resources(resources)
     return resources
+
+
+def check_resources(resources: JsonObject) -> None:
+    """Raise SpecError unless *resources* is a good `linux.resources` object, of which each part may be missing."""
+    _apply(schema.RESOURCES, resources, "resources")
+    try:
+        rules.check_cpu(resources.get("cpu", {}), ".cpu")
+    except Invalid as bad:
+        raise _spec_error("resources", bad) from None
 
 
 def parse_hooks(raw: JsonObject) -> dict[str, tuple[Hook, ...]]:
@@ -298,6 +307,7 @@ def _build(raw: JsonObject, text: bytes, *, bundle: str) -> Spec:
     rules.check_namespaced(raw, namespaces)
     rules.check_mappings(linux, namespaces)
     rules.check_devices(linux)
+    rules.check_cpu(linux.get("resources", {}).get("cpu", {}), ".linux.resources.cpu")
     rules.check_seccomp(linux.get("seccomp", {}))
     rules.check_sysctl(linux.get("sysctl", {}), namespaces)
 

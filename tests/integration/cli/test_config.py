@@ -311,6 +311,27 @@ def test_without_a_namespace_of_names_and_groups(box: Box) -> None:
     assert container.run().text.splitlines() == [os.uname().nodename, str(100 << 20)]
 
 
+def test_a_namespace_of_names_without_a_name_has_the_hosts(box: Box) -> None:
+    """As `ctr run` leaves it out."""
+    container = box("hostname")
+    container.bundle.config.pop("hostname", None)
+    assert container.run().expect(0).text == os.uname().nodename
+
+
+def test_what_is_no_capability_isnt_one_by_another_name(box: Box) -> None:
+    """What is said to be ignored is, in config.json and by exec."""
+    container = box("sh", "-c", "grep CapBnd /proc/self/status; exec sleep 1000")
+    sets = container.bundle.process["capabilities"]
+    sets["bounding"] = ["CAP_KILL", "cap_sys_admin", "21"]
+    sets["effective"] = sets["permitted"] = ["CAP_KILL"]
+    sets["ambient"] = sets["inheritable"] = []
+    container.launch()
+    assert container.wait_stdout(b"\n").split()[1] == b"0" * 14 + b"20"
+    shown = container.exec("grep", "CapBnd", "/proc/self/status", flags=["--cap", "cap_chown"]).expect(0)
+    assert shown.stdout.split()[1] == b"0" * 14 + b"20"
+    assert "ignoring unknown or unavailable capabilities" in str(shown.log)
+
+
 @pytest.mark.differs("runc", "fails to pivot where the new root is the old one")
 def test_the_hosts_root_can_be_a_containers(box: Box, runtime: Runtime) -> None:
     """root.path "/": unusual, and no reason to fail."""
@@ -444,6 +465,8 @@ BAD_CONFIGS: list[tuple[str, Any]] = [
     ("linux.sysctl", {"kernel.no.such.sysctl": "1"}),
     ("linux.seccomp", {"defaultAction": "SCMP_ACT_NONSENSE"}),
     ("linux.resources.memory", {"limit": "64M"}),
+    ("linux.resources.cpu", {"quota": 1}),
+    ("linux.resources.cpu", {"period": 2_000_000}),
     ("hooks", {"prestart": [{"path": 5}]}),
     ("ociVersion", 1),
 ]

@@ -275,6 +275,24 @@ def test_a_start_container_hooks_error_reads_as_the_others(
     assert '"msg"' not in text
 
 
+def test_a_failing_poststart_hook_ends_the_container(box: Box, runtime: Runtime) -> None:
+    """run fails and leaves nothing; after start the container is stopped. The hooks after it don't run."""
+    container = box.idle()
+    second = f"{container.bundle.path}/second"
+    container.bundle.hook("poststart", "/bin/false", ["false"])
+    container.bundle.hook("poststart", "/usr/bin/touch", ["touch", second])
+    result = container.try_create("--detach", command="run")
+    assert result.code == 1, result.describe()
+    assert "hook #0: error running hook: exit status 1" in result.error
+    assert runtime.ids() == []
+    if runtime.name != "runc":  # 1.1 runs poststart at the end of create
+        container.create()
+        assert "hook #0" in runtime.call("start", container.id).expect(1).error
+        assert container.wait() == 128 + signal.SIGKILL
+        assert container.status == "stopped"
+    assert not os.path.exists(second)
+
+
 @pytest.mark.differs("runc", "1.1 skips the hooks after a failing poststop hook")
 def test_a_failing_poststop_hook_is_a_warning(box: Box, runtime: Runtime) -> None:
     """poststop: the failure is logged, delete goes on to the end and runs the next hook."""

@@ -32,9 +32,9 @@ def test_a_long_state_directory(box: Box, runtime: Runtime) -> None:
     shutil.rmtree(f"{runtime.scratch}/{'a' * 100}")
 
 
-def test_a_long_id_with_a_terminal(box: Box) -> None:
+def test_the_longest_id_with_a_terminal(box: Box) -> None:
     """In the guest, too, sockets are named by it: the container's console and that of an exec."""
-    container = box("sh", "-c", "tty; exec sleep 1000", cid="i" * 200)
+    container = box("sh", "-c", "tty; exec sleep 1000", cid="i" * 255)
     container.bundle.process["terminal"] = True
     terminal = container.terminal(lambda path: container.create("--console-socket", path))
     container.start()

@@ -162,6 +162,21 @@ def test_run_at_the_callers_terminal_is_raw_sized_and_restored(
     assert runtime.ids() == []
 
 
+def test_what_is_typed_before_the_terminal_is_raw_arrives(box: Box, runtime: Runtime, sessions: list[Session]) -> None:
+    """A person, or a script, doesn't wait for `run` and `exec` to be ready."""
+    container = box("sh", "-c", "read line; echo got ${line}-1; exec sleep 1000")
+    container.bundle.process["terminal"] = True
+    container.bundle.save()
+    for argv in (
+        runtime.argv("run", "--bundle", container.bundle.path, container.id),
+        runtime.argv("exec", "--tty", container.id, "sh", "-c", "read line; echo got ${line}-1"),
+    ):
+        session = Session(argv)
+        sessions.append(session)
+        session.terminal.send(b"typed\n")
+        session.terminal.expect(b"got typed-1", timeout=runtime.timeout)
+
+
 def test_the_callers_terminal_is_restored_when_the_container_is_killed(
     box: Box, runtime: Runtime, sessions: list[Session]
 ) -> None:

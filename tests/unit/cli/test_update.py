@@ -44,6 +44,21 @@ def test_flags(argv: list[str], wanted: JsonObject) -> None:
 
 
 @pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--blkio-weight", "70000"], r"resources: blockIO\.weight: must be from 0 to 1000, got 70000"),
+        (["--blkio-weight", "-1"], r"resources: blockIO\.weight: must be from 0 to 1000, got -1"),
+        (["--pids-limit", str(2**63)], r"resources: pids\.limit: must be from -9223372036854775808 to"),
+        (["--cpu-quota", "10"], r"resources: cpu\.quota: must be from 1000 to"),
+        (["--cpu-period", "1"], r"resources: cpu\.period: must be from 1000 to 1000000 microseconds, got 1"),
+    ],
+)
+def test_values_that_no_kernel_takes(argv: list[str], message: str) -> None:
+    with pytest.raises(SpecError, match=f"^{message}"):
+        resources(*argv)
+
+
+@pytest.mark.parametrize(
     ("text", "size"),
     [
         ("0", 0),

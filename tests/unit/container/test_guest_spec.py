@@ -71,6 +71,41 @@ def test_a_shared_mount_stays_shared(tmp_path: Path) -> None:
     assert given.spec["linux"]["rootfsPropagation"] == "rslave"
 
 
+def test_a_new_uts_namespace_begins_with_the_hosts_name(tmp_path: Path) -> None:
+    """As under a kernel that copies it; one that is joined keeps its own."""
+    for number, (path, given, shown) in enumerate(
+        [("", "", os.uname().nodename), ("", "box", "box"), ("/proc/1234567/ns/uts", "", None)]
+    ):
+        (tmp_path / str(number)).mkdir()
+        namespaces = [{"type": "uts", "path": path}]
+        plan = planned(tmp_path / str(number), hostname=given, linux={"namespaces": namespaces})
+        assert (plan.spec.get("hostname") or None) == shown
+
+
+def test_what_is_for_other_systems_is_left_out(tmp_path: Path) -> None:
+    """The guest's runtime fails at a `vm` without a kernel."""
+    others = {"vm": {}, "windows": {}, "solaris": {"milestone": 5}, "zos": {}, "freebsd": {}}
+    assert not others.keys() & planned(tmp_path, **others).spec.keys()
+
+
+def test_capabilities_are_those_of_the_spec_alone() -> None:
+    """The guest's runtime takes other names for them as well, which runc ignores with a warning."""
+    given = {"bounding": ["CAP_KILL", "cap_sys_admin", "21", "CAP_FOO"], "ambient": [], "unknown": 5}
+    kept = guest_spec.without_hosts({"args": ["sh"], "capabilities": given})["capabilities"]
+    assert kept == {"bounding": ["CAP_KILL"], "ambient": []}
+
+
+def test_the_longest_id_has_a_directory_in_the_share(tmp_path: Path) -> None:
+    """255 letters, as many as a name can have; the directory's has some that are random."""
+    (tmp_path / "rootfs").mkdir()
+    process = {"args": ["sh"], "cwd": "/"}
+    config = {"ociVersion": "1.0.2", "process": process, "root": {"path": "rootfs"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    places = {guest_spec.plan(spec.load(os.fspath(tmp_path)), "i" * 255).place for _ in range(2)}
+    assert len(places) == 2
+    assert all(len(place) <= 255 for place in places)
+
+
 def test_without_a_uts_namespace_the_hosts_name_shows(tmp_path: Path) -> None:
     """--uts host: a name of the guest's own would be nobody's."""
     plan = planned(tmp_path, linux={"namespaces": [{"type": "mount"}]})

@@ -354,6 +354,10 @@ BAD = [
         {"throttleReadBpsDevice": [{"major": 8, "rate": 1}]},
         "linux.resources.blockIO.throttleReadBpsDevice[0].minor: must be set",
     ),
+    ("linux.resources.blockIO", {"weight": 1001}, "linux.resources.blockIO.weight: must be from 0 to 1000, got 1001"),
+    ("linux.resources.cpu", {"quota": 999}, "linux.resources.cpu.quota: must be from 1000 to 17592186044415 microsec"),
+    ("linux.resources.cpu", {"period": 1_000_001}, "linux.resources.cpu.period: must be from 1000 to 1000000 microsec"),
+    ("linux.resources.cpu", {"quota": 2000, "burst": 2001}, "linux.resources.cpu.burst: 2001 is above the quota"),
     ("linux.rootfsPropagation", "foo", 'linux.rootfsPropagation: unknown propagation "foo" (known: private, rpriv'),
     ("linux.seccomp", {"defaultAction": "FOO"}, 'linux.seccomp.defaultAction: unknown seccomp action "FOO"'),
     ("linux.seccomp", {"syscalls": [{}]}, "linux.seccomp.defaultAction: must be set"),
@@ -601,6 +605,16 @@ def test_resources_are_checked() -> None:
         spec.load_resources(b'{"cpu": {"quota": "1"}}')
     with pytest.raises(SpecError, match=r"^resources: not valid JSON"):
         spec.load_resources(b"")
+    with pytest.raises(SpecError, match=r"^resources: cpu\.quota: must be from 1000"):
+        spec.load_resources(b'{"cpu": {"quota": 1}}')
+
+
+@pytest.mark.parametrize(
+    "cpu", [{"quota": -1, "period": 0}, {"quota": 0}, {"quota": 1000, "burst": 1000}, {"burst": 5}], ids=str
+)
+def test_cpu_time_without_a_limit_or_with_the_least(cpu: Config, config: Config, load: Load) -> None:
+    change(config, "linux.resources.cpu", cpu)
+    assert load(config).resources["cpu"] == cpu
 
 
 def test_hooks_come_back_from_a_state_file() -> None:
