@@ -9,6 +9,9 @@ mounted below a source is visited as well: the first to go there through a read-
 each container would have it mounted for itself. There it gets the flags that it has on the host. A process of its own
 does that, which isn't waited for where a file system of the host's doesn't answer.
 
+A tmpfs that engines make for the /dev/shm of one container or several is one of the guest's, kept in the same way: on
+the host it would be reached as a file is, and what a program writes to mapped memory beyond its size would be lost.
+
 Where a source is a path within another one's mount, other containers may write there, and put a symlink in its way: it
 is opened once, by no symlink, and bound where nobody else can change the path.
 """
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
 
 _BOUND = "/run/bound"
 """Where sources within others are bound: each container's in a directory of its own."""
+_TMPFS = "/run/shm"
+"""Where the guest's own in place of engines' are mounted."""
+_OF_TMPFS = ("size", "mode", "uid", "gid")
 _MAX = 1 << 20
 """Bytes of the list of what is mounted below sources."""
 _SECONDS = 2.0
@@ -52,6 +58,8 @@ def hold(spec: Json, share: str) -> set[str]:
     _visit(spec["root"]["path"], held)
     for mount in spec.get("mounts", ()):
         source = mount.get("source", "")
+        if mount.get("type") == names.SHM:
+            held.add(_make_tmpfs(mount))
         if not source.startswith(f"{share}/"):
             continue
         place = os.path.normpath(f"{own}/{os.readlink(source)}") if os.path.islink(source) else source
@@ -63,6 +71,17 @@ def hold(spec: Json, share: str) -> set[str]:
             mount["source"] = _bind(top, inner, f"{_BOUND}/{os.path.basename(own)}/{os.path.basename(source)}")
             held.add(mount["source"])
     return held
+
+
+def _make_tmpfs(mount: Json) -> str:
+    """Have *mount* be a bind of the tmpfs that its source names, which is made if no other container has it: where."""
+    path = f"{_TMPFS}/{mount['source']}"
+    own = [option for option in mount["options"] if option.partition("=")[0] in _OF_TMPFS]
+    if not os.path.isdir(path):
+        os.makedirs(path)
+        syscalls.mount("shm", path, "tmpfs", 0, ",".join(own))
+    mount.update(type="bind", source=path, options=[option for option in mount["options"] if option not in own])
+    return path
 
 
 def _visit(path: str, held: set[str]) -> None:
@@ -115,7 +134,7 @@ def release(paths: set[str]) -> None:
     for path in paths:
         with suppress(OSError):
             syscalls.unmount(path, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
-        if path.startswith(f"{_BOUND}/"):
+        if path.startswith((f"{_BOUND}/", f"{_TMPFS}/")):
             with suppress(OSError):
                 os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
             with suppress(OSError):  # that of another is there still

@@ -12,7 +12,7 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 from runvm.cgroup.limits import weight_of
-from runvm.container import environment, mount_options
+from runvm.container import environment, mount_options, shm
 from runvm.container.host_view import Made, View, ViewEntry
 from runvm.errors import UnsupportedError
 from runvm.linux import limits, process, syscalls
@@ -316,7 +316,10 @@ def _mounts(root: _Root, place: str, shares: dict[str, Share]) -> tuple[list[dic
         if mount.is_bind and not _kernels_own(mount.source):
             entry["options"] += mount_options.of_source(mount.source, mount.options)
             shown = _bind(root, mount)
-            if shown.inside:
+            if own := shm.of_engine(mount):
+                entry.update(type=names.SHM, source=own.name, options=[*entry["options"], *own.options])
+                shown = ViewEntry(mount.destination, "tmpfs", "")
+            elif shown.inside:
                 entry["source"] = f"{_SHARE}/{place}/{ROOT}{shown.source[len(root.path) :]}"
             else:
                 name = f"m{number}"

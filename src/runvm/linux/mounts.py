@@ -160,10 +160,11 @@ def _unescaped(text: str) -> str:
 
 
 class FileSystem(NamedTuple):
-    """What is mounted somewhere: the type, and the file system's own options."""
+    """What is mounted somewhere: the type, the file system's own options, and what it was mounted from."""
 
     kind: str
     options: tuple[str, ...]
+    source: str = ""
 
 
 def file_system(point: str) -> FileSystem | None:
@@ -173,6 +174,6 @@ def file_system(point: str) -> FileSystem | None:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             if line.split(" ", 5)[4] == wanted:
-                kind, _, options = line.rstrip("\n").partition(" - ")[2].split(" ", 2)
-                found = FileSystem(kind, tuple(_unescaped(option) for option in options.split(",")))
+                kind, source, options = line.rstrip("\n").partition(" - ")[2].split(" ", 2)
+                found = FileSystem(kind, tuple(map(_unescaped, options.split(","))), _unescaped(source))
     return found

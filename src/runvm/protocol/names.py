@@ -16,6 +16,9 @@ SUBMOUNTS = "submounts"
 """The file in a container's directory of the share that lists the mounts below its sources, in JSON: their paths in the
 share, and which of MOUNT_FLAGS each has."""
 MOUNT_FLAGS = frozenset(("ro", "nosuid", "nodev", "noexec"))
+SHM = "shm"
+"""The type of a mount that the containers with the same source share: a tmpfs of the guest's, which the agent makes, in
+place of the one that an engine has made on the host for their /dev/shm."""
 MODULES = "modules"
 """The directory in the share with the guest kernel's modules."""
 TEMPLATE_WORD = "runvm.template"

@@ -246,6 +246,26 @@ def test_a_pod_shares_its_network(podman: Podman, runtime: Runtime) -> None:
     podman.ok("pod", "rm", "--force", "--time", "0", "pod")
 
 
+def test_shared_memory_ends_at_its_size(podman: Podman) -> None:
+    """The /dev/shm that Podman makes is memory in the guest, too, and no larger than --shm-size; --ipc container:x
+    shares it, and it stays while one of them is there."""
+    script = """
+        df -k /dev/shm | awk 'END {print $2}'; stat -c %a /dev/shm
+        head -c 5000000 /dev/zero 2>/dev/null >/dev/shm/big || stat -c %s /dev/shm/big
+        rm /dev/shm/big; echo kept >/dev/shm/file; exec sleep 1001
+    """
+    podman.detached("--name", "first", "--shm-size", "3m", "--ipc", "shareable", IMAGE, "sh", "-c", script)
+    wait_until(lambda: podman.call("exec", "first", "cat", "/dev/shm/file").text == "kept", timeout=60, what="the file")
+    assert podman.ok("logs", "first").splitlines() == ["3072", "1777", str(3 << 20)]
+    podman.detached("--name", "second", "--ipc", "container:first", IMAGE, *SLEEP)
+    assert podman.ok("exec", "second", "cat", "/dev/shm/file") == "kept"
+    kind = "awk '$2 == \"/dev/shm\" {print $3, $4}' /proc/mounts"
+    assert podman.ok("exec", "second", "sh", "-c", kind).startswith("tmpfs rw,nosuid,nodev,noexec")
+    podman.ok("exec", "second", "touch", "/dev/shm/other")
+    podman.ok("rm", "--force", "--time", "0", "second")
+    assert podman.ok("exec", "first", "ls", "/dev/shm").split() == ["file", "other"]
+
+
 @pytest.mark.only("runvm", "a virtual machine can't be in the host's network")
 def test_the_hosts_network_is_refused(podman: Podman) -> None:
     """--network host: 126, and a message that says why."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from framework.apart import apart
 from runvm.agent import submounts
 from runvm.linux import mounts, syscalls
+from runvm.protocol import names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,3 +61,29 @@ def test_a_file_system_that_does_not_answer_is_not_waited_for(tmp_path: Path, mo
     submounts.hold({"root": {"path": f"{tmp_path}/containers/name/rootfs"}}, str(tmp_path))
     assert time.monotonic() - before < 6
     assert {*os.listdir(tmp_path)} == {"containers", "a", "b", "c"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+def test_a_tmpfs_is_there_as_long_as_a_container_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made for the first that names it, with its options, bound by each, and gone with what release() is told of."""
+    monkeypatch.setattr(submounts, "_TMPFS", f"{tmp_path}/tmpfs")
+
+    def spec() -> dict[str, Any]:
+        options = ["rbind", "nosuid", "mode=1750", "size=1048576", "uid=5", "gid=6"]
+        mount = {"destination": "/dev/shm", "type": names.SHM, "source": "name", "options": options}
+        return {"root": {"path": f"{tmp_path}/containers/name/rootfs"}, "mounts": [mount]}
+
+    def test() -> None:
+        first, second = spec(), spec()
+        place = f"{tmp_path}/tmpfs/name"
+        assert submounts.hold(first, "/share") == submounts.hold(second, "/share") == {place}
+        bind = {"destination": "/dev/shm", "type": "bind", "source": place, "options": ["rbind", "nosuid"]}
+        assert first["mounts"] == second["mounts"] == [bind]
+        assert len(mounts.table(place)) == 1
+        status, size = os.stat(place), os.statvfs(place)
+        assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o1750, 5, 6)
+        assert size.f_blocks * size.f_frsize == 1 << 20
+        submounts.release({place})
+        assert not os.path.exists(place)
+
+    apart(test)
