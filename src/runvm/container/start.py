@@ -66,7 +66,7 @@ def _limit_scope(ctx: Context, record: ContainerRecord) -> None:
 
 def run_hooks(record: ContainerRecord, config: JsonObject, kind: str, status: str) -> None:
     """Run the poststart or poststop hooks of *config*, the container's config.json. Failures of poststop are logged
-    only. Raises HookError for the first poststart hook that fails, as runc does, and runtime.md says since 1.2.1."""
+    only. Raises HookError for the first poststart hook that fails, as runc does; in runtime.md it is so since 1.3."""
     if not (config.get("hooks") or {}).get(kind):
         return
     from runvm.oci import hooks
