@@ -13,7 +13,7 @@ _TABLES = {
 }
 """A key of io.stat (kernel's cgroup-v2.rst), where runc shows it, and as what."""
 _DEVICE = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
-_NUMBER = re.compile(r"[0-9]{1,20}")
+_NUMBER = re.compile(r"[0-9]{1,19}")  # engines read 64 bits
 _SHARE = re.compile(r"[0-9]{1,3}\.[0-9]{1,2}")
 
 CPUSET: dict[str, int] = dict.fromkeys(

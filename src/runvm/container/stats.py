@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 _UNLIMITED = (1 << 64) - 1
-_MAX_DIGITS = 20
-"""Of a number of 64 bits."""
+_MAX_DIGITS = 19
+"""Of a number that is believed: engines read 64 bits, and a guest may say anything."""
 
 
 def stats(ctx: Context, cid: str) -> dict[str, Any]:
@@ -37,14 +37,14 @@ def stats(ctx: Context, cid: str) -> dict[str, Any]:
     return {
         "cpu": {
             "usage": {
-                "total": cpu.get("usage_usec", 0) * 1000,
-                "kernel": cpu.get("system_usec", 0) * 1000,
-                "user": cpu.get("user_usec", 0) * 1000,
+                "total": _nanoseconds(cpu, "usage_usec"),
+                "kernel": _nanoseconds(cpu, "system_usec"),
+                "user": _nanoseconds(cpu, "user_usec"),
             },
             "throttling": {
                 "periods": cpu.get("nr_periods", 0),
                 "throttledPeriods": cpu.get("nr_throttled", 0),
-                "throttledTime": cpu.get("throttled_usec", 0) * 1000,
+                "throttledTime": _nanoseconds(cpu, "throttled_usec"),
             },
             **io_figures.pressure(files, "cpu"),
         },
@@ -55,7 +55,7 @@ def stats(ctx: Context, cid: str) -> dict[str, Any]:
             # memory and swap together, as cgroups of version 1 count it, and runc for both
             "swap": {
                 "limit": min(limit + _number(files.get("memory.swap.max", "")), _UNLIMITED),
-                "usage": current + _number(files.get("memory.swap.current", "")),
+                "usage": min(current + _number(files.get("memory.swap.current", "")), _UNLIMITED),
                 "failcnt": 0,
             },
             "kernel": {"limit": 0, "usage": memory.get("kernel", 0), "failcnt": 0},
@@ -75,7 +75,7 @@ def stats(ctx: Context, cid: str) -> dict[str, Any]:
 def _sums(containers: Iterator[dict[str, str]]) -> tuple[int, int]:
     """Nanoseconds of CPU time and bytes of memory of all."""
     found = [
-        (_pairs(files.get("cpu.stat", "")).get("usage_usec", 0) * 1000, _number(files.get("memory.current", "")))
+        (_nanoseconds(_pairs(files.get("cpu.stat", "")), "usage_usec"), _number(files.get("memory.current", "")))
         for files in containers
     ]
     return sum(cpu for cpu, _ in found), sum(memory for _, memory in found)
@@ -145,6 +145,10 @@ def _is_number(text: str) -> bool:
 def _pairs(text: str) -> dict[str, int]:
     words = [line.split() for line in text.splitlines()]
     return {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and _is_number(pair[1])}
+
+
+def _nanoseconds(cpu: dict[str, int], name: str) -> int:
+    return min(cpu.get(name, 0) * 1000, _UNLIMITED)
 
 
 def _interfaces(text: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from runvm.container.context import Context
 
 
-@pytest.mark.parametrize("text", ["²", "1" * 5000, "-1", "1.5", "٣", "", "x", "1_0"])
+@pytest.mark.parametrize("text", ["²", "1" * 5000, "1" * 20, "-1", "1.5", "٣", "", "x", "1_0"])
 def test_what_is_no_number_of_the_kernels_is_none(text: str) -> None:
     """Python would take some for digits, and fail to read them."""
     files = {"memory.current": text, "memory.peak": f" {text}\n", "memory.stat": f"file {text}\nanon 3"}
@@ -26,6 +26,11 @@ def test_what_is_no_number_of_the_kernels_is_none(text: str) -> None:
 def test_numbers_are_read() -> None:
     files = {"memory.current": "4096\n", "memory.peak": "max", "memory.stat": "anon 1\nfile 96\n"}
     assert stats.memory_use(files) == (4096, (1 << 64) - 1, 4000)
+
+
+def test_no_sum_is_more_than_engines_read() -> None:
+    """Microseconds of 64 bits are nanoseconds of more."""
+    assert stats._nanoseconds({"usage_usec": 10**18}, "usage_usec") == (1 << 64) - 1
 
 
 def test_kills_are_told_once_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
