@@ -27,7 +27,15 @@ KEPT_CGROUPS = (
 )  # the parents of all containers stay
 VERDICTS = frozenset(("kvm.json", "kvm.lock", "uml.json", "uml.lock"))
 """What was found out about the host stays until it reboots, whichever command asked first."""
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+"""Tells a running kernel from another, which may be of the same release (random(4))."""
 SETTLE_S = 3.0  # what ends a moment after the command that ended it is no leak
+
+
+def boot_id() -> str:
+    """That of this host's kernel."""
+    with open(BOOT_ID, encoding="ascii") as file:
+        return file.read().strip()
 
 
 class Snapshot(NamedTuple):

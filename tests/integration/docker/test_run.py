@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from framework import process, rootfs
+from framework import host, process, rootfs
 from framework.docker import IMAGE, RUNTIME
 from framework.engine import use_terminal
 from framework.process import wait_until
@@ -24,15 +24,17 @@ if TYPE_CHECKING:
 def test_run_prints_the_containers_id_as_hostname(
     docker: Dockerd, runtime: Runtime, tmp_path: os.PathLike[str]
 ) -> None:
-    """`docker run --rm --runtime=… busybox hostname` prints the id; `uname -r` is the guest's kernel."""
+    """`docker run --rm --runtime=… busybox hostname` prints the id; the kernel is the guest's."""
     cidfile = os.path.join(tmp_path, "cid")
-    result = docker.run("--runtime", RUNTIME, "--cidfile", cidfile, IMAGE, "sh", "-c", "hostname; uname -r; id -u")
+    result = docker.run(
+        "--runtime", RUNTIME, "--cidfile", cidfile, IMAGE, "sh", "-c", f"hostname; cat {host.BOOT_ID}; id -u"
+    )
     assert result.code == 0, result.describe()
-    hostname, release, uid = result.text.splitlines()
+    hostname, booted, uid = result.text.splitlines()
     with open(cidfile, encoding="ascii") as file:
         assert hostname == file.read()[:12]
     assert uid == "0"
-    assert (release != os.uname().release) == runtime.is_vm
+    assert (booted != host.boot_id()) == runtime.is_vm
     assert result.stderr == b""
 
 
@@ -245,9 +247,11 @@ def test_docker_build_runs_its_commands_in_the_runtime(
 ) -> None:
     """The classic builder's RUN uses the default runtime; the image that it makes runs."""
     with open(os.path.join(tmp_path, "Dockerfile"), "w", encoding="utf-8") as file:
-        file.write(f'FROM {IMAGE}\nRUN uname -r >/release && echo built >/built\nCMD ["cat", "/built", "/release"]\n')
+        file.write(
+            f'FROM {IMAGE}\nRUN cat {host.BOOT_ID} >/boot && echo built >/built\nCMD ["cat", "/built", "/boot"]\n'
+        )
     docker.ok("build", "--tag", "built:test", os.fspath(tmp_path), timeout=runtime.timeout * 3)
-    built, release = docker.run("built:test").expect(0).text.splitlines()
+    built, booted = docker.run("built:test").expect(0).text.splitlines()
     assert built == "built"
-    assert (release != os.uname().release) == runtime.is_vm
+    assert (booted != host.boot_id()) == runtime.is_vm
     docker.ok("rmi", "built:test")
