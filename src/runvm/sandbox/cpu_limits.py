@@ -47,7 +47,7 @@ class LimitEntry(NamedTuple):
 def note(sandbox: Sandbox, cid: str, directories: tuple[str, ...], cpu: dict[str, Any]) -> None:
     """Write down a new container's limits, if it has any. Raises OSError."""
     found = _of(cpu)
-    if not directories or not any(found.get(key) for key in ("quota", "shares", "idle")):
+    if not directories or not found:
         return
     _write(sandbox, cid, LimitEntry(directories, found, begun=False))
 
