@@ -159,7 +159,7 @@ def test_two_makers_at_once_make_one_of_a_damaged_one(whole: Data) -> None:
     listed = whole.call("template", "list").expect(0).text
     assert key in listed
     assert "MiB" in listed
-    assert "kernel=" in listed
+    assert "image=" in listed
     os.unlink(f"{whole.templates}/{key}/meta.json")
     os.makedirs(f"{whole.templates}/.other.1/jail")
     whole.call("template", "prune").expect(0)
