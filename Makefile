@@ -119,7 +119,7 @@ $(BIN)/.done: packaging/deps/python-test.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-test: test-deps $(BIN)/.done image image-other  ## all tests, as root, under an hour; TESTFLAGS="-k lifecycle" runs some, RUNTIME=runc proves them on runc
+test: test-deps $(BIN)/.done image image-other  ## all tests, as root, an hour and a half; TESTFLAGS="-m 'not slow'": half of that, "-k lifecycle": some; RUNTIME=runc proves them on runc
 	$(BIN)/pytest $(TESTFLAGS)
 
 test-kvm: test-deps $(BIN)/.done image  ## the tests that want KVM, on an emulated host where it works: 20 minutes; TESTFLAGS="-m short": 8
