@@ -84,14 +84,19 @@ def test_start_killed_half_way(box: Box) -> None:
         container.delete("--force")
 
 
+def write_down(container: Container, **fields: bool) -> None:
+    """Change what the container's record says."""
+    path = f"{container.runtime.root}/{container.id}/state.json"
+    with open(path, encoding="utf-8") as file:
+        record = json.load(file) | fields
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(record, file)
+
+
 def test_start_killed_before_it_is_written_down(box: Box) -> None:
     """The process runs in the guest, but the record says that it doesn't: a second start mends that."""
     container = box.sleeper()
-    path = f"{container.runtime.root}/{container.id}/state.json"
-    with open(path, encoding="utf-8") as file:
-        record = json.load(file) | {"started": False}
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(record, file)
+    write_down(container, started=False)
     assert known(container) == "created"
     container.start()
     assert known(container) == "running"
@@ -101,11 +106,7 @@ def test_start_killed_before_it_is_written_down(box: Box) -> None:
 def test_pause_killed_once_it_is_written_down(box: Box) -> None:
     """The record says so, and the guest hasn't heard of it: `resume` mends that."""
     container = box.sleeper()
-    path = f"{container.runtime.root}/{container.id}/state.json"
-    with open(path, encoding="utf-8") as file:
-        record = json.load(file) | {"paused": True}
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(record, file)
+    write_down(container, paused=True)
     assert known(container) == "paused"
     container.runtime.ok("resume", container.id)
     assert known(container) == "running"

@@ -52,10 +52,8 @@ class Cgroup:
     def limit_cpu(self, cpu: dict[str, Any]) -> None:
         """Quota and weight of *cpu* (of an OCI resources object) hold from now on."""
         limits = host_limits({"cpu": cpu}, overhead_mib=0)
-        if limits.quota:
+        if limits.quota or cpu.get("period"):  # which is for a quota that may come
             self._write_quota(limits.quota, limits.period)
-        elif cpu.get("period"):  # for a quota that may come
-            self._write_period(limits.period)
         if limits.shares:
             self._write_shares(limits)
         if "idle" in cpu:
@@ -72,17 +70,13 @@ class Cgroup:
             self._write_shares(limits._replace(shares=0))
 
     def _write_quota(self, quota: int, period: int) -> None:
+        """*quota* is NONE, or 0 where there was none before either."""
         if self._unified:
-            self._write("cpu", "cpu.max", f"{'max' if quota == NONE else quota} {period}")
-        else:
-            self._write("cpu", "cpu.cfs_period_us", str(period))
+            self._write("cpu", "cpu.max", f"{quota if quota > 0 else 'max'} {period}")
+            return
+        self._write("cpu", "cpu.cfs_period_us", str(period))
+        if quota:
             self._write("cpu", "cpu.cfs_quota_us", str(quota))
-
-    def _write_period(self, period: int) -> None:
-        if self._unified:
-            self._write("cpu", "cpu.max", f"max {period}")
-        else:
-            self._write("cpu", "cpu.cfs_period_us", str(period))
 
     def _write_shares(self, limits: Limits) -> None:
         """0 is what a cgroup has that nobody gave any."""
